@@ -1,0 +1,41 @@
+"""The self-attention block of a layer."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitmaps.bert.config import BertConfig
+
+
+class Attention(nn.Module):
+    """``LayerNorm(x + output(softmax(q k^T / sqrt(d)) v))`` with ``h`` heads of ``d = hidden / h`` numbers.
+
+    Vaswani et al. 2017, section 3.2. Shapes: ``x`` (batch, length, hidden); ``mask`` (batch, 1, 1, length), true where
+    a position may be attended to, or ``None`` when all may.
+    """
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, length, d)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        context = F.scaled_dot_product_attention(
+            self.split_heads(self.query(x)),
+            self.split_heads(self.key(x)),
+            self.split_heads(self.value(x)),
+            attn_mask=mask,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+        )
+        context = context.transpose(1, 2).flatten(-2)
+        return self.norm(x + self.dropout(self.output(context)))

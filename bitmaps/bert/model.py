@@ -1,0 +1,88 @@
+"""BERT for masked-language modelling, one file a component."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bitmaps.bert.attention import Attention
+from bitmaps.bert.config import BertConfig
+from bitmaps.bert.embeddings import Embeddings
+from bitmaps.bert.encoder import Encoder
+from bitmaps.bert.head import Head
+from bitmaps.errors import InputError
+
+
+class Bert(nn.Module):
+    """Embeddings, encoder and masked-LM head; the same function as ``transformers.BertForMaskedLM``.
+
+    In one line: ``logits = head(encoder(embeddings(ids)))``.
+
+    Parameters start as BERT's do: matrices from N(0, ``initializer_range``), biases 0, LayerNorm 1 and 0.
+    """
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.head = Head(config)
+        if config.tie_word_embeddings:
+            self.head.decoder.weight = self.embeddings.word.weight
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def randomize(self, generator: torch.Generator | None = None) -> Bert:
+        """Draw *every* parameter, biases and LayerNorm too, from N(mean, ``initializer_range``); mean 1 for the
+        LayerNorm gains, 0 elsewhere. No tensor is then two-valued by accident, as one of zeros or ones would be."""
+        for name, parameter in self.named_parameters():
+            mean = 1.0 if name.endswith("norm.weight") else 0.0
+            nn.init.normal_(parameter, mean, self.config.initializer_range, generator)
+        return self
+
+    def set_dropout(self, p: float) -> Bert:
+        """Drop with probability ``p`` wherever BERT drops, attention included, when in training mode."""
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = p
+            if isinstance(module, Attention):
+                module.attention_dropout = p
+        return self
+
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> list[Tensor]:
+        """The hidden states: the embeddings' output, then each layer's; layers + 1 of (batch, length, hidden).
+
+        ``attention_mask`` (batch, length) is 1 (or true) for tokens and 0 for padding; ``token_type_ids`` is 0 unless given.
+
+        Raises:
+            InputError: for a sequence longer than ``max_position_embeddings``.
+        """
+        if input_ids.shape[1] > self.config.max_position_embeddings:
+            raise InputError(
+                f"a sequence of {input_ids.shape[1]} tokens is longer than the model's "
+                f"{self.config.max_position_embeddings} positions"
+            )
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        return self.encoder(self.embeddings(input_ids, token_type_ids), mask)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (batch, length, vocabulary), or with ``positions``, a boolean (batch, length) of which ``n`` are
+        true, the logits (n, vocabulary) there alone: the vocabulary product is the largest single cost of a BERT."""
+        hidden = self.encode(input_ids, attention_mask, token_type_ids)[-1]
+        return self.head(hidden if positions is None else hidden[positions])

@@ -1,0 +1,181 @@
+"""The two commands, ``train.py`` and ``evaluate.py``: Hydra composes a configuration, a job runs it in a run folder.
+
+What a user got wrong ends the command in one line, before a model is loaded; in a sweep it becomes a row, and the other
+jobs go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bitmaps.config import Evaluate, Train, check, conf_dir
+from bitmaps.errors import InputError
+from bitmaps.runs import Row, RunFolder, commit, read_metrics, read_rows, versions
+
+log = logging.getLogger(__name__)
+
+SWEEPS: list[Path] = []  # the folder of the sweep that has ended, if this command was one
+RESUMABLE = ("trainer", "callbacks", "logger", "measure")  # what may differ from the run that is resumed
+OF_THE_CHECKPOINT = ("model", "binarize", "values", "scale", "embeddings", "activations")  # what a trained run decides
+
+
+def train() -> None:
+    """``python train.py``."""
+    main("train")
+
+
+def evaluate() -> None:
+    """``python evaluate.py``."""
+    main("evaluate")
+
+
+class SweepTable(Callback):
+    """Tells ``main`` that a sweep has ended. (Hydra swallows what a callback raises, so the table is made over there.)"""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        SWEEPS.append(Path(config.hydra.sweep.dir))
+
+
+def main(command: str) -> None:
+    """Run ``conf/<command>.yaml`` with the overrides of the command line, once or at every point of a sweep."""
+    OmegaConf.register_new_resolver("run_folder", lambda resume, new: resume or new, replace=True)
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(lambda cfg: run(command, cfg))()
+    for sweep in SWEEPS:
+        from bitmaps.report import collect, print_table, write_report
+
+        rows = collect(sorted((f for f in sweep.iterdir() if f.is_dir()), key=lambda f: (len(f.name), f.name)))
+        write_report(rows, sweep)
+        print_table(rows)
+        print(f"{sweep}: results.csv, results.md, results.png")
+        if any(row["status"] != "ok" for row in rows):
+            sys.exit(1)
+
+
+def run(command: str, cfg: DictConfig) -> None:
+    """One job: check, claim the run folder, do the work, write down what came of it."""
+    from lightning.fabric.utilities.rank_zero import (
+        rank_zero_only,
+    )  # takes seconds: not before Hydra has found what is mistyped
+
+    from bitmaps.jobs import Evaluation, Training
+    from bitmaps.report import print_table
+    from bitmaps.tracking import tracking
+
+    hydra_config = HydraConfig.get()
+    overrides = list(hydra_config.overrides.task)
+    in_sweep = hydra_config.mode is RunMode.MULTIRUN
+    folder = RunFolder(Path(hydra_config.runtime.output_dir), writes=getattr(rank_zero_only, "rank", 0) == 0)
+    facts: Row = {"command": shlex.join(["python", f"{command}.py", *overrides])}
+    facts |= {"versions": versions(), "commit": commit()}
+    quieten_libraries()
+    try:
+        resume = bool(cfg.get("resume"))
+        if resume:
+            cfg = resumed(cfg, overrides)
+        if cfg.get("checkpoint"):
+            cfg = of_checkpoint(cfg, overrides)
+        config = cast(Train | Evaluate, OmegaConf.to_object(cfg))
+        facts |= config.facts()
+        check(config)
+        if in_sweep and config.trainer.starts_processes:
+            raise SystemExit(
+                f"error: trainer.strategy={config.trainer.strategy} in a multirun: each process that it starts would replay the "
+                "whole sweep. Run the jobs one by one, without -m."
+            )
+        job = Training(config) if isinstance(config, Train) else Evaluation(config)
+        folder.claim(OmegaConf.to_yaml(cfg), facts, resume)
+        rows = rows_of_twin(cfg, folder.path) if in_sweep else None
+        with tracking(config.logger, folder.path, facts, group=folder.path.parent.name if in_sweep else None) as track:
+            rows = rows or job.run(folder.path, facts, track.logger)
+            track.summarize(rows[-1])
+        folder.finish(rows)
+        if folder.writes and not in_sweep:
+            print_table([{"status": "ok"} | row for row in rows])
+            print(f"{folder.path}: metrics.json")
+    except (InputError, OmegaConfBaseException) as error:
+        if in_sweep and not folder.claimed:  # so that the sweep's table has a row for it
+            folder.claim(OmegaConf.to_yaml(cfg), facts)
+        folder.fail(error, facts)
+        print(f"error: {error}", file=sys.stderr)
+        if not in_sweep:
+            sys.exit(2)
+    except BaseException as error:
+        folder.fail(error, facts)
+        if not in_sweep or not isinstance(error, Exception):
+            raise
+        log.exception("this job failed; the sweep goes on")
+
+
+def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """The configuration of the run that ``cfg.resume`` names, with the overrides that may change it.
+
+    Raises:
+        InputError: when there is no such run, it has no checkpoint, or an override would make it another run.
+    """
+    path = Path(cfg.resume)
+    for file in ("config.yaml", "checkpoints/last.ckpt"):
+        if not (path / file).is_file():
+            raise InputError(f"resume={cfg.resume} holds no run to go on with: it has no {file}")
+    merged = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Train), OmegaConf.load(path / "config.yaml")))
+    for key in (o.lstrip("+~").split("=")[0] for o in overrides):
+        if key.split(".")[0] not in (*RESUMABLE, "resume"):
+            raise InputError(f"{key} cannot change when a run is resumed; what can: {', '.join(RESUMABLE)}")
+        OmegaConf.update(merged, key, OmegaConf.select(cfg, key), merge=False)
+    return merged
+
+
+def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """The configuration for scoring a trained run: its model and what was binarized, and its data unless others are asked for.
+
+    Raises:
+        InputError: when there is no such run or it came to no model, or an override contradicts it.
+    """
+    path = Path(cfg.checkpoint)
+    metrics = read_metrics(path)
+    if not (path / "config.yaml").is_file() or not (path / "model" / "config.json").is_file():
+        raise InputError(f"checkpoint={cfg.checkpoint} holds no trained model (its status is {metrics.get('status')})")
+    roots = {o.lstrip("+~").split("=")[0].split(".")[0] for o in overrides}
+    if given := sorted(roots & set(OF_THE_CHECKPOINT)):
+        raise InputError(f"{given[0]} is what checkpoint={cfg.checkpoint} was trained with: leave it out")
+    saved = OmegaConf.load(path / "config.yaml")
+    names = [*OF_THE_CHECKPOINT, *(() if "data" in roots else ("data",))]
+    return cast(DictConfig, OmegaConf.merge(cfg, {name: saved[name] for name in names}))
+
+
+def rows_of_twin(cfg: DictConfig, own: Path) -> list[Row] | None:
+    """The rows of an earlier job of the same sweep with the same configuration, where nothing to binarize makes the value
+    set, the scale and the scope mean nothing; ``None`` when there is none."""
+
+    def identity(config: Any) -> Any:
+        plain = cast(dict[str, Any], OmegaConf.to_container(config))
+        if not plain["binarize"]["components"]:
+            plain |= {"binarize": None, "values": None, "scale": None}
+        return OmegaConf.to_yaml(plain)
+
+    wanted = identity(OmegaConf.create(OmegaConf.to_yaml(cfg)))
+    for rows in own.parent.glob("*/rows.json"):
+        if rows.parent != own and identity(OmegaConf.load(rows.with_name("config.yaml"))) == wanted:
+            return read_rows(rows.parent)
+    return None
+
+
+def quieten_libraries() -> None:
+    """Keep the terminal for what a user can act on."""
+    for name in ("lightning.pytorch", "lightning.fabric", "httpx", "gensim"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # batches are made in microseconds: worker processes would only add to the start
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Lightning 2.6 on torch 2.13: theirs to mend
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")

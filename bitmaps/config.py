@@ -1,0 +1,263 @@
+"""The schema of the configuration, and what is checked before anything expensive starts.
+
+Hydra composes ``conf/`` and holds it to these dataclasses: an unknown key, or a value of another type, is an error that
+names both. The comments in ``conf/`` say what each choice is for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from bitmaps.errors import InputError
+
+# the blog post's groups, in the order of its table; any other choice of components goes by their names
+GROUPS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "all": ("embeddings", "attention", "ffnn", "head"),
+    "layers": ("attention", "ffnn"),
+    "layers_except_attention": ("ffnn",),
+    "layers_except_ffnn": ("attention",),
+}
+
+Component = Enum("Component", ["embeddings", "attention", "ffnn", "head"])
+Scope = Enum("Scope", ["all", "matrices"])
+Scale = Enum("Scale", ["none", "tensor", "row"])
+Gradient = Enum("Gradient", ["identity", "scaled", "clipped"])
+Weights = Enum("Weights", ["pretrained", "random"])
+Head = Enum("Head", ["checkpoint", "new"])
+Split = Enum("Split", ["validation", "test"])
+Embeddings = Enum("Embeddings", ["fp32"])
+Activations = Enum("Activations", ["float"])
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+@dataclass
+class Binarize:
+    name: str = "none"
+    components: list[Component] = field(default_factory=list)
+    scope: Scope = Scope.all
+
+
+@dataclass
+class Model:
+    name: str = ""
+    source: str | None = None
+    weights: Weights = Weights.pretrained
+    head: Head = Head.checkpoint
+    adapter: str | None = None
+    sha256: str | None = None
+    tokenizer: str | None = None
+    dropout: float = 0.0
+    shape: dict[str, int] | None = None
+
+
+@dataclass
+class Data:
+    name: str = ""
+    dir: str | None = None
+    path: str | None = None
+    configuration: str | None = None
+    column: str = "text"
+    streaming: bool = False
+    split: Split = Split.validation
+    length: int = 64
+    batch_size: int = 32
+    eval_batch_size: int = 128
+
+
+@dataclass
+class Loss:
+    cross_entropy: float = 1.0
+    logits: float = 1.0
+    hidden: float = 1.0
+
+
+@dataclass
+class Recipe:
+    name: str = ""
+    gradient: Gradient = Gradient.identity
+    center: bool = False
+    loss: Loss = field(default_factory=Loss)
+
+
+@dataclass
+class Measure:
+    batch_size: int = 128
+    length: int = 64
+    repeats: int = 5
+    budget_s: float = 20.0
+
+
+@dataclass
+class Devices:
+    accelerator: str = "cpu"
+    devices: Any = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+
+    @property
+    def starts_processes(self) -> bool:
+        """Whether Lightning will start this very command again, once for each further process."""
+        in_memory = ("spawn", "fork", "notebook")
+        return self.strategy.startswith(("ddp", "fsdp", "deepspeed")) and not any(
+            way in self.strategy for way in in_memory
+        )
+
+
+@dataclass
+class Trainer(Devices):
+    max_steps: int = 200
+    val_check_interval: int = 100
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = 1.0
+    log_every_n_steps: int = 10
+    limit_val_batches: Any = 1.0
+    deterministic: bool = False
+    detect_anomaly: bool = False
+    profiler: str | None = None
+    compile: bool = False
+
+    @property
+    def validation_steps(self) -> int:
+        """Steps between validations: one at least in a run that is shorter."""
+        return min(self.val_check_interval, self.max_steps)
+
+
+@dataclass
+class Common:
+    binarize: Binarize = field(default_factory=Binarize)
+    values: str = "pm1"
+    scale: Scale = Scale.none
+    embeddings: Embeddings = Embeddings.fp32
+    activations: Activations = Activations.float
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    measure: Measure = field(default_factory=Measure)
+    logger: dict[str, Any] = field(default_factory=dict)
+    limit: int | None = None
+    seed: int = 0
+    mask_seed: int = 481
+
+    def component_names(self) -> list[str]:
+        return [component.name for component in self.binarize.components]
+
+    def facts(self) -> dict[str, Any]:
+        """What is run, as it stands in ``metrics.json``."""
+        names = self.component_names()
+        of_group = set(names) == set(GROUPS.get(self.binarize.name, (self.binarize.name,)))
+        return {
+            "row": None,
+            "model": self.model.name if self.model.name != "hub" else self.model.source,
+            "weights": self.model.weights.name,
+            "data": self.data.name if self.data.name != "hub" else self.data.path,
+            "split": self.data.split.name,
+            "limit": self.limit,
+            "components": self.binarize.name if of_group else "+".join(sorted(names)) or "none",
+            "values": self.values if names else None,
+            "scale": self.scale.name if names else None,
+            "scope": self.binarize.scope.name if names else None,
+            "recipe": None,
+            "embeddings": self.embeddings.name,
+            "activations": self.activations.name,
+            "steps": None,
+            "seed": self.seed,
+            "mask_seed": self.mask_seed,
+        }
+
+
+@dataclass
+class Evaluate(Common):
+    checkpoint: str | None = None
+    trainer: Devices = field(default_factory=Devices)
+
+
+@dataclass
+class Train(Common):
+    recipe: Recipe = field(default_factory=Recipe)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    resume: str | None = None
+    trainer: Trainer = field(default_factory=Trainer)
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"recipe": self.recipe.name}
+
+
+# At the root, not inside a group, where it would show up as an option.
+ConfigStore.instance().store("evaluate_schema", Evaluate)
+ConfigStore.instance().store("train_schema", Train)
+
+
+def conf_dir() -> Path:
+    """The checkout's ``conf/`` if this is one (or an editable install of one), else the copy inside the package."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "conf"
+    return checkout if (package.parent / "pyproject.toml").is_file() and checkout.is_dir() else package / "conf"
+
+
+def at_least(minimum: float, **values: float | None) -> None:
+    """Raises:
+    InputError: when a value that is not ``None`` is smaller; ``a__b`` stands for the key ``a.b``."""
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise InputError(f"{name.replace('__', '.')}={value} is too small; valid is {minimum} or more")
+
+
+def check(config: Train | Evaluate) -> None:
+    """Find what is wrong with the numbers and names of a configuration.
+
+    Raises:
+        InputError: naming the bad value and the valid ones.
+    """
+    data, measure, model, trainer = config.data, config.measure, config.model, config.trainer
+    at_least(1, limit=config.limit, data__batch_size=data.batch_size, data__eval_batch_size=data.eval_batch_size)
+    at_least(
+        1, measure__batch_size=measure.batch_size, measure__length=measure.length, trainer__num_nodes=trainer.num_nodes
+    )
+    at_least(0, seed=config.seed, mask_seed=config.mask_seed, measure__repeats=measure.repeats)
+    at_least(0, measure__budget_s=measure.budget_s, model__dropout=model.dropout)
+    at_least(3, data__length=data.length)  # [CLS], one piece, [SEP]
+    for name, seed in (("seed", config.seed), ("mask_seed", config.mask_seed)):
+        if seed >= 2**32:
+            raise InputError(f"{name}={seed} is too large; valid is 0 to {2**32 - 1}")
+    if model.dropout >= 1:
+        raise InputError(f"model.dropout={model.dropout} is too large; valid is 0 or more and below 1")
+    if trainer.precision not in PRECISIONS:
+        raise InputError(f"trainer.precision={trainer.precision} is not supported; valid are {', '.join(PRECISIONS)}")
+    if model.weights is Weights.pretrained and model.source is None:
+        raise InputError(f"model={model.name} needs model.source=<Hub id or folder>")
+    if model.weights is Weights.random and model.source is None and model.shape is None:
+        raise InputError("model.weights=random needs model.shape or a model.source whose config.json gives the shape")
+    if isinstance(config, Train):
+        at_least(
+            1,
+            trainer__max_steps=config.trainer.max_steps,
+            trainer__val_check_interval=config.trainer.val_check_interval,
+        )
+        at_least(1, trainer__accumulate_grad_batches=config.trainer.accumulate_grad_batches)
+        if config.trainer.max_steps % config.trainer.validation_steps:
+            raise InputError(
+                f"trainer.max_steps={config.trainer.max_steps} is no multiple of trainer.val_check_interval="
+                f"{config.trainer.val_check_interval}: the last steps would never be scored"
+            )
+        loss = config.recipe.loss
+        at_least(
+            0,
+            recipe__loss__cross_entropy=loss.cross_entropy,
+            recipe__loss__logits=loss.logits,
+            recipe__loss__hidden=loss.hidden,
+        )
+        if not (loss.cross_entropy or loss.logits or loss.hidden):
+            raise InputError("all parts of recipe.loss weigh 0; one at least must weigh more")
+        if config.binarize.components and config.binarize.scope is not Scope.matrices:
+            raise InputError(
+                f"binarize.scope={config.binarize.scope.name} cannot be trained: biases and LayerNorms stay fp32; valid is matrices"
+            )

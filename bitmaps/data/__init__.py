@@ -1,0 +1,1 @@
+"""Text, cut into sentences, tokenized and masked."""

@@ -1,0 +1,204 @@
+"""Sentences -> word pieces -> masked batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import TypedDict
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from bitmaps.data.masking import IGNORE, Vocabulary, mask_sentence
+from bitmaps.data.sources import Source
+from bitmaps.errors import InputError
+
+Example = tuple[np.ndarray, np.ndarray]  # masked ids and labels of one sentence, (length,) each
+
+
+class Batch(TypedDict):
+    """(batch, length) each; the mask is true for tokens, labels are -100 where not masked."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+
+@cache
+def tokenizer_of(folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a local folder.
+
+    Raises:
+        InputError: when there is none, or it has no mask token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} holds no tokenizer: {error}") from error
+    if tokenizer.mask_token_id is None:
+        raise InputError(f"the tokenizer in {folder} has no mask token")
+    return tokenizer
+
+
+@cache
+def tokenized(source: Source, split: str, tokenizer_folder: str, length: int, limit: int | None) -> list[np.ndarray]:
+    """One split, a sentence a sequence: [CLS] pieces [SEP], at most ``length`` in all.
+
+    Cached, as is ``masked``: the jobs of a sweep that share a process tokenize and mask once.
+
+    Raises:
+        InputError: when no sentence has a single piece.
+    """
+    tokenizer = tokenizer_of(tokenizer_folder)
+    sentences = source.sentences(split, str(tokenizer.unk_token), limit)
+    encoded = tokenizer(sentences, truncation=True, max_length=length, return_attention_mask=False)["input_ids"]
+    pieces = [np.array(ids) for ids in encoded if len(ids) > 2]
+    if not pieces:
+        raise InputError(f"data={source.name} has no text in its {split} split")
+    return pieces
+
+
+@cache
+def masked(
+    source: Source, split: str, tokenizer_folder: str, length: int, limit: int | None, mask_seed: int
+) -> list[Example]:
+    """A split with its evaluation masks, shortest sentence first. A sentence's masks depend on ``mask_seed``, its number in
+    the split and its pieces: not on the batch size, the order or the machine.
+
+    Raises:
+        InputError: when not one piece came to be masked.
+    """
+    vocabulary = Vocabulary.of(tokenizer_of(tokenizer_folder))
+    pieces = tokenized(source, split, tokenizer_folder, length, limit)
+    examples = [mask_sentence(ids, [mask_seed, number], vocabulary) for number, ids in enumerate(pieces)]
+    if not any((labels != IGNORE).any() for _, labels in examples):
+        raise InputError(f"limit={limit} leaves no masked token in the {split} split of data={source.name}: raise it")
+    return sorted(examples, key=lambda example: len(example[0]))
+
+
+def collate(examples: list[Example], pad: int) -> Batch:
+    """Pad to the longest."""
+    shape = len(examples), max(len(ids) for ids, _ in examples)
+    input_ids, labels = np.full(shape, pad), np.full(shape, IGNORE)
+    attention_mask = np.zeros(shape, dtype=bool)
+    for row, (ids, targets) in enumerate(examples):
+        input_ids[row, : len(ids)] = ids
+        labels[row, : len(ids)] = targets
+        attention_mask[row, : len(ids)] = True
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=torch.from_numpy(attention_mask),
+        labels=torch.from_numpy(labels),
+    )
+
+
+class TrainingStream(IterableDataset[Batch]):
+    """Endless training batches, each a pure function of ``seed`` and its number.
+
+    An epoch shuffles the sentences, sorts runs of 50 batches by length, so that little is padding, and shuffles the batches.
+    Every epoch masks anew. A run that is resumed at batch ``start`` sees exactly what it would have seen; process ``rank``
+    of ``world`` takes every ``world``-th batch.
+    """
+
+    RUN = 50
+
+    def __init__(
+        self,
+        sentences: list[np.ndarray],
+        vocabulary: Vocabulary,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.sentences, self.vocabulary, self.batch_size, self.seed = sentences, vocabulary, batch_size, seed
+        self.start, self.rank, self.world = start, rank, world
+
+    def epoch(self, number: int) -> list[np.ndarray]:
+        """The batches of an epoch, as numbers of sentences; what does not fill a batch waits for another epoch."""
+        generator = np.random.RandomState([self.seed, number])
+        order = generator.permutation(len(self.sentences))
+        lengths = np.array([len(ids) for ids in self.sentences])
+        run = self.RUN * self.batch_size
+        order = np.concatenate(
+            [part[np.argsort(lengths[part], kind="stable")] for part in np.split(order, range(run, len(order), run))]
+        )
+        count = max(1, len(order) // self.batch_size)
+        batches = np.array_split(order[: count * self.batch_size], count)
+        return [batches[i] for i in generator.permutation(count)]
+
+    def __iter__(self) -> Iterator[Batch]:
+        count = max(1, len(self.sentences) // self.batch_size)
+        number = self.start * self.world + self.rank
+        current, batches = -1, []
+        while True:
+            if number // count != current:
+                current = number // count
+                batches = self.epoch(current)
+            examples = [
+                mask_sentence(self.sentences[i], [self.seed, current, int(i)], self.vocabulary)
+                for i in batches[number % count]
+            ]
+            yield collate(examples, self.vocabulary.pad)
+            number += self.world
+
+
+class MaskedSentences(LightningDataModule):
+    """Masked sentences of a source, for training, validation and test.
+
+    Args:
+        source: where the sentences come from.
+        tokenizer_folder: a local folder with a Hugging Face tokenizer.
+        batch_size, eval_batch_size: sentences a batch (and process).
+        length: word pieces a sentence at most, [CLS] and [SEP] included.
+        limit: read only the first so many sentences of a split.
+        seed, mask_seed: of the training batches, and of the evaluation masks.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer_folder: str,
+        *,
+        batch_size: int,
+        eval_batch_size: int,
+        length: int = 64,
+        limit: int | None = None,
+        seed: int = 0,
+        mask_seed: int = 481,
+    ) -> None:
+        super().__init__()
+        self.source, self.tokenizer_folder, self.length, self.limit = source, tokenizer_folder, length, limit
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.seed, self.mask_seed = seed, mask_seed
+        self.vocabulary = Vocabulary.of(tokenizer_of(tokenizer_folder))
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        sentences = tokenized(self.source, "train", self.tokenizer_folder, self.length, self.limit)
+        start, rank, world = 0, 0, 1
+        if self.trainer is not None:
+            start = self.trainer.global_step * self.trainer.accumulate_grad_batches
+            rank, world = self.trainer.global_rank, self.trainer.world_size
+        stream = TrainingStream(sentences, self.vocabulary, self.batch_size, self.seed, start, rank, world)
+        return DataLoader(stream, batch_size=None)
+
+    def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
+        examples = masked(self.source, split, self.tokenizer_folder, self.length, self.limit, self.mask_seed)
+        if self.trainer is not None and self.trainer.world_size > 1:
+            examples = examples[self.trainer.global_rank :: self.trainer.world_size]
+        batches = [
+            collate(examples[i : i + self.eval_batch_size], self.vocabulary.pad)
+            for i in range(0, len(examples), self.eval_batch_size)
+        ]
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a map-style data set
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self.evaluation_dataloader("validation")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self.evaluation_dataloader("test")

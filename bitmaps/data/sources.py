@@ -1,0 +1,135 @@
+"""Where sentences come from."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from bitmaps.data.treebank import detokenize
+from bitmaps.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+NAMES = ("wiki", "ptb", "text", "hub")
+PTB_FILES = {"train": "ptb.train.txt", "validation": "ptb.valid.txt", "test": "ptb.test.txt"}
+PTB_HUB = "hf://datasets/ptb-text-only/ptb_text_only@refs/convert/parquet/penn_treebank/{split}/*.parquet"
+TEXT_FILES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A text that is split into train, validation and test.
+
+    Attributes:
+        name: ``wiki``, the articles in the gensim wheel; ``ptb``, the Penn Treebank in Mikolov's preparation, from
+            ``dir`` or the Hub; ``text``, a user's own files in ``dir``; ``hub``, a data set of the Hub.
+        dir: the folder of ``ptb`` or ``text``.
+        path, configuration, column: the Hub data set, its configuration if it has several, and the column to read.
+        streaming: fetch only the rows that are used.
+    """
+
+    name: str
+    dir: str | None = None
+    path: str | None = None
+    configuration: str | None = None
+    column: str = "text"
+    streaming: bool = False
+
+    def check(self, *splits: str) -> None:
+        """Find what can be seen to be wrong before anything is loaded.
+
+        Raises:
+            InputError: for an unknown source, a missing setting, or a file that is missing, empty or not UTF-8.
+        """
+        if self.name not in NAMES:
+            raise InputError(f"unknown data set {self.name!r}; valid are {', '.join(NAMES)}")
+        if self.name == "wiki" and importlib.util.find_spec("gensim") is None:
+            raise InputError(
+                "data=wiki reads its articles from the gensim wheel, which is not installed: pip install 'bitmaps[offline]'"
+            )
+        if self.name == "text" and self.dir is None:
+            raise InputError("data=text needs data.dir=<folder with train.txt, validation.txt and test.txt>")
+        if self.name == "hub" and self.path is None:
+            raise InputError("data=hub needs data.path=<Hub id of a data set>")
+        if self.name in ("ptb", "text") and self.dir is not None:
+            for split in splits:
+                read_lines(self.file(split))
+
+    def file(self, split: str) -> Path:
+        """The file of a split in ``dir``.
+
+        Raises:
+            InputError: when the folder or the file is missing.
+        """
+        folder = Path(self.dir or "").expanduser()
+        if not folder.is_dir():
+            raise InputError(f"data.dir={self.dir} is not a folder")
+        names = [PTB_FILES[split]] if self.name == "ptb" else [f"{stem}.txt" for stem in TEXT_FILES[split]]
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "it is empty"
+        raise InputError(f"data.dir={self.dir} has no {' or '.join(names)} (found: {found})")
+
+    def sentences(self, split: str, unknown: str, limit: int | None = None) -> list[str]:
+        """The first ``limit`` sentences of a split, or all. ``unknown`` is the tokenizer's unknown token.
+
+        Raises:
+            InputError: when they cannot be had.
+        """
+        match self.name:
+            case "wiki":
+                from bitmaps.data.wiki import wiki  # imports gensim, an extra
+
+                texts = wiki(split)
+            case "ptb" if self.dir is None:
+                rows = load_from_hub("parquet", split, "sentence", data_files={split: PTB_HUB.format(split=split)})
+                texts = [detokenize(text, unknown) for text in rows]
+            case "ptb":
+                texts = [detokenize(text, unknown) for text in read_lines(self.file(split))]
+            case "text":
+                texts = read_lines(self.file(split))
+            case _:
+                texts = load_from_hub(
+                    str(self.path), split, self.column, limit, name=self.configuration, streaming=self.streaming
+                )
+        return texts[:limit]
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, without surrounding white space; empty ones are left out.
+
+    Raises:
+        InputError: when the file is empty or not UTF-8.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
+    sentences = [stripped for line in lines if (stripped := line.strip())]
+    if not sentences:
+        raise InputError(f"{path} holds no text")
+    return sentences
+
+
+def load_from_hub(path: str, split: str, column: str, limit: int | None = None, **options: Any) -> list[str]:
+    """One column of a Hub data set, empty texts left out.
+
+    Raises:
+        InputError: when the Hub does not give it, or the split or column does not exist.
+    """
+    from datasets import load_dataset  # takes a second, so only when it is needed
+
+    try:
+        rows = load_dataset(path, split=split, **options)
+    except (OSError, ValueError) as error:  # not reachable or not found; unknown configuration or split
+        raise InputError(
+            f"the Hub did not give the data set {options.get('data_files', path)!r}: {error}. Without the Hub: data=wiki, "
+            "data=text data.dir=<folder>, or data=ptb data.dir=<folder with ptb.{train,valid,test}.txt>"
+        ) from error
+    if rows.column_names is not None and column not in rows.column_names:
+        raise InputError(f"{path} has no column {column!r}; valid are {', '.join(rows.column_names)}")
+    texts = (row[column].strip() for row in islice(rows, limit))
+    return [text for text in texts if text]

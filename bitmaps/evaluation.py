@@ -1,0 +1,67 @@
+"""From a model to a row of the table: its scores, its time and its size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import Trainer
+
+from bitmaps.bert import Bert
+from bitmaps.data.module import MaskedSentences
+from bitmaps.measure import Timed, inference_time, memory_mib, resident_mib
+from bitmaps.runs import Row, perplexity
+from bitmaps.training import MaskedLanguageModel
+
+
+def evaluate(model: Bert, data: MaskedSentences, split: str, timed: Timed, devices: dict[str, Any]) -> Row:
+    """Score a model on a split and measure it.
+
+    Args:
+        split: ``validation`` or ``test``.
+        devices: arguments of ``lightning.Trainer`` that say where, such as accelerator and precision.
+
+    Returns:
+        cross_entropy (nats), perplexity, accuracy, mrr and masked_tokens; the same without [UNK] targets as ``known``;
+        inference_ms and inference_masked_ms a sequence and the repeats they are medians of; memory_mib (pseudo) and
+        resident_mib; device, threads and dtype.
+
+    Raises:
+        FloatingPointError: when the model makes NaN or infinite logits, naming the module that made them first.
+    """
+    trainer = Trainer(**devices, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    module = MaskedLanguageModel(model)
+    run = trainer.test if split == "test" else trainer.validate
+    run(module, datamodule=data, verbose=False)
+    results = module.results
+    model.to(trainer.strategy.root_device)
+    full, at_masks = None, None
+    if timed.repeats:
+        with trainer.precision_plugin.forward_context():
+            full = inference_time(model, timed)
+            at_masks = inference_time(model, timed, masked_only=True)
+    return {
+        "cross_entropy": results["cross_entropy"],
+        "perplexity": perplexity(results["cross_entropy"]),
+        "accuracy": results["accuracy"],
+        "mrr": results["mrr"],
+        "masked_tokens": int(results["masked_tokens"]),
+        "known": {
+            "cross_entropy": results["known_cross_entropy"],
+            "accuracy": results["known_accuracy"],
+            "mrr": results["known_mrr"],
+            "masked_tokens": int(results["known_tokens"]),
+        },
+        "inference_ms": full and full.inference_ms,
+        "inference_masked_ms": at_masks and at_masks.inference_ms,
+        "inference_repeats": full and full.repeats,
+        "memory_mib": memory_mib(model),
+        "resident_mib": resident_mib(model),
+        "device": device_name(trainer.strategy.root_device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(trainer.precision),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,242 @@
+"""What ``evaluate.py`` and ``train.py`` do, once their configuration stands.
+
+A job is made first, which checks all that can be checked without reading weights, and then run.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning import Callback, Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import Logger
+
+from bitmaps import ADAPTERS
+from bitmaps import config as schema
+from bitmaps.bert import Bert, BertConfig
+from bitmaps.bert.checkpoint import check_sha256, load, locate, save
+from bitmaps.binary.components import binarize_naive, make_trainable, to_float
+from bitmaps.data.module import MaskedSentences, tokenizer_of
+from bitmaps.data.sources import Source
+from bitmaps.errors import InputError
+from bitmaps.evaluation import evaluate
+from bitmaps.measure import Timed
+from bitmaps.runs import Row, read_metrics
+from bitmaps.training import LossWeights, MaskedLanguageModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model that is known to be there, before its weights are read: its settings, shape and tokenizer."""
+
+    settings: schema.Model
+    shape: BertConfig
+    tokenizer: str
+    seed: int
+
+    @classmethod
+    def find(cls, settings: schema.Model, seed: int, length: int) -> Pretrained:
+        """Raises:
+        InputError: when the model or its adapter is missing or damaged, is no BERT, does not fit its tokenizer, or has fewer
+            positions than a sequence of ``length`` or one that is timed."""
+        random = settings.weights is schema.Weights.random
+        if random and settings.shape is not None:
+            shape, folder = BertConfig.from_shape(settings.shape), None
+        else:
+            folder = locate(str(settings.source))
+            shape = BertConfig.from_file(folder / "config.json")
+            if settings.sha256 and not random:
+                check_sha256(folder / "model.safetensors", settings.sha256)
+        if settings.adapter is not None and not random and not adapter_file(settings.adapter).is_file():
+            shipped = ", ".join(sorted(p.stem for p in ADAPTERS.glob("*.safetensors")))
+            raise InputError(f"model.adapter={settings.adapter} is no file; shipped with the package: {shipped}")
+        tokenizer = str(folder) if settings.tokenizer is None or not random else str(locate(settings.tokenizer))
+        pieces = len(tokenizer_of(tokenizer))
+        if pieces > shape.vocab_size:
+            raise InputError(f"the tokenizer in {tokenizer} has {pieces} pieces, but the model only {shape.vocab_size}")
+        if length > shape.max_position_embeddings:
+            raise InputError(f"a length of {length} is more than the model's {shape.max_position_embeddings} positions")
+        return cls(settings, shape, tokenizer, seed)
+
+    def load(self) -> Bert:
+        """The model in fp32. Every call reads it anew."""
+        if self.settings.weights is schema.Weights.random:
+            return Bert(self.shape).randomize(torch.Generator().manual_seed(self.seed)).eval()
+        adapter = None if self.settings.adapter is None else adapter_file(self.settings.adapter)
+        torch.manual_seed(self.seed)  # of a new head
+        return load(str(self.settings.source), adapter=adapter, head=self.settings.head.name)  # type: ignore[arg-type]
+
+
+def adapter_file(name: str) -> Path:
+    """One that comes with the package, by its name, or any other by its path."""
+    shipped = ADAPTERS / f"{name}.safetensors"
+    return shipped if shipped.is_file() else Path(name).expanduser()
+
+
+class Job:
+    """What both commands share: the model, the sentences, and rows that say what was run.
+
+    Raises:
+        InputError: for all that can be found wrong before weights are read.
+    """
+
+    def __init__(self, config: schema.Common, devices: schema.Devices, *splits: str) -> None:
+        data, self.config = config.data, config
+        self.split, self.timed = data.split.name, Timed(**asdict(config.measure))
+        self.devices = {
+            f: getattr(devices, f) for f in ("accelerator", "devices", "num_nodes", "strategy", "precision")
+        }
+        self.devices["enable_progress_bar"] = sys.stdout.isatty()
+        self.source = Source(data.name, data.dir, data.path, data.configuration, data.column, data.streaming)
+        self.source.check(*splits, self.split)
+        longest = max(data.length, config.measure.length if config.measure.repeats else 0)
+        self.pretrained = Pretrained.find(config.model, config.seed, longest)
+        self.trainer(
+            Trainer, **self.devices, logger=False
+        )  # what is wrong with the devices is found before the text is read
+        self.data = MaskedSentences(
+            self.source,
+            self.pretrained.tokenizer,
+            batch_size=data.batch_size,
+            eval_batch_size=data.eval_batch_size,
+            length=data.length,
+            limit=config.limit,
+            seed=config.seed,
+            mask_seed=config.mask_seed,
+        )
+
+    @staticmethod
+    def trainer(make: Any, **arguments: Any) -> Trainer:
+        """Raises:
+        InputError: when Lightning does not accept the arguments."""
+        try:
+            return make(**arguments)
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+            raise InputError(f"trainer: {error}") from error
+
+    def row(self, model: Bert, facts: Row, **changed: Any) -> Row:
+        """One row: what was run, and how it came out."""
+        return facts | changed | evaluate(model, self.data, self.split, self.timed, self.devices)
+
+    def reference_rows(self, facts: Row) -> list[Row]:
+        """The model as it was, and as naive binarization in the manner of the blog post leaves it."""
+        nothing = {"components": "none", "values": None, "scale": None, "scope": None, "recipe": None, "steps": 0}
+        rows = [self.row(self.pretrained.load(), facts, row="unbinarized", **nothing)]
+        if components := self.config.component_names():
+            naive = binarize_naive(self.pretrained.load(), components, self.config.values)  # type: ignore[arg-type]
+            rows.append(self.row(naive, facts, row="naive", scale="none", scope="all", recipe=None, steps=0))
+        return rows
+
+
+class Evaluation(Job):
+    """Score a model as it is or naively binarized, or a trained run beside both."""
+
+    def __init__(self, config: schema.Evaluate) -> None:
+        super().__init__(config, config.trainer)
+        self.checkpoint = config.checkpoint
+
+    def run(self, folder: Path, facts: Row, logger: Logger) -> list[Row]:
+        if self.checkpoint is not None:
+            trained = {
+                n: v
+                for n, v in read_metrics(Path(self.checkpoint)).items()
+                if n in ("scale", "scope", "recipe", "steps", "seed")
+            }
+            return [*self.reference_rows(facts), self.row(load(self.checkpoint), facts, row="trained", **trained)]
+        model = self.pretrained.load()
+        components, config = self.config.component_names(), self.config
+        if not components:
+            return [self.row(model, facts, row="unbinarized", steps=0)]
+        binarize_naive(model, components, config.values, config.scale.name, config.binarize.scope.name)  # type: ignore[arg-type]
+        return [self.row(model, facts, row="naive", steps=0)]
+
+
+class Training(Job):
+    """Binarize, train, and score the best checkpoint beside the unbinarized and the naive model."""
+
+    config: schema.Train
+
+    def __init__(self, config: schema.Train) -> None:
+        super().__init__(config, config.trainer, "train", "validation")
+        try:
+            self.optimizer = partial(instantiate, config.optimizer)
+            self.schedule = partial(instantiate, config.schedule)
+            self.schedule(self.optimizer([torch.nn.Parameter(torch.zeros(1))]))
+            self.callbacks: list[Callback] = [instantiate(callback) for callback in config.callbacks.values()]
+        except InstantiationException as error:
+            raise InputError(str(error)) from error
+        self.trainer(Trainer, **self.arguments(), logger=False)
+
+    def arguments(self) -> dict[str, Any]:
+        """What Lightning's ``Trainer`` is made with. Steps count, epochs do not: the training stream is endless."""
+        settings = self.config.trainer
+        arguments = self.devices | asdict(settings)
+        del arguments["compile"]
+        # Lightning counts this one in batches, of which a step may take several
+        arguments["val_check_interval"] = settings.validation_steps * settings.accumulate_grad_batches
+        return arguments | {
+            "max_epochs": -1,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+            "enable_model_summary": False,
+        }
+
+    def run(self, folder: Path, facts: Row, logger: Logger) -> list[Row]:
+        config = self.config
+        seed_everything(config.seed, verbose=False)
+        model, loss = (
+            self.pretrained.load().set_dropout(config.model.dropout),
+            LossWeights(**asdict(config.recipe.loss)),
+        )
+        quantizer = {"gradient": config.recipe.gradient.name, "center": config.recipe.center}
+        make_trainable(model, config.component_names(), config.values, config.scale.name, **quantizer)  # type: ignore[arg-type]
+        if config.trainer.compile:  # the parts, because training takes the logits at masked positions between them
+            for part in (model.embeddings, model.encoder, model.head):
+                part.compile(dynamic=True)
+        teacher = self.pretrained.load() if loss.distill else None
+        module = MaskedLanguageModel(model.train(), teacher, loss, self.optimizer, self.schedule)
+        for callback in self.callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(folder / "checkpoints")
+        bar = [RichProgressBar()] if self.devices["enable_progress_bar"] else []
+        trainer = self.trainer(Trainer, **self.arguments(), logger=logger, callbacks=[*self.callbacks, *bar])
+        trainer.fit(
+            module,
+            datamodule=self.data,
+            ckpt_path=folder / "checkpoints" / "last.ckpt" if config.resume else None,
+            weights_only=True,
+        )
+        trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+
+        best = next(c for c in self.callbacks if isinstance(c, ModelCheckpoint) and c.monitor).best_model_path
+        module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+        effective = to_float(module.model.cpu())
+        facts = facts | {"row": "trained", "steps": trainer.global_step}
+        if trainer.is_global_zero:
+            self.write_model(effective, folder / "model", facts)
+        return [*self.reference_rows(facts), self.row(effective, facts)]
+
+    def write_model(self, model: Bert, folder: Path, facts: Row) -> None:
+        """Write the effective weights and the tokenizer in Hugging Face's layout. Only when a run is resumed is there one
+        already, of a shorter training: it stays until the new one is complete."""
+        kept = ("components", "values", "scale", "scope", "recipe", "embeddings", "activations", "steps")
+        model.config = replace(model.config, bitmaps={name: facts[name] for name in kept})
+        draft = folder.with_name("model.draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        save(model, draft)
+        tokenizer_of(self.pretrained.tokenizer).save_pretrained(draft)
+        if folder.exists():
+            shutil.rmtree(folder)
+        draft.rename(folder)

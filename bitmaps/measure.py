@@ -1,0 +1,102 @@
+"""How much memory a model's weights need, and how long it takes to predict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from bitmaps.bert import Bert
+
+MIB = 2**20
+
+
+def numbers_per_row(weight: Tensor) -> int | None:
+    """How many numbers rebuild a matrix from one bit a weight: 1 if its rows are {-a, a} or {0, a}, 2 if they are any two
+    values, ``None`` if some row has more."""
+    low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
+    if not ((weight == low) | (weight == high)).all():
+        return None
+    return 1 if ((low == -high) | (low == 0) | (high == 0) | (low == high)).all() else 2
+
+
+def pseudo_bits(weight: Tensor) -> int:
+    """What a tensor would take if its two values were stored as bits.
+
+    The blog post's rule: a tensor of at most two distinct values costs one bit a weight. Extended: a matrix of which every
+    *row* has at most two costs one bit a weight and 32 for each number that a row needs to be rebuilt (``numbers_per_row``).
+    Any other costs its own width a weight.
+    """
+    if ((weight == weight.amin()) | (weight == weight.amax())).all():
+        return weight.numel()
+    if weight.ndim > 1 and (numbers := numbers_per_row(weight)) is not None:
+        return weight.numel() + 32 * numbers * (weight.numel() // weight.shape[-1])
+    return 8 * weight.element_size() * weight.numel()
+
+
+def memory_mib(model: nn.Module) -> float:
+    """The pseudo size of all parameters in MiB, a tied one counted once: what the model would take in real bits."""
+    return sum(pseudo_bits(p.detach()) for p in model.parameters()) / 8 / MIB
+
+
+def resident_mib(model: nn.Module) -> float:
+    """What parameters and buffers occupy right now, in MiB, memory that is shared counted once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values()) / MIB
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What is timed: at most ``repeats`` batches of ``batch_size`` sequences of ``length`` tokens, of which none starts after
+    ``budget_s`` seconds. No ``repeats``: nothing."""
+
+    batch_size: int = 128
+    length: int = 64
+    repeats: int = 5
+    budget_s: float = 20.0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds a sequence: the median of ``repeats`` batches."""
+
+    inference_ms: float
+    repeats: int
+
+
+def _time(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call: CUDA events on a GPU, a monotonic clock elsewhere."""
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize(device)
+        return start.elapsed_time(end) / 1000
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+@torch.inference_mode()
+def inference_time(model: Bert, timed: Timed, masked_only: bool = False) -> Timing:
+    """Time forward passes, after one that warms up. With ``masked_only`` the logits are taken at 15 % of the positions alone,
+    otherwise at all, as in the blog post. At least one batch is timed."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (timed.batch_size, timed.length), generator=generator).to(device)
+    positions = (torch.rand(ids.shape, generator=generator) < 0.15).to(device) if masked_only else None
+    training = model.training
+    model.eval()
+    start = time.monotonic()
+    model(ids, positions=positions)
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < timed.repeats and time.monotonic() - start < timed.budget_s):
+        seconds.append(_time(lambda: model(ids, positions=positions), device))
+    model.train(training)
+    return Timing(1000 * median(seconds) / timed.batch_size, len(seconds))

@@ -1,0 +1,127 @@
+"""A run folder: its configuration, its state, and the rows it came to.
+
+``metrics.json`` is one object with ``format``, ``status`` (running, ok, failed), ``error`` and, when ok, a row; ``rows.json``
+is the list of all rows of the run, ``metrics.json``'s own among them. docs/run-folder.md describes every field.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bitmaps.errors import InputError
+
+FORMAT = 1
+PACKAGES = ("bitmaps", "torch", "lightning", "transformers", "torchmetrics", "datasets", "hydra-core")
+
+Row = dict[str, Any]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace the file in one step, so that whoever reads it meanwhile sees the old or the new one. NaN is refused."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def perplexity(cross_entropy: float) -> float | None:
+    """exp of a cross entropy in nats, in fp64; ``None`` where that overflows.
+
+    >>> perplexity(0.0), perplexity(1000.0)
+    (1.0, None)
+    """
+    try:
+        return math.exp(cross_entropy)
+    except OverflowError:
+        return None
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this package is in, ``-dirty`` if it was changed since; ``None`` outside of one."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    described = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return described.stdout.strip() or None
+
+
+class RunFolder:
+    """Where one run writes. ``claim`` comes first, and only takes a folder where no run has been.
+
+    Attributes:
+        path: the folder.
+        writes: false in all but the first of several processes, which then leave it alone.
+        claimed: whether it is this run's.
+    """
+
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path, self.writes, self.claimed = path, writes, False
+
+    def claim(self, config: str, facts: Row, resume: bool = False) -> None:
+        """Take the folder and write ``config.yaml``; with ``resume``, go on in a folder that holds a run.
+
+        Raises:
+            InputError: when it already holds a run that is not resumed.
+        """
+        if not self.writes:
+            return
+        if not resume and any((self.path / name).exists() for name in ("config.yaml", "metrics.json")):
+            raise InputError(
+                f"{self.path} already holds a run: choose another folder, or go on with it by resume={self.path}"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "config.yaml").write_text(config, encoding="utf-8")
+        self.claimed = True
+        self.write({"status": "running", "error": None} | facts)
+
+    def write(self, state: Row) -> None:
+        if self.claimed:
+            write_json(self.path / "metrics.json", {"format": FORMAT} | state)
+
+    def finish(self, rows: list[Row]) -> None:
+        """Write the rows; the last is the run's own."""
+        if self.claimed:
+            write_json(self.path / "rows.json", rows)
+        self.write({"status": "ok", "error": None} | rows[-1])
+
+    def fail(self, error: BaseException, facts: Row) -> None:
+        """Write why there is no row, beside what was to be run."""
+        message = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        self.write({"status": "failed", "error": message} | facts)
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows of a run that ended well."""
+    rows: list[Row] = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
+    return rows
+
+
+def read_metrics(folder: Path) -> Row:
+    """The ``metrics.json`` of a run folder.
+
+    Raises:
+        InputError: when it is missing, not JSON, or of another format.
+    """
+    path = folder / "metrics.json"
+    if not path.is_file():
+        raise InputError(f"{folder} is not a run folder: no metrics.json there")
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(metrics, dict) or metrics.get("format") != FORMAT:
+        raise InputError(f"{path} is not of format {FORMAT}")
+    return metrics

@@ -1,0 +1,6 @@
+"""Score a BERT as it is, binarized or trained: ``python evaluate.py -m binarize=none,all,layers``."""
+
+from bitmaps.cli import evaluate
+
+if __name__ == "__main__":
+    evaluate()

@@ -1,0 +1,6 @@
+"""Train a binarized BERT: ``python train.py binarize=ffnn values=pm1``. Every choice is a file in ``conf/``."""
+
+from bitmaps.cli import train
+
+if __name__ == "__main__":
+    train()
