@@ -52,9 +52,10 @@ def main(command: str) -> None:
     """Run ``conf/<command>.yaml`` with the overrides of the command line, once or at every point of a sweep."""
     OmegaConf.register_new_resolver("run_folder", lambda resume, new: resume or new, replace=True)
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(lambda cfg: run(command, cfg))()
-    for sweep in SWEEPS:
+    while SWEEPS:
         from bitmaps.report import collect, print_table, write_report
 
+        sweep = SWEEPS.pop()
         rows = collect(sorted((f for f in sweep.iterdir() if f.is_dir()), key=lambda f: (len(f.name), f.name)))
         write_report(rows, sweep)
         print_table(rows)
@@ -177,5 +178,7 @@ def quieten_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # batches are made in microseconds: worker processes would only add to the start
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # a run that is resumed finds its own checkpoints
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Lightning 2.6 on torch 2.13: theirs to mend
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")

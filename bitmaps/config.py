@@ -6,7 +6,7 @@ names both. The comments in ``conf/`` say what each choice is for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,21 @@ class Binarize:
 
 
 @dataclass
+class Shape:
+    vocab_size: int | None = None
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    intermediate_size: int | None = None
+    max_position_embeddings: int | None = None
+    type_vocab_size: int | None = None
+
+    def sizes(self) -> dict[str, int]:
+        """Those that are given."""
+        return {name: size for name, size in asdict(self).items() if size is not None}
+
+
+@dataclass
 class Model:
     name: str = ""
     source: str | None = None
@@ -54,7 +69,7 @@ class Model:
     sha256: str | None = None
     tokenizer: str | None = None
     dropout: float = 0.0
-    shape: dict[str, int] | None = None
+    shape: Shape = field(default_factory=Shape)
 
 
 @dataclass
@@ -234,7 +249,7 @@ def check(config: Train | Evaluate) -> None:
         raise InputError(f"trainer.precision={trainer.precision} is not supported; valid are {', '.join(PRECISIONS)}")
     if model.weights is Weights.pretrained and model.source is None:
         raise InputError(f"model={model.name} needs model.source=<Hub id or folder>")
-    if model.weights is Weights.random and model.source is None and model.shape is None:
+    if model.weights is Weights.random and model.source is None and not model.shape.sizes():
         raise InputError("model.weights=random needs model.shape or a model.source whose config.json gives the shape")
     if isinstance(config, Train):
         at_least(

@@ -52,8 +52,10 @@ class Pretrained:
         InputError: when the model or its adapter is missing or damaged, is no BERT, does not fit its tokenizer, or has fewer
             positions than a sequence of ``length`` or one that is timed."""
         random = settings.weights is schema.Weights.random
-        if random and settings.shape is not None:
-            shape, folder = BertConfig.from_shape(settings.shape), None
+        if random and (sizes := settings.shape.sizes()):
+            if settings.tokenizer is None:
+                raise InputError("model.shape gives the sizes of random weights, but model.tokenizer=<folder> is missing")
+            shape, folder = BertConfig.from_dict(sizes), locate(settings.tokenizer)
         else:
             folder = locate(str(settings.source))
             shape = BertConfig.from_file(folder / "config.json")
@@ -62,7 +64,7 @@ class Pretrained:
         if settings.adapter is not None and not random and not adapter_file(settings.adapter).is_file():
             shipped = ", ".join(sorted(p.stem for p in ADAPTERS.glob("*.safetensors")))
             raise InputError(f"model.adapter={settings.adapter} is no file; shipped with the package: {shipped}")
-        tokenizer = str(folder) if settings.tokenizer is None or not random else str(locate(settings.tokenizer))
+        tokenizer = str(folder)
         pieces = len(tokenizer_of(tokenizer))
         if pieces > shape.vocab_size:
             raise InputError(f"the tokenizer in {tokenizer} has {pieces} pieces, but the model only {shape.vocab_size}")

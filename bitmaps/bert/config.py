@@ -70,18 +70,6 @@ class BertConfig:
         return cls(**{k: v for k, v in values.items() if k in known and v is not None})
 
     @classmethod
-    def from_shape(cls, shape: dict[str, int]) -> BertConfig:
-        """The sizes that ``shape`` names, the defaults for the rest.
-
-        Raises:
-            InputError: for a name that is no size of a BERT.
-        """
-        sizes = [f.name for f in fields(cls) if f.type == "int"]
-        if unknown := sorted(set(shape) - set(sizes)):
-            raise InputError(f"unknown size {unknown[0]!r} in model.shape; valid are {', '.join(sizes)}")
-        return cls(**shape)  # type: ignore[arg-type]
-
-    @classmethod
     def from_file(cls, path: Path) -> BertConfig:
         """Read a Hugging Face ``config.json``.
 

@@ -1,0 +1,37 @@
+# The README's two commands, and what CI runs. Each is also there as plain pip and python lines.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/demo
+	$(BIN)/python train.py binarize=ffnn values=pm1
+
+test: $(VENV)/dev lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first, by its exact version: asked for by a range, pip may fetch a CUDA build of several GB
+$(VENV)/torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $$(grep '^torch==' constraints.txt)
+	touch $@
+
+$(VENV)/demo: $(VENV)/torch pyproject.toml
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[offline]'
+	touch $@
+
+$(VENV)/dev: $(VENV)/torch pyproject.toml
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)
