@@ -108,7 +108,9 @@ def training_steps(shape: str, rounds: int) -> Iterator[Ratio]:
     }
     yield from compare(shape, "transformers' step", peers, rounds)
     binarized = make_trainable(Bert(config), ("attention", "ffnn"), "pm1", "row", "scaled", center=True)
-    yield from compare(shape, "our step", {"our step": everything, "our step, layers binarized": ours(binarized)}, rounds)
+    yield from compare(
+        shape, "our step", {"our step": everything, "our step, layers binarized": ours(binarized)}, rounds
+    )
 
 
 def print_table(rows: list[Ratio]) -> None:

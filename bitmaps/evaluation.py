@@ -29,7 +29,9 @@ def evaluate(model: Bert, data: MaskedSentences, split: str, timed: Timed, devic
     Raises:
         FloatingPointError: when the model makes NaN or infinite logits, naming the module that made them first.
     """
-    trainer = Trainer(**devices, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer = Trainer(
+        **devices, logger=False, enable_checkpointing=False, enable_model_summary=False, use_distributed_sampler=False
+    )
     module = MaskedLanguageModel(model)
     run = trainer.test if split == "test" else trainer.validate
     run(module, datamodule=data, verbose=False)

@@ -54,7 +54,9 @@ class Pretrained:
         random = settings.weights is schema.Weights.random
         if random and (sizes := settings.shape.sizes()):
             if settings.tokenizer is None:
-                raise InputError("model.shape gives the sizes of random weights, but model.tokenizer=<folder> is missing")
+                raise InputError(
+                    "model.shape gives the sizes of random weights, but model.tokenizer=<folder> is missing"
+                )
             shape, folder = BertConfig.from_dict(sizes), locate(settings.tokenizer)
         else:
             folder = locate(str(settings.source))
@@ -87,6 +89,15 @@ def adapter_file(name: str) -> Path:
     return shipped if shipped.is_file() else Path(name).expanduser()
 
 
+def make_trainer(**arguments: Any) -> Trainer:
+    """Raises:
+    InputError: when Lightning does not accept the arguments."""
+    try:
+        return Trainer(**arguments)
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"trainer: {error}") from error
+
+
 class Job:
     """What both commands share: the model, the sentences, and rows that say what was run.
 
@@ -105,9 +116,7 @@ class Job:
         self.source.check(*splits, self.split)
         longest = max(data.length, config.measure.length if config.measure.repeats else 0)
         self.pretrained = Pretrained.find(config.model, config.seed, longest)
-        self.trainer(
-            Trainer, **self.devices, logger=False
-        )  # what is wrong with the devices is found before the text is read
+        make_trainer(**self.devices, logger=False)  # to find what is wrong with the devices before the text is read
         self.data = MaskedSentences(
             self.source,
             self.pretrained.tokenizer,
@@ -118,15 +127,6 @@ class Job:
             seed=config.seed,
             mask_seed=config.mask_seed,
         )
-
-    @staticmethod
-    def trainer(make: Any, **arguments: Any) -> Trainer:
-        """Raises:
-        InputError: when Lightning does not accept the arguments."""
-        try:
-            return make(**arguments)
-        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-            raise InputError(f"trainer: {error}") from error
 
     def row(self, model: Bert, facts: Row, **changed: Any) -> Row:
         """One row: what was run, and how it came out."""
@@ -151,11 +151,8 @@ class Evaluation(Job):
 
     def run(self, folder: Path, facts: Row, logger: Logger) -> list[Row]:
         if self.checkpoint is not None:
-            trained = {
-                n: v
-                for n, v in read_metrics(Path(self.checkpoint)).items()
-                if n in ("scale", "scope", "recipe", "steps", "seed")
-            }
+            metrics = read_metrics(Path(self.checkpoint))
+            trained = {name: metrics[name] for name in ("scale", "scope", "recipe", "steps", "seed")}
             return [*self.reference_rows(facts), self.row(load(self.checkpoint), facts, row="trained", **trained)]
         model = self.pretrained.load()
         components, config = self.config.component_names(), self.config
@@ -179,7 +176,7 @@ class Training(Job):
             self.callbacks: list[Callback] = [instantiate(callback) for callback in config.callbacks.values()]
         except InstantiationException as error:
             raise InputError(str(error)) from error
-        self.trainer(Trainer, **self.arguments(), logger=False)
+        make_trainer(**self.arguments(), logger=False)
 
     def arguments(self) -> dict[str, Any]:
         """What Lightning's ``Trainer`` is made with. Steps count, epochs do not: the training stream is endless."""
@@ -198,10 +195,8 @@ class Training(Job):
     def run(self, folder: Path, facts: Row, logger: Logger) -> list[Row]:
         config = self.config
         seed_everything(config.seed, verbose=False)
-        model, loss = (
-            self.pretrained.load().set_dropout(config.model.dropout),
-            LossWeights(**asdict(config.recipe.loss)),
-        )
+        model = self.pretrained.load().set_dropout(config.model.dropout)
+        loss = LossWeights(**asdict(config.recipe.loss))
         quantizer = {"gradient": config.recipe.gradient.name, "center": config.recipe.center}
         make_trainable(model, config.component_names(), config.values, config.scale.name, **quantizer)  # type: ignore[arg-type]
         if config.trainer.compile:  # the parts, because training takes the logits at masked positions between them
@@ -213,16 +208,11 @@ class Training(Job):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder / "checkpoints")
         bar = [RichProgressBar()] if self.devices["enable_progress_bar"] else []
-        trainer = self.trainer(Trainer, **self.arguments(), logger=logger, callbacks=[*self.callbacks, *bar])
-        trainer.fit(
-            module,
-            datamodule=self.data,
-            ckpt_path=folder / "checkpoints" / "last.ckpt" if config.resume else None,
-            weights_only=True,
-        )
-        trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+        trainer = make_trainer(**self.arguments(), logger=logger, callbacks=[*self.callbacks, *bar])
+        last, best = folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt"
+        trainer.fit(module, datamodule=self.data, ckpt_path=last if config.resume else None, weights_only=True)
+        trainer.save_checkpoint(last)
 
-        best = next(c for c in self.callbacks if isinstance(c, ModelCheckpoint) and c.monitor).best_model_path
         module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
         effective = to_float(module.model.cpu())
         facts = facts | {"row": "trained", "steps": trainer.global_step}

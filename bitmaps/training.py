@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -168,7 +169,7 @@ class MaskedLanguageModel(LightningModule):
         if self.trainer.state.fn is not TrainerFn.FITTING:
             return
         scores = ", ".join(f"{name} {self.results[str(name)]:.4f}" for name in self.scores)
-        log.info("step %d: validation %s", self.global_step, scores)
+        rank_zero_only(log.info)("step %d: validation %s", self.global_step, scores)
         for (
             name,
             value,

@@ -65,14 +65,6 @@ def test_sizes_are_at_least_one(size: str) -> None:
         BertConfig(**{size: 0})
 
 
-def test_shape_names_sizes_and_nothing_else() -> None:
-    assert BertConfig.from_shape({"hidden_size": 36, "num_attention_heads": 3}) == BertConfig(
-        hidden_size=36, num_attention_heads=3
-    )
-    with pytest.raises(InputError, match=r"'layer_norm_eps'.*hidden_size"):
-        BertConfig.from_shape({"layer_norm_eps": 1})
-
-
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{}", b"[]", b'{"model_type": "gpt2"}'])
 def test_unreadable_file_is_an_input_error_that_names_it(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "config.json"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -103,6 +103,14 @@ def test_missing_shard_is_named(tiny: Bert, tmp_path: Path) -> None:
     shard = min(tmp_path.glob("*.safetensors"))
     shard.unlink()
     with pytest.raises(InputError, match=f"{shard.name} is missing"):
+        load(tmp_path)
+
+
+def test_damaged_index_is_named(tiny: Bert, tmp_path: Path) -> None:
+    theirs(tiny, vocab_size=300, intermediate_size=200).save_pretrained(tmp_path, max_shard_size="20KB")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_bytes(index.read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json"):
         load(tmp_path)
 
 
@@ -283,7 +291,7 @@ def test_what_cannot_be_a_hub_id_is_an_input_error(monkeypatch: pytest.MonkeyPat
         raise HFValidationError("bad characters")
 
     monkeypatch.setattr(checkpoint, "snapshot_download", snapshot_download)
-    with pytest.raises(InputError, match="'no id!'.*bad characters"):
+    with pytest.raises(InputError, match=r"'no id!'.*bad characters"):
         locate("no id!")
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -131,7 +132,11 @@ def test_a_failing_job_is_a_row_and_the_others_stay(command, model_folder, tmp_p
     tensors["bert.encoder.layer.1.intermediate.dense.weight"][0, 0] = float("nan")
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     code, out, _ = command(
-        "evaluate", "-m", f"model.source={model_folder},{broken},{tmp_path / 'nowhere'}", "hydra.sweep.dir=s", "measure=none"
+        "evaluate",
+        "-m",
+        f"model.source={model_folder},{broken},{tmp_path / 'nowhere'}",
+        "hydra.sweep.dir=s",
+        "measure=none",
     )
     assert code == 1
     assert [metrics(f"s/{i}")["status"] for i in range(3)] == ["ok", "failed", "failed"]
@@ -144,7 +149,13 @@ def test_training_writes_a_run_folder_that_transformers_opens(command):
     assert command("train", "binarize=ffnn", "values=01", "hydra.run.dir=r", *SHORT)[0] == 0
     row = metrics("r")
     assert set(row) >= FIELDS
-    assert (row["row"], row["steps"], row["recipe"], row["scale"], row["scope"]) == ("trained", 4, "bitmaps", "row", "matrices")
+    assert (row["row"], row["steps"], row["recipe"], row["scale"], row["scope"]) == (
+        "trained",
+        4,
+        "bitmaps",
+        "row",
+        "matrices",
+    )
     rows = json.loads(Path("r/rows.json").read_text(encoding="utf-8"))
     assert [r["row"] for r in rows] == ["unbinarized", "naive", "trained"]
     assert rows[2]["memory_mib"] < rows[0]["memory_mib"]
@@ -152,7 +163,12 @@ def test_training_writes_a_run_folder_that_transformers_opens(command):
     assert Path("r/logs/version_0/metrics.csv").is_file()
 
     section = json.loads(Path("r/model/config.json").read_text(encoding="utf-8"))["bitmaps"]
-    assert (section["components"], section["values"], section["scale"], section["recipe"]) == ("ffnn", "01", "row", "bitmaps")
+    assert (section["components"], section["values"], section["scale"], section["recipe"]) == (
+        "ffnn",
+        "01",
+        "row",
+        "bitmaps",
+    )
     ours, theirs = bitmaps.load("r"), transformers.AutoModelForMaskedLM.from_pretrained("r/model").eval()
     ids = torch.tensor([[2, 7, 4, 9, 3]])
     torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=0)
@@ -175,7 +191,9 @@ def test_a_trained_run_scores_the_same_when_it_is_evaluated(command):
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(command):
     steps = ("binarize=layers_except_ffnn", *SHORT)
     assert command("train", "hydra.run.dir=whole", *steps, "measure=none")[0] == 0
-    assert command("train", "hydra.run.dir=parts", *steps[:1], "trainer.max_steps=2", *SHORT[1:], "measure=none")[0] == 0
+    assert (
+        command("train", "hydra.run.dir=parts", *steps[:1], "trainer.max_steps=2", *SHORT[1:], "measure=none")[0] == 0
+    )
     code, _, err = command("train", "resume=parts", "trainer.max_steps=4", defaults=())
     assert code == 0, err
     assert metrics("parts")["steps"] == 4
@@ -192,6 +210,27 @@ def test_training_with_nothing_binarized_is_plain_finetuning(command):
     rows = json.loads(Path("r/rows.json").read_text(encoding="utf-8"))
     assert [row["row"] for row in rows] == ["unbinarized", "trained"]
     assert rows[1]["values"] is None
+
+
+@pytest.mark.parametrize("components", ["all", "ffnn"])
+def test_bf16_accumulation_and_early_stopping_train_binary_layers(command, components):
+    options = ("trainer.precision=bf16-mixed", "trainer.accumulate_grad_batches=2", "callbacks=early_stopping")
+    code, _, err = command("train", f"binarize={components}", "hydra.run.dir=r", *options, *SHORT, "measure=none")
+    assert code == 0, err
+    assert (metrics("r")["steps"], metrics("r")["dtype"]) == (4, "bf16-mixed")
+    weight = bitmaps.load("r").encoder.layers[0].ffnn.expand.weight
+    assert weight.dtype == torch.float32
+    assert all(len(row.unique()) == 2 for row in weight)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
+def test_compiled_training_gives_what_eager_training_gives(command):
+    for folder, compiled in (("eager", "false"), ("compiled", "true")):
+        options = ("binarize=all", f"trainer.compile={compiled}", f"hydra.run.dir={folder}", "measure=none")
+        code, _, err = command("train", *options, *SHORT)
+        assert code == 0, err
+    assert metrics("compiled")["cross_entropy"] == pytest.approx(metrics("eager")["cross_entropy"], abs=1e-2)
 
 
 def test_random_weights_need_no_checkpoint(command, model_folder):

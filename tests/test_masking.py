@@ -91,7 +91,7 @@ def test_masks_depend_on_neither_the_order_nor_numpys_global_state():
     texts = [generator.integers(104, SIZE, length) for length in generator.integers(3, 60, 40)]
     forward = {n: mask_sentence(ids, [481, n], BERT) for n, ids in enumerate(texts)}
     for n in reversed(range(40)):
-        np.random.random(n)  # noqa: NPY002
+        np.random.random(n)
         np.testing.assert_array_equal(mask_sentence(texts[n], [481, n], BERT), forward[n])
 
 
@@ -101,3 +101,10 @@ HARBOUR = [
     101, 1996, 2210, 7440, 2237, 7771, 2104, 1037, 4857, 8768, 1997, 4586, 2096, 2093, 5645,
     6242, 4741, 2005, 1996, 2851, 10401, 2000, 4287, 2068, 2041, 2000, 2712, 1012, 102,
 ]  # fmt: skip
+
+
+def test_the_evaluation_masks_never_change():
+    inputs, labels = mask_sentence(np.array(HARBOUR), [481, 8], BERT)
+    expected = {7: (1037, 2120), 10: (1997, 103), 14: (5645, 103), 15: (6242, 30117), 19: (2851, 2851), 23: (2068, 103)}
+    assert {i: (labels[i], inputs[i]) for i in range(len(HARBOUR)) if labels[i] != -100} == expected
+    assert [i for i in range(len(HARBOUR)) if inputs[i] != HARBOUR[i]] == [7, 10, 14, 15, 23]

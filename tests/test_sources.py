@@ -14,7 +14,9 @@ from bitmaps.errors import InputError
 @pytest.fixture
 def folder(tmp_path):
     for split in ("train", "validation", "test"):
-        (tmp_path / f"{split}.txt").write_text(f"A {split} line.\n\n  Another one, é.  \r\n \nA third.", encoding="utf-8")
+        (tmp_path / f"{split}.txt").write_text(
+            f"A {split} line.\n\n  Another one, é.  \r\n \nA third.", encoding="utf-8"
+        )
     return tmp_path
 
 
@@ -107,7 +109,9 @@ def test_wiki_without_gensim_says_what_to_install(monkeypatch):
 
 
 def test_treebank_text_is_detokenized(tmp_path):
-    (tmp_path / "ptb.valid.txt").write_text(" the <unk> did n't bark \n `` why , '' asked mr. <unk> \n", encoding="utf-8")
+    (tmp_path / "ptb.valid.txt").write_text(
+        " the <unk> did n't bark \n `` why , '' asked mr. <unk> \n", encoding="utf-8"
+    )
     source = Source("ptb", dir=str(tmp_path))
     source.check("validation")
     assert source.sentences("validation", "[UNK]") == ["the [UNK] didn't bark", '"why," asked mr. [UNK]']
@@ -176,7 +180,9 @@ def test_the_treebank_of_the_hub_is_detokenized(hub):
     assert "validation" in files[1]
 
 
-@pytest.mark.parametrize("error", [ConnectionError("no route"), FileNotFoundError("no such thing"), ValueError("bad split")])
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no route"), FileNotFoundError("no such thing"), ValueError("bad split")]
+)
 @pytest.mark.parametrize("source", [Source("ptb"), Source("hub", path="x/y")], ids=["ptb", "hub"])
 def test_without_the_hub_an_offline_choice_is_named(hub, source, error):
     hub(error)

@@ -50,7 +50,27 @@ def test_the_unknown_token_is_the_tokenizers_own():
 
 
 PLAIN = {"``": '"', "''": '"', "`": "'", "<unk>": "[UNK]", "-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]"}
-SELF = ["n't", "'s", "'", "'re", ",", ".", "...", ":", "%", "$", "us$", "#", "--", "N", "mr.", "'80s", "a", "horse", "&"]
+SELF = [
+    "n't",
+    "'s",
+    "'",
+    "'re",
+    ",",
+    ".",
+    "...",
+    ":",
+    "%",
+    "$",
+    "us$",
+    "#",
+    "--",
+    "N",
+    "mr.",
+    "'80s",
+    "a",
+    "horse",
+    "&",
+]
 
 
 @given(st.lists(st.sampled_from([*PLAIN, *SELF]) | st.text("abz'.-", min_size=1, max_size=4)))

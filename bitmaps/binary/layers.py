@@ -49,7 +49,5 @@ class BinaryEmbedding(nn.Embedding):
         return self.quantizer(self.weight)
 
     def forward(self, ids: Tensor) -> Tensor:
-        scale: Tensor = self.quantizer.scale
-        if scale.shape[0] == self.num_embeddings:
-            scale = F.embedding(ids, scale, self.padding_idx)
+        scale = F.embedding(ids, self.quantizer.scale.expand(self.num_embeddings, 1), self.padding_idx)
         return self.quantizer(F.embedding(ids, self.weight, self.padding_idx), scale)

@@ -21,12 +21,16 @@ Values = Literal["01", "pm1"]
 Scale = Literal["none", "tensor", "row"]
 Gradient = Literal["identity", "scaled", "clipped"]
 
-VALUES: dict[Values, tuple[float, float]] = {"01": (0.0, 1.0), "pm1": (-1.0, 1.0)}
-
 
 def bits(weight: Tensor, values: Values) -> Tensor:
     """True where a weight takes the high value; what 0 becomes is in the module's docstring."""
     return weight > 0 if values == "01" else weight >= 0
+
+
+def units(weight: Tensor, values: Values) -> Tensor:
+    """The low or the high value for each weight, in its dtype."""
+    bit = bits(weight, values).to(weight.dtype)
+    return bit if values == "01" else 2 * bit - 1
 
 
 def scale_of(weight: Tensor, values: Values, scale: Scale) -> Tensor:
@@ -46,8 +50,7 @@ def scale_of(weight: Tensor, values: Values, scale: Scale) -> Tensor:
 
 def two_values(weight: Tensor, values: Values, scale: Scale) -> Tensor:
     """Binarize without training: a tensor of the same shape. A tensor that has the two values already is unchanged."""
-    low, high = VALUES[values]
-    return scale_of(weight, values, scale) * torch.where(bits(weight, values), high, low).to(weight.dtype)
+    return scale_of(weight, values, scale) * units(weight, values)
 
 
 class StraightThrough(torch.autograd.Function):
@@ -63,8 +66,7 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, scale: Tensor, values: Values, gradient: Gradient) -> Tensor:
-        low, high = VALUES[values]
-        unit = torch.where(bits(weight, values), high, low)
+        unit = units(weight, values)
         window = weight.abs() <= scale if gradient == "clipped" else None
         ctx.save_for_backward(unit, scale, window)
         ctx.gradient = gradient

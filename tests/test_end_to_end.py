@@ -1,0 +1,97 @@
+"""The README's commands as a person types them, on the embedded model and text."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command, timeout=1800):
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def rows(folder):
+    return {row["row"]: row for row in json.loads((folder / "rows.json").read_text(encoding="utf-8"))}
+
+
+def test_the_default_training_keeps_nine_tenths_of_the_accuracy_in_one_bit(tmp_path):
+    folder = tmp_path / "run"
+    run("train.py", "binarize=ffnn", "values=pm1", "measure=none", f"hydra.run.dir={folder}")
+    table = rows(folder)
+    before, naive, trained = table["unbinarized"], table["naive"], table["trained"]
+    assert before["masked_tokens"] >= 10_000
+    assert before["accuracy"] > 0.3
+    assert trained["accuracy"] >= 0.9 * before["accuracy"]
+    assert naive["accuracy"] < 0.1 * before["accuracy"]
+    assert trained["memory_mib"] < 0.75 * before["memory_mib"]
+
+
+def test_the_naive_sweep_prints_its_table(tmp_path):
+    sweep = tmp_path / "sweep"
+    out = run("evaluate.py", "-m", "binarize=none,all,layers", "measure=none", "limit=300", f"hydra.sweep.dir={sweep}")
+    assert (sweep / "results.md").read_text(encoding="utf-8").count("\n") == 5
+    assert "layers" in out
+    none, everything, layers = (
+        json.loads((sweep / str(i) / "metrics.json").read_text(encoding="utf-8")) for i in range(3)
+    )
+    assert none["cross_entropy"] < layers["cross_entropy"] < everything["cross_entropy"]
+    assert everything["memory_mib"] < none["memory_mib"] / 30
+
+
+def test_ptb_is_scored_whole(tmp_path):
+    if "BITMAPS_PTB" not in os.environ:
+        pytest.skip("BITMAPS_PTB is not set: the folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt")
+    folder = tmp_path / "run"
+    run("evaluate.py", "data=ptb", f"data.dir={os.environ['BITMAPS_PTB']}", "measure=none", f"hydra.run.dir={folder}")
+    row = rows(folder)["unbinarized"]
+    assert 10_000 < row["masked_tokens"] < 15_000
+    assert row["known"]["masked_tokens"] < row["masked_tokens"]
+    assert row["accuracy"] > 0.15
+
+
+def test_the_blog_posts_model_is_measured_without_its_weights(tmp_path):
+    folder = tmp_path / "run"
+    measure = ("measure.batch_size=2", "measure.repeats=1", "limit=20")
+    run("evaluate.py", "model=bert_base", "model.weights=random", "binarize=all", *measure, f"hydra.run.dir={folder}")
+    row = rows(folder)["naive"]
+    assert int(row["memory_mib"]) == 13
+    assert row["inference_ms"] > row["inference_masked_ms"] > 0
+
+
+def test_two_processes_train_and_score_as_one(tmp_path):
+    folder = tmp_path / "run"
+    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
+    run("train.py", "debug=fast", "measure=none", *two, f"hydra.run.dir={folder}")
+    table = rows(folder)
+    run("evaluate.py", "measure=none", "limit=256", f"hydra.run.dir={tmp_path / 'one'}")
+    alone = rows(tmp_path / "one")["unbinarized"]
+    assert table["unbinarized"]["masked_tokens"] == alone["masked_tokens"]
+    assert table["unbinarized"]["cross_entropy"] == pytest.approx(alone["cross_entropy"], abs=1e-4)
+    assert table["trained"]["steps"] == 4
+
+
+def test_a_wheel_carries_the_configuration_and_the_adapter(tmp_path):
+    run("-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ".")
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    shipped = {f"bitmaps/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
+    assert names >= shipped | {"bitmaps/py.typed", "bitmaps/adapters/minilm_mlm.safetensors", "bitmaps/bert/model.py"}
+
+
+def test_the_quick_bench_measures_every_row(tmp_path):
+    run("-m", "bitmaps.bench", "--quick", "--rounds", "1", "--output", tmp_path / "bench.json")
+    content = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+    assert {row["contender"] for row in content["rows"]} == {"A/A", "our step", "our step, layers binarized"}
+    assert all(row["median"] > 0 for row in content["rows"])
