@@ -13,6 +13,8 @@ from bitmaps.measure import Timed, inference_time, memory_mib, resident_mib
 from bitmaps.runs import Row, perplexity
 from bitmaps.training import MaskedLanguageModel
 
+SCORES = ("cross_entropy", "accuracy", "mrr")
+
 
 def evaluate(model: Bert, data: MaskedSentences, split: str, timed: Timed, devices: dict[str, Any]) -> Row:
     """Score a model on a split and measure it.
@@ -49,9 +51,8 @@ def evaluate(model: Bert, data: MaskedSentences, split: str, timed: Timed, devic
         "mrr": results["mrr"],
         "masked_tokens": int(results["masked_tokens"]),
         "known": {
-            "cross_entropy": results["known_cross_entropy"],
-            "accuracy": results["known_accuracy"],
-            "mrr": results["known_mrr"],
+            # null where every masked token is unknown
+            **{name: results[f"known_{name}"] if results["known_tokens"] else None for name in SCORES},
             "masked_tokens": int(results["known_tokens"]),
         },
         "inference_ms": full and full.inference_ms,

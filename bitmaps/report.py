@@ -28,7 +28,7 @@ VALUE_SETS = {"01": "{0,1}", "pm1": "{-1,1}", None: ""}
 ROWS = ("unbinarized", "naive", "trained")
 # what makes two rows the same one
 IDENTITY = ("model", "weights", "data", "split", "limit", "row", "components", "values", "scale", "scope", "recipe",
-            "embeddings", "activations", "steps", "seed", "mask_seed", "status")  # fmt: skip
+            "embeddings", "activations", "steps", "seed", "mask_seed")  # fmt: skip
 
 
 def order(row: Row) -> tuple[Any, ...]:
@@ -49,11 +49,9 @@ def rows_of(folder: Path) -> list[Row]:
     """The rows of a run folder; one that failed, is not finished or cannot be read is a row that says so."""
     try:
         metrics = read_metrics(folder)
+        return [{"status": "ok"} | row for row in read_rows(folder)] if metrics["status"] == "ok" else [metrics]
     except InputError as error:
         return [{"status": "failed", "error": str(error)}]
-    if metrics["status"] == "ok":
-        return [{"status": "ok"} | row for row in read_rows(folder)]
-    return [metrics]
 
 
 def collect(folders: list[Path]) -> list[Row]:
@@ -62,7 +60,8 @@ def collect(folders: list[Path]) -> list[Row]:
     unique: dict[str, Row] = {}
     for folder in folders:
         for row in rows_of(folder):
-            unique.setdefault(json.dumps([row.get(name) for name in IDENTITY]), row)
+            place = None if row["status"] == "ok" else str(folder)
+            unique.setdefault(json.dumps([place, *(row.get(name) for name in IDENTITY)]), row)
     return sorted(unique.values(), key=order)
 
 
@@ -122,7 +121,7 @@ def draw(rows: list[Row], path: Path) -> None:
     figure = Figure(figsize=(3.2 * len(measures) + 3, 0.35 * len(rows) + 1.5), layout="constrained")
     axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     for axis, name in zip(axes, measures, strict=True):
-        bars = axis.barh(labels, [row.get(name) or 0.0 for row in rows])
+        bars = axis.barh(range(len(rows)), [row.get(name) or 0.0 for row in rows], tick_label=labels)
         axis.bar_label(
             bars, [f"{row[name]:.4g}" if row.get(name) is not None else "" for row in rows], padding=2, fontsize=8
         )

@@ -103,10 +103,15 @@ class RunFolder:
         self.write({"status": "failed", "error": message} | facts)
 
 
-def read_rows(folder: Path) -> list[Row]:
-    """The rows of a run that ended well."""
-    rows: list[Row] = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
-    return rows
+def read_json(path: Path) -> Any:
+    """Raises:
+    InputError: when the file is missing or not JSON."""
+    if not path.is_file():
+        raise InputError(f"{path.parent} is not a run folder: no {path.name} there")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
 
 
 def read_metrics(folder: Path) -> Row:
@@ -115,13 +120,17 @@ def read_metrics(folder: Path) -> Row:
     Raises:
         InputError: when it is missing, not JSON, or of another format.
     """
-    path = folder / "metrics.json"
-    if not path.is_file():
-        raise InputError(f"{folder} is not a run folder: no metrics.json there")
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+    metrics = read_json(folder / "metrics.json")
     if not isinstance(metrics, dict) or metrics.get("format") != FORMAT:
-        raise InputError(f"{path} is not of format {FORMAT}")
+        raise InputError(f"{folder / 'metrics.json'} is not of format {FORMAT}")
     return metrics
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows of a run that ended well.
+
+    Raises:
+        InputError: when ``rows.json`` is missing or not JSON.
+    """
+    rows: list[Row] = read_json(folder / "rows.json")
+    return rows

@@ -45,9 +45,11 @@ class LossWeights:
 
 
 def distillation(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) in nats, summed over the vocabulary and averaged over the n masked tokens; (n, v), (n, v) -> ()."""
+    """KL(teacher || student) in nats, summed over the vocabulary and averaged over the n masked tokens; (n, v), (n, v) -> ().
+    0 where nothing is masked."""
     teacher_log = F.log_softmax(teacher.float(), -1)
-    return F.kl_div(F.log_softmax(student.float(), -1), teacher_log, reduction="batchmean", log_target=True)
+    total = F.kl_div(F.log_softmax(student.float(), -1), teacher_log, reduction="sum", log_target=True)
+    return total / max(1, len(student))
 
 
 def hidden_error(student: list[Tensor], teacher: list[Tensor], attention_mask: Tensor) -> Tensor:
@@ -128,7 +130,9 @@ class MaskedLanguageModel(LightningModule):
         kept = batch["labels"] != IGNORE
         states = self.model.encode(batch["input_ids"], batch["attention_mask"])
         logits = self.model.head(states[-1][kept])
-        parts = {"cross_entropy": F.cross_entropy(logits.float(), batch["labels"][kept])}
+        # a small batch may come without a single masked token: 0, not the NaN of a mean over nothing
+        cross_entropy = F.cross_entropy(logits.float(), batch["labels"][kept], reduction="sum") / max(1, len(logits))
+        parts = {"cross_entropy": cross_entropy}
         for teacher in self._teacher:
             with torch.no_grad():
                 teacher_states = teacher.encode(batch["input_ids"], batch["attention_mask"])

@@ -131,5 +131,5 @@ def load_from_hub(path: str, split: str, column: str, limit: int | None = None, 
         ) from error
     if rows.column_names is not None and column not in rows.column_names:
         raise InputError(f"{path} has no column {column!r}; valid are {', '.join(rows.column_names)}")
-    texts = (row[column].strip() for row in islice(rows, limit))
-    return [text for text in texts if text]
+    texts = (text for row in rows if (text := row[column].strip()))
+    return list(islice(texts, limit))

@@ -40,7 +40,8 @@ def prose(markup: str) -> Iterator[str]:
     """The paragraphs of a page whose markup gensim has filtered: no headings, lists, captions or table cells."""
     for line in markup.splitlines():
         line = re.sub(r"'{2,}", "", line)  # '' and ''' are italics and bold
-        line = re.sub(r"\(\s*[;,]\s*", "(", re.sub(r"\s+", " ", line)).replace("()", "").strip()
+        line = re.sub(r"\(\s*[;,]\s*", "(", line).replace("()", "")  # what is left of a pronunciation
+        line = re.sub(r"\s+", " ", line).strip()
         if (
             line
             and line[0] not in "=*#:;|!{}+<"
