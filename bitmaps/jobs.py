@@ -20,6 +20,7 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from bitmaps import ADAPTERS
 from bitmaps import config as schema
@@ -31,7 +32,7 @@ from bitmaps.data.sources import Source
 from bitmaps.errors import InputError
 from bitmaps.evaluation import evaluate
 from bitmaps.measure import Timed
-from bitmaps.runs import Row, read_metrics
+from bitmaps.runs import Row
 from bitmaps.training import LossWeights, MaskedLanguageModel
 
 log = logging.getLogger(__name__)
@@ -53,11 +54,9 @@ class Pretrained:
             positions than a sequence of ``length`` or one that is timed."""
         random = settings.weights is schema.Weights.random
         if random and (sizes := settings.shape.sizes()):
-            if settings.tokenizer is None:
-                raise InputError(
-                    "model.shape gives the sizes of random weights, but model.tokenizer=<folder> is missing"
-                )
-            shape, folder = BertConfig.from_dict(sizes), locate(settings.tokenizer)
+            if settings.random_tokenizer is None:
+                raise InputError("model.shape gives the sizes of random weights: model.random_tokenizer is missing")
+            shape, folder = BertConfig.from_dict(sizes), locate(settings.random_tokenizer)
         else:
             folder = locate(str(settings.source))
             shape = BertConfig.from_file(folder / "config.json")
@@ -116,7 +115,9 @@ class Job:
         self.source.check(*splits, self.split)
         longest = max(data.length, config.measure.length if config.measure.repeats else 0)
         self.pretrained = Pretrained.find(config.model, config.seed, longest)
-        make_trainer(**self.devices, logger=False)  # to find what is wrong with the devices before the text is read
+        # what is wrong with the devices is found before the text is read
+        launcher = make_trainer(**self.devices, logger=False).strategy.launcher
+        self.starts_processes = isinstance(launcher, _SubprocessScriptLauncher)
         self.data = MaskedSentences(
             self.source,
             self.pretrained.tokenizer,
@@ -127,6 +128,8 @@ class Job:
             seed=config.seed,
             mask_seed=config.mask_seed,
         )
+        for split in {*splits, self.split}:  # what is wrong with the text is found before a model is read
+            self.data.read(split)
 
     def row(self, model: Bert, facts: Row, **changed: Any) -> Row:
         """One row: what was run, and how it came out."""
@@ -151,9 +154,8 @@ class Evaluation(Job):
 
     def run(self, folder: Path, facts: Row, logger: Logger) -> list[Row]:
         if self.checkpoint is not None:
-            metrics = read_metrics(Path(self.checkpoint))
-            trained = {name: metrics[name] for name in ("scale", "scope", "recipe", "steps", "seed")}
-            return [*self.reference_rows(facts), self.row(load(self.checkpoint), facts, row="trained", **trained)]
+            model = load(self.checkpoint)
+            return [*self.reference_rows(facts), self.row(model, facts | (model.config.bitmaps or {}), row="trained")]
         model = self.pretrained.load()
         components, config = self.config.component_names(), self.config
         if not components:
@@ -211,7 +213,6 @@ class Training(Job):
         trainer = make_trainer(**self.arguments(), logger=logger, callbacks=[*self.callbacks, *bar])
         last, best = folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt"
         trainer.fit(module, datamodule=self.data, ckpt_path=last if config.resume else None, weights_only=True)
-        trainer.save_checkpoint(last)
 
         module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
         effective = to_float(module.model.cpu())
@@ -223,7 +224,7 @@ class Training(Job):
     def write_model(self, model: Bert, folder: Path, facts: Row) -> None:
         """Write the effective weights and the tokenizer in Hugging Face's layout. Only when a run is resumed is there one
         already, of a shorter training: it stays until the new one is complete."""
-        kept = ("components", "values", "scale", "scope", "recipe", "embeddings", "activations", "steps")
+        kept = ("components", "values", "scale", "scope", "recipe", "embeddings", "activations", "steps", "seed")
         model.config = replace(model.config, bitmaps={name: facts[name] for name in kept})
         draft = folder.with_name("model.draft")
         shutil.rmtree(draft, ignore_errors=True)

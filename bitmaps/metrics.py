@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-IGNORE = -100
+IGNORE = -100  # the label of a position that is not scored, as in torch's cross entropy
 
 
 def scored(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

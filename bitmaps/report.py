@@ -26,9 +26,10 @@ COLUMNS = {  # field -> heading and format
 }
 VALUE_SETS = {"01": "{0,1}", "pm1": "{-1,1}", None: ""}
 ROWS = ("unbinarized", "naive", "trained")
-# what makes two rows the same one
-IDENTITY = ("model", "weights", "data", "split", "limit", "row", "components", "values", "scale", "scope", "recipe",
-            "embeddings", "activations", "steps", "seed", "mask_seed")  # fmt: skip
+# columns of their own where rows of one kind differ in them
+VARYING = ("model", "weights", "data", "split", "limit", "scope", "recipe", "steps", "seed", "mask_seed", "dtype")
+# what differs between two measurements of one reference row
+MEASURED = ("command", "seed", "inference_ms", "inference_masked_ms", "inference_repeats")
 
 
 def order(row: Row) -> tuple[Any, ...]:
@@ -55,22 +56,34 @@ def rows_of(folder: Path) -> list[Row]:
 
 
 def collect(folders: list[Path]) -> list[Row]:
-    """All rows of these runs in order, each once. (The unbinarized model has no value set, so a sweep over values meets it
-    again and again.)"""
+    """The rows of these runs in order. What several runs have beside their own row, the unbinarized and the naive model, stands
+    there once; so does the row that a job of a sweep took over from another one."""
     unique: dict[str, Row] = {}
     for folder in folders:
-        for row in rows_of(folder):
-            place = None if row["status"] == "ok" else str(folder)
-            unique.setdefault(json.dumps([place, *(row.get(name) for name in IDENTITY)]), row)
+        *references, own = rows_of(folder)
+        for row in references:
+            unique.setdefault(json.dumps({k: v for k, v in row.items() if k not in MEASURED}), row)
+        unique.setdefault(json.dumps([own, None if own["status"] == "ok" else str(folder)]), own)
     return sorted(unique.values(), key=order)
 
 
-def cells(row: Row) -> list[str]:
+def columns(rows: list[Row]) -> dict[str, tuple[str, str]]:
+    """Field -> heading and format: those of the blog post, after what else tells the rows apart."""
+    kinds = {row.get("row") for row in rows}
+    varying = [
+        name
+        for name in VARYING
+        if any(len({row.get(name) for row in rows if row.get("row") == kind} - {None}) > 1 for kind in kinds)
+    ]
+    return {name: (name.replace("_", " "), "") for name in varying} | COLUMNS
+
+
+def cells(row: Row, names: dict[str, tuple[str, str]]) -> list[str]:
     """What stands in the table: a string a column. A row without scores has its status and error instead."""
     if row["status"] != "ok":
         row = row | {"row": f"{row['status']}: {row.get('error') or 'no result yet'}"}
     texts = []
-    for name, (_, form) in COLUMNS.items():
+    for name, (_, form) in names.items():
         value = row.get(name)
         if name == "values":
             texts.append(VALUE_SETS.get(value, str(value)))
@@ -83,18 +96,20 @@ def cells(row: Row) -> list[str]:
 
 def print_table(rows: list[Row], title: str | None = None) -> None:
     table = Table(title=title, title_justify="left")
-    for heading, form in COLUMNS.values():
+    names = columns(rows)
+    for heading, form in names.values():
         table.add_column(heading, justify="right" if form else "left", overflow="fold", no_wrap=bool(form))
     for row in rows:
-        table.add_row(*cells(row))
+        table.add_row(*cells(row, names))
     console = Console()
     Console(width=None if console.is_terminal else 110).print(table)  # a log file is not 80 characters wide
 
 
 def markdown(rows: list[Row]) -> str:
-    headings = [heading for heading, _ in COLUMNS.values()]
-    rules = ["---:" if form else "---" for _, form in COLUMNS.values()]
-    lines = [headings, rules, *([c.replace("|", "\\|").replace("\n", " ") for c in cells(row)] for row in rows)]
+    names = columns(rows)
+    headings = [heading for heading, _ in names.values()]
+    rules = ["---:" if form else "---" for _, form in names.values()]
+    lines = [headings, rules, *([c.replace("|", "\\|").replace("\n", " ") for c in cells(row, names)] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -117,7 +132,8 @@ def draw(rows: list[Row], path: Path) -> None:
     measures = [name for name, (_, form) in COLUMNS.items() if form and any(row.get(name) is not None for row in rows)]
     if not measures:
         return
-    labels = [" ".join(filter(None, cells(row)[:3])) for row in rows]
+    names = {name: column for name, column in columns(rows).items() if not column[1]}
+    labels = [" ".join(filter(None, cells(row, names))) for row in rows]
     figure = Figure(figsize=(3.2 * len(measures) + 3, 0.35 * len(rows) + 1.5), layout="constrained")
     axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     for axis, name in zip(axes, measures, strict=True):

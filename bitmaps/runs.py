@@ -10,15 +10,17 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bitmaps import __version__
 from bitmaps.errors import InputError
 
 FORMAT = 1
-PACKAGES = ("bitmaps", "torch", "lightning", "transformers", "torchmetrics", "datasets", "hydra-core")
+PACKAGES = ("torch", "lightning", "transformers", "torchmetrics", "datasets", "hydra-core")
 
 Row = dict[str, Any]
 
@@ -43,13 +45,15 @@ def perplexity(cross_entropy: float) -> float | None:
 
 
 def versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    ours = {"python": platform.python_version(), "bitmaps": __version__}
+    return ours | {package: version(package) for package in PACKAGES}
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this package is in, ``-dirty`` if it was changed since; ``None`` outside of one."""
+    """The commit of the checkout that this package is in, ``-dirty`` if it was changed since; ``None`` outside of one, or
+    without git."""
     root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or shutil.which("git") is None:
         return None
     described = subprocess.run(
         ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
@@ -78,7 +82,7 @@ class RunFolder:
         """
         if not self.writes:
             return
-        if not resume and any((self.path / name).exists() for name in ("config.yaml", "metrics.json")):
+        if not resume and self.holds_run():
             raise InputError(
                 f"{self.path} already holds a run: choose another folder, or go on with it by resume={self.path}"
             )
@@ -86,6 +90,9 @@ class RunFolder:
         (self.path / "config.yaml").write_text(config, encoding="utf-8")
         self.claimed = True
         self.write({"status": "running", "error": None} | facts)
+
+    def holds_run(self) -> bool:
+        return any((self.path / name).exists() for name in ("config.yaml", "metrics.json"))
 
     def write(self, state: Row) -> None:
         if self.claimed:

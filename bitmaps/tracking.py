@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 
+from bitmaps.errors import InputError
 from bitmaps.runs import Row
 
 
@@ -38,7 +40,10 @@ def tracking(config: dict[str, Any], folder: Path, facts: Row, group: str | None
     if wandb:
         tags = [facts["components"], *([facts["values"]] if facts["values"] else [])]
         options |= {"name": "-".join(tags), "group": group, "tags": tags}
-    logger = instantiate(config, **options)
+    try:
+        logger = instantiate(config, **options)
+    except InstantiationException as error:
+        raise InputError(f"logger: {error}") from error
     failed = True
     try:
         logger.log_hyperparams({k: v for k, v in facts.items() if not isinstance(v, dict)} | facts["versions"])

@@ -18,16 +18,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection, SumMetric
 
 from bitmaps.bert import Bert
-from bitmaps.data.masking import IGNORE
 from bitmaps.data.module import Batch
-from bitmaps.metrics import MaskedAccuracy, MaskedCrossEntropy, MaskedMRR
+from bitmaps.metrics import IGNORE, MaskedAccuracy, MaskedCrossEntropy, MaskedMRR
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How much each part of the loss counts; a part of weight 0 is not computed.
+    """How much each part of the loss counts; where both parts that distil weigh 0, no teacher is run.
 
     Attributes:
         cross_entropy: of the true tokens.

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import bitmaps
 from bitmaps import cli
 
-WORDS = "the a cat dog bird sat ran flew on under over mat log sky and then it was very big small red blue".split()
+WORDS = "the a cat dog bird sat ran flew on under over mat log sky and then it was very big small red blue".split()  # noqa: SIM905
 FIELDS = {
     "format", "status", "error", "row", "cross_entropy", "perplexity", "accuracy", "mrr", "masked_tokens", "inference_ms",
     "inference_masked_ms", "memory_mib", "resident_mib", "model", "data", "split", "limit", "components", "values", "scale",
@@ -227,15 +227,21 @@ def test_bf16_accumulation_and_early_stopping_train_binary_layers(command, compo
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
 def test_compiled_training_gives_what_eager_training_gives(command):
     for folder, compiled in (("eager", "false"), ("compiled", "true")):
-        options = ("binarize=all", f"trainer.compile={compiled}", f"hydra.run.dir={folder}", "measure=none")
+        precise = "trainer.precision=bf16-mixed"
+        options = ("binarize=all", precise, f"trainer.compile={compiled}", f"hydra.run.dir={folder}", "measure=none")
         code, _, err = command("train", *options, *SHORT)
         assert code == 0, err
-    assert metrics("compiled")["cross_entropy"] == pytest.approx(metrics("eager")["cross_entropy"], abs=1e-2)
+    assert metrics("compiled")["cross_entropy"] == pytest.approx(metrics("eager")["cross_entropy"], abs=5e-2)
 
 
 def test_random_weights_need_no_checkpoint(command, model_folder):
     shape = "{vocab_size:29,hidden_size:16,num_hidden_layers:1,num_attention_heads:2,intermediate_size:32}"
-    given = ("model.weights=random", f"model.shape={shape}", f"model.tokenizer={model_folder}", "model.source=null")
+    given = (
+        "model.weights=random",
+        f"model.shape={shape}",
+        f"model.random_tokenizer={model_folder}",
+        "model.source=null",
+    )
     code, _, err = command("evaluate", *given, "binarize=all", "hydra.run.dir=r", "measure=none")
     assert code == 0, err
     assert metrics("r")["memory_mib"] < metrics("r")["resident_mib"] / 30
@@ -266,6 +272,7 @@ def test_random_weights_need_no_checkpoint(command, model_folder):
         ("train", ["optimizer._target_=torch.optim.Adamw"], "Adamw"),
         ("train", ["recipe=best"], "bitmaps"),
         ("train", ["resume=nowhere"], "nowhere"),
+        ("train", ["-m", "trainer.devices=2", "seed=0,1"], "multirun"),
         ("train", ["-m", "trainer=ddp", "trainer.accelerator=cpu", "seed=0,1"], "multirun"),
     ],
 )
@@ -291,6 +298,48 @@ def test_a_resumed_run_stays_the_run_that_it_was(command):
     assert code == 2
     assert "values cannot change" in err
     assert metrics("r")["status"] == "ok"
+
+
+def test_resuming_on_other_devices_keeps_the_number_of_steps(command):
+    assert command("train", "hydra.run.dir=r", *SHORT, "measure=none")[0] == 0
+    code, _, err = command("train", "resume=r", "trainer=cpu", defaults=())
+    assert code == 0, err
+    assert OmegaConf.load("r/config.yaml").trainer.max_steps == 4
+
+
+def test_a_run_is_resumed_in_its_own_folder_alone(command):
+    assert command("train", "hydra.run.dir=r", *SHORT, "measure=none")[0] == 0
+    assert command("train", "hydra.run.dir=other", *SHORT, "seed=1", "measure=none")[0] == 0
+    before = Path("other/metrics.json").read_bytes()
+    code, _, err = command("train", "resume=r", "hydra.run.dir=other", defaults=())
+    assert code == 2
+    assert "its own folder" in err
+    assert Path("other/metrics.json").read_bytes() == before
+
+
+def test_a_sweep_is_never_written_over_another(command):
+    sweep = ("-m", "binarize=none,all", "hydra.sweep.dir=s", "measure=none", "limit=20")
+    assert command("evaluate", *sweep)[0] == 0
+    before = {path: path.read_bytes() for path in Path("s").rglob("*.json")}
+    code, _, err = command("evaluate", *sweep)
+    assert code != 0
+    assert "already holds a sweep" in err
+    assert before == {path: path.read_bytes() for path in Path("s").rglob("*.json")}
+
+
+def test_every_trained_run_of_a_sweep_has_a_row(command):
+    code, out, err = command("train", "-m", "optimizer.lr=1e-3,5e-4", "hydra.sweep.dir=s", *SHORT, "measure=none")
+    assert code == 0, err
+    assert out.count("trained") == 2
+    assert out.count("unbinarized") == 1
+
+
+def test_a_checkpoint_is_scored_on_its_own_text_also_on_another_split(command, text_folder):
+    assert command("train", "hydra.run.dir=r", *SHORT, "measure=none")[0] == 0
+    code, _, err = command("evaluate", "checkpoint=r", "data.split=test", "hydra.run.dir=e", defaults=["measure=none"])
+    assert code == 0, err
+    assert (metrics("e")["data"], metrics("e")["split"]) == ("text", "test")
+    assert metrics("e")["masked_tokens"] < metrics("r")["masked_tokens"]
 
 
 def test_a_checkpoint_decides_what_is_binarized(command):

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 
-from bitmaps.config import GROUPS, Devices, Scale, check, conf_dir
+from bitmaps.config import GROUPS, Scale, check, conf_dir
 from bitmaps.errors import InputError
 
 CONF = conf_dir()
@@ -232,11 +232,3 @@ def test_nothing_binarized_has_no_values_scale_or_scope():
 def test_what_comes_from_the_hub_goes_by_its_id():
     facts = config("evaluate", "model=hub", "model.source=me/bert", "data=hub", "data.path=me/text").facts()
     assert (facts["model"], facts["data"]) == ("me/bert", "me/text")
-
-
-@pytest.mark.parametrize(
-    ("strategy", "starts"),
-    [("auto", False), ("ddp", True), ("ddp_find_unused_parameters_true", True), ("fsdp", True), ("ddp_spawn", False)],
-)
-def test_only_a_strategy_that_repeats_the_command_starts_processes(strategy, starts):
-    assert Devices(strategy=strategy).starts_processes is starts

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-IGNORE = -100  # the label of a position that is not a target, as in torch's cross entropy
+from bitmaps.metrics import IGNORE
+
 TARGETS, MASKED, RANDOM = 0.15, 0.8, 0.1
 
 

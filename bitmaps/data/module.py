@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from bitmaps.data.masking import IGNORE, Vocabulary, mask_sentence
+from bitmaps.data.masking import Vocabulary, mask_sentence
 from bitmaps.data.sources import Source
 from bitmaps.errors import InputError
+from bitmaps.metrics import IGNORE
 
 Example = tuple[np.ndarray, np.ndarray]  # masked ids and labels of one sentence, (length,) each
 
@@ -178,6 +179,17 @@ class MaskedSentences(LightningDataModule):
         self.seed, self.mask_seed = seed, mask_seed
         self.vocabulary = Vocabulary.of(tokenizer_of(tokenizer_folder))
 
+    def read(self, split: str) -> None:
+        """Read, tokenize and mask a split, which is kept for when it is used.
+
+        Raises:
+            InputError: when there is something wrong with its text.
+        """
+        if split == "train":
+            tokenized(self.source, split, self.tokenizer_folder, self.length, self.limit)
+        else:
+            masked(self.source, split, self.tokenizer_folder, self.length, self.limit, self.mask_seed)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         sentences = tokenized(self.source, "train", self.tokenizer_folder, self.length, self.limit)
         start, rank, world = 0, 0, 1
@@ -190,6 +202,8 @@ class MaskedSentences(LightningDataModule):
     def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
         examples = masked(self.source, split, self.tokenizer_folder, self.length, self.limit, self.mask_seed)
         if self.trainer is not None and self.trainer.world_size > 1:
+            if len(examples) < self.trainer.world_size:
+                raise InputError(f"{len(examples)} sentences are too few for {self.trainer.world_size} processes")
             examples = examples[self.trainer.global_rank :: self.trainer.world_size]
         batches = [
             collate(examples[i : i + self.eval_batch_size], self.vocabulary.pad)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from bitmaps.data.treebank import detokenize
 from bitmaps.errors import InputError
@@ -122,14 +123,27 @@ def load_from_hub(path: str, split: str, column: str, limit: int | None = None, 
     """
     from datasets import load_dataset  # takes a second, so only when it is needed
 
+    texts: list[str] = []
     try:
         rows = load_dataset(path, split=split, **options)
-    except (OSError, ValueError) as error:  # not reachable or not found; unknown configuration or split
+        if rows.column_names is not None and column not in rows.column_names:
+            raise InputError(f"{path} has no column {column!r}; valid are {', '.join(rows.column_names)}")
+        for row in rows:  # when streaming, this is where they are fetched
+            if not isinstance(row[column], str):
+                raise InputError(f"column {column!r} of {path} holds {row[column]!r}, which is not text")
+            if text := row[column].strip():
+                texts.append(text)
+            if len(texts) == limit:
+                break
+    except InputError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        httpx.HTTPError,
+    ) as error:  # not reachable or not found; unknown configuration or split
         raise InputError(
             f"the Hub did not give the data set {options.get('data_files', path)!r}: {error}. Without the Hub: data=wiki, "
             "data=text data.dir=<folder>, or data=ptb data.dir=<folder with ptb.{train,valid,test}.txt>"
         ) from error
-    if rows.column_names is not None and column not in rows.column_names:
-        raise InputError(f"{path} has no column {column!r}; valid are {', '.join(rows.column_names)}")
-    texts = (text for row in rows if (text := row[column].strip()))
-    return list(islice(texts, limit))
+    return texts
