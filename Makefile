@@ -19,7 +19,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# torch first, by its exact version: asked for by a range, pip may fetch a CUDA build of several GB
+# torch first, by its exact version: what another package asks for as a range may be a newer and much larger build
 $(VENV)/torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $$(grep '^torch==' constraints.txt)

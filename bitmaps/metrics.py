@@ -9,6 +9,8 @@ and keep two sums, which are added up across processes. Before any scored positi
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -59,9 +61,9 @@ class _MaskedMean(Metric):
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
+    @abstractmethod
     def each(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(n, vocabulary), (n,) -> (n,)."""
-        raise NotImplementedError
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         logits, labels = scored(logits, labels)
