@@ -120,8 +120,8 @@ class Devices:
 
 @dataclass
 class Trainer(Devices):
-    max_steps: int = 200
-    val_check_interval: int = 100
+    max_steps: int = 240
+    val_check_interval: int = 120
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = 1.0
     log_every_n_steps: int = 10
