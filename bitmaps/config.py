@@ -105,7 +105,7 @@ class Recipe:
 class Measure:
     batch_size: int = 128
     length: int = 64
-    repeats: int = 5
+    repeats: int = 3
     budget_s: float = 20.0
 
 

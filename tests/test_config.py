@@ -150,7 +150,7 @@ def test_a_bad_value_is_named(override, named):
         ("train", "trainer.max_steps=0", "trainer.max_steps=0 "),
         ("train", "trainer.val_check_interval=0", "trainer.val_check_interval=0 "),
         ("train", "trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0 "),
-        ("train", "trainer.max_steps=250", "trainer.max_steps=250 .*trainer.val_check_interval=100"),
+        ("train", "trainer.max_steps=250", "trainer.max_steps=250 .*trainer.val_check_interval=120"),
         ("train", "recipe.loss.hidden=-1", "recipe.loss.hidden=-1"),
         (
             "train",
@@ -172,7 +172,7 @@ def test_a_number_that_cannot_be_is_refused_by_name(command, overrides, message)
         ("evaluate", "model=hub model.source=x"),
         ("evaluate", "model=bert_base model.weights=random model.source=null"),
         ("train", "trainer.max_steps=40"),  # shorter than the interval: one validation, at the end
-        ("train", "trainer.max_steps=300 trainer.gradient_clip_val=null"),
+        ("train", "trainer.max_steps=360 trainer.gradient_clip_val=null"),
         ("train", "binarize=none binarize.scope=all"),
         ("train", "recipe.loss.hidden=0 recipe.loss.logits=0"),
     ],
@@ -183,7 +183,7 @@ def test_what_lies_on_the_edge_is_accepted(command, overrides):
 
 def test_a_run_shorter_than_the_interval_is_validated_once():
     assert config("train", "trainer.max_steps=40").trainer.validation_steps == 40
-    assert config("train", "trainer.max_steps=400").trainer.validation_steps == 100
+    assert config("train", "trainer.max_steps=480").trainer.validation_steps == 120
 
 
 @pytest.mark.parametrize(
