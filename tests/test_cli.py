@@ -224,6 +224,7 @@ def test_bf16_accumulation_and_early_stopping_train_binary_layers(command, compo
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch.compile does things that torch itself warns of
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
 def test_compiled_training_gives_what_eager_training_gives(command):
     for folder, compiled in (("eager", "false"), ("compiled", "true")):
