@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.binary.components import make_trainable
+from bitmaps.binary.quantize import Quantization
 
 BATCH, LENGTH, MASKED = 32, 64, 0.15
 SHAPES = {
@@ -107,7 +108,7 @@ def training_steps(shape: str, rounds: int) -> Iterator[Ratio]:
         "our step": everything,
     }
     yield from compare(shape, "transformers' step", peers, rounds)
-    binarized = make_trainable(Bert(config), ("attention", "ffnn"), "pm1", "row", "scaled", center=True)
+    binarized = make_trainable(Bert(config), ("attention", "ffnn"), Quantization(center="row", gradient="scaled"))
     yield from compare(
         shape, "our step", {"our step": everything, "our step, layers binarized": ours(binarized)}, rounds
     )

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 SWEEPS: list[Path] = []  # the folder of the sweep that has ended, if this command was one
 RESUMABLE = ("trainer", "callbacks", "logger", "measure")  # what may differ from the run that is resumed
-OF_THE_CHECKPOINT = ("model", "binarize", "values", "scale", "embeddings", "activations")  # what a trained run decides
+OF_THE_CHECKPOINT = ("model", "binarize", "values", "scale", "calibrate")  # what a trained run decides
 
 
 def train() -> None:
@@ -111,7 +111,7 @@ def run(command: str, cfg: DictConfig) -> None:
         with tracking(config.logger, folder.path, facts, group=folder.path.parent.name if in_sweep else None) as track:
             rows = rows or job.run(folder.path, facts, track.logger)
             track.summarize(rows[-1])
-        folder.finish(rows)
+        folder.finish(rows, job.sentences)
         if folder.writes and not in_sweep:
             print_table([{"status": "ok"} | row for row in rows])
             print(f"{folder.path}: metrics.json")
@@ -169,6 +169,11 @@ def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     given = keys(overrides)
     if contradicting := [key for key in given if key.split(".")[0] in OF_THE_CHECKPOINT]:
         raise InputError(f"{contradicting[0]} is what checkpoint={cfg.checkpoint} was trained with: leave it out")
+    for key, plain in (("embeddings", "fp32"), ("activations", "float")):
+        if key in given and metrics.get(key) != plain:
+            raise InputError(
+                f"{key} is {metrics.get(key)} in checkpoint={cfg.checkpoint}, as it was trained: leave it out"
+            )
     saved = cast(DictConfig, OmegaConf.load(path / "config.yaml"))
     names = [*OF_THE_CHECKPOINT, *(name for name in ("data", "seed") if name not in given)]
     merged = OmegaConf.merge(cfg, {name: saved[name] for name in names})

@@ -26,13 +26,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 Component = Enum("Component", ["embeddings", "attention", "ffnn", "head"])
 Scope = Enum("Scope", ["all", "matrices"])
-Scale = Enum("Scale", ["none", "tensor", "row"])
-Gradient = Enum("Gradient", ["identity", "scaled", "clipped"])
+Scale = Enum("Scale", ["none", "tensor", "row", "rank_one"])
+Scaling = Enum("Scaling", ["computed", "learned", "lsq"])
+Center = Enum("Center", ["none", "tensor", "row"])
+Gradient = Enum("Gradient", ["identity", "scaled", "clipped", "clamp", "product"])
 Weights = Enum("Weights", ["pretrained", "random"])
 Head = Enum("Head", ["checkpoint", "new"])
 Split = Enum("Split", ["validation", "test"])
-Embeddings = Enum("Embeddings", ["fp32"])
-Activations = Enum("Activations", ["float"])
+Embeddings = Enum("Embeddings", ["fp32", "fp16", "int8", "int4", "bit"])
+Activations = Enum("Activations", ["float", "int8"])
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -88,17 +90,25 @@ class Data:
 
 @dataclass
 class Loss:
-    cross_entropy: float = 1.0
-    logits: float = 1.0
-    hidden: float = 1.0
+    name: str = ""
+    cross_entropy: float = 0.0
+    logits: float = 0.0
+    hidden: float = 0.0
+    directions: float = 0.0
+    attention: float = 0.0
+    relations: float = 0.0
+
+    def weights(self) -> dict[str, float]:
+        """What each part weighs."""
+        return {name: weight for name, weight in asdict(self).items() if name != "name"}
 
 
 @dataclass
 class Recipe:
     name: str = ""
+    scaling: Scaling = Scaling.learned
+    center: Center = Center.none
     gradient: Gradient = Gradient.identity
-    center: bool = False
-    loss: Loss = field(default_factory=Loss)
 
 
 @dataclass
@@ -138,7 +148,7 @@ class Common:
     binarize: Binarize = field(default_factory=Binarize)
     values: str = "pm1"
     scale: Scale = Scale.none
-    embeddings: Embeddings = Embeddings.fp32
+    embeddings: Embeddings | None = None
     activations: Activations = Activations.float
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
@@ -147,9 +157,17 @@ class Common:
     limit: int | None = None
     seed: int = 0
     mask_seed: int = 481
+    mask_sets: int = 1
+    references: bool = True
 
     def component_names(self) -> list[str]:
         return [component.name for component in self.binarize.components]
+
+    def word_table(self) -> str:
+        """How the word table is stored: as asked, or else in one bit if its component is binarized."""
+        if self.embeddings is not None:
+            return self.embeddings.name
+        return "bit" if Component.embeddings in self.binarize.components else "fp32"
 
     def facts(self) -> dict[str, Any]:
         """What is run, as it stands in ``metrics.json``."""
@@ -167,16 +185,19 @@ class Common:
             "scale": self.scale.name if names else None,
             "scope": self.binarize.scope.name if names else None,
             "recipe": None,
-            "embeddings": self.embeddings.name,
+            "loss": None,
+            "embeddings": self.word_table(),
             "activations": self.activations.name,
             "steps": None,
             "seed": self.seed,
             "mask_seed": self.mask_seed,
+            "mask_sets": self.mask_sets,
         }
 
 
 @dataclass
 class Evaluate(Common):
+    calibrate: int = 0
     checkpoint: str | None = None
     trainer: Devices = field(default_factory=Devices)
 
@@ -184,6 +205,7 @@ class Evaluate(Common):
 @dataclass
 class Train(Common):
     recipe: Recipe = field(default_factory=Recipe)
+    loss: Loss = field(default_factory=Loss)
     optimizer: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
@@ -191,7 +213,7 @@ class Train(Common):
     trainer: Trainer = field(default_factory=Trainer)
 
     def facts(self) -> dict[str, Any]:
-        return super().facts() | {"recipe": self.recipe.name}
+        return super().facts() | {"recipe": self.recipe.name, "loss": self.loss.name}
 
 
 # At the root, not inside a group, where it would show up as an option.
@@ -225,6 +247,7 @@ def check(config: Train | Evaluate) -> None:
     at_least(
         1, measure__batch_size=measure.batch_size, measure__length=measure.length, trainer__num_nodes=trainer.num_nodes
     )
+    at_least(1, mask_sets=config.mask_sets)
     at_least(0, seed=config.seed, mask_seed=config.mask_seed, measure__repeats=measure.repeats)
     at_least(0, measure__budget_s=measure.budget_s, model__dropout=model.dropout)
     at_least(3, data__length=data.length)  # [CLS], one piece, [SEP]
@@ -239,6 +262,23 @@ def check(config: Train | Evaluate) -> None:
         raise InputError(f"model={model.name} needs model.source=<Hub id or folder>")
     if model.weights is Weights.random and model.source is None and not model.shape.sizes():
         raise InputError("model.weights=random needs model.shape or a model.source whose config.json gives the shape")
+    if Component.embeddings in config.binarize.components and config.word_table() != "bit":
+        raise InputError(
+            f"embeddings={config.word_table()} contradicts binarize={config.binarize.name}, which has the word table in one bit: "
+            "valid is bit"
+        )
+    if config.scale is Scale.rank_one and config.values == "01":
+        raise InputError("scale=rank_one scales the magnitudes of {-1,1}: values=01 goes with none, tensor or row")
+    if isinstance(config, Evaluate):
+        at_least(0, calibrate=config.calibrate)
+        if config.calibrate and config.binarize.scope is not Scope.matrices:
+            raise InputError(
+                "calibrate re-fits scales and biases, which binarize.scope=all makes two-valued: valid is matrices"
+            )
+        if config.calibrate and config.scale not in (Scale.row, Scale.rank_one):
+            raise InputError(
+                f"calibrate re-fits a scale a row: scale={config.scale.name} has none; valid are row, rank_one"
+            )
     if isinstance(config, Train):
         at_least(
             1,
@@ -251,15 +291,10 @@ def check(config: Train | Evaluate) -> None:
                 f"trainer.max_steps={config.trainer.max_steps} is no multiple of trainer.val_check_interval="
                 f"{config.trainer.val_check_interval}: the last steps would never be scored"
             )
-        loss = config.recipe.loss
-        at_least(
-            0,
-            recipe__loss__cross_entropy=loss.cross_entropy,
-            recipe__loss__logits=loss.logits,
-            recipe__loss__hidden=loss.hidden,
-        )
-        if not (loss.cross_entropy or loss.logits or loss.hidden):
-            raise InputError("all parts of recipe.loss weigh 0; one at least must weigh more")
+        weights = config.loss.weights()
+        at_least(0, **{f"loss__{name}": weight for name, weight in weights.items()})
+        if not any(weights.values()):
+            raise InputError("all parts of loss weigh 0; one at least must weigh more")
         if config.binarize.components and config.binarize.scope is not Scope.matrices:
             raise InputError(
                 f"binarize.scope={config.binarize.scope.name} cannot be trained: biases and LayerNorms stay fp32; valid is matrices"

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
+from torch import Tensor
 
 from bitmaps.bert import Bert
 from bitmaps.data.module import MaskedSentences
@@ -16,7 +17,9 @@ from bitmaps.training import MaskedLanguageModel
 SCORES = ("cross_entropy", "accuracy", "mrr")
 
 
-def evaluate(model: Bert, data: MaskedSentences, split: str, timed: Timed, devices: dict[str, Any]) -> Row:
+def evaluate(
+    model: Bert, data: MaskedSentences, split: str, timed: Timed, devices: dict[str, Any]
+) -> tuple[Row, Tensor]:
     """Score a model on a split and measure it.
 
     Args:
@@ -26,7 +29,8 @@ def evaluate(model: Bert, data: MaskedSentences, split: str, timed: Timed, devic
     Returns:
         cross_entropy (nats), perplexity, accuracy, mrr and masked_tokens; the same without [UNK] targets as ``known``;
         inference_ms and inference_masked_ms a sequence and the repeats they are medians of; memory_mib (pseudo) and
-        resident_mib; device, threads and the dtype that was timed (scores are in fp32).
+        resident_mib; device, threads and the dtype that was timed (scores are in fp32). And the sums of each sentence
+        (``SentenceSums``).
 
     Raises:
         FloatingPointError: when the model makes NaN or infinite logits, naming the module that made them first.
@@ -34,10 +38,11 @@ def evaluate(model: Bert, data: MaskedSentences, split: str, timed: Timed, devic
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     # in fp32 whatever is timed: bf16 rounds neighbouring logits to ties, which count against a model
     scorer = Trainer(**devices | {"precision": "32-true"}, **quiet, use_distributed_sampler=False)
-    module = MaskedLanguageModel(model)
+    module = MaskedLanguageModel(model, sentences=data.count(split))
     run = scorer.test if split == "test" else scorer.validate
     run(module, datamodule=data, verbose=False)
     results = module.results
+    assert module.sentence_sums is not None
     timer = Trainer(**devices, **quiet)
     model.to(timer.strategy.root_device)
     full, at_masks = None, None
@@ -45,7 +50,7 @@ def evaluate(model: Bert, data: MaskedSentences, split: str, timed: Timed, devic
         with timer.precision_plugin.forward_context():
             full = inference_time(model, timed)
             at_masks = inference_time(model, timed, masked_only=True)
-    return {
+    row = {
         "cross_entropy": results["cross_entropy"],
         "perplexity": perplexity(results["cross_entropy"]),
         "accuracy": results["accuracy"],
@@ -65,6 +70,7 @@ def evaluate(model: Bert, data: MaskedSentences, split: str, timed: Timed, devic
         "threads": torch.get_num_threads(),
         "dtype": str(timer.precision),
     }
+    return row, module.sentence_sums
 
 
 def device_name(device: torch.device) -> str:

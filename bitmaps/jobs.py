@@ -26,7 +26,9 @@ from bitmaps import ADAPTERS
 from bitmaps import config as schema
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.bert.checkpoint import check_sha256, load, locate, save
-from bitmaps.binary.components import binarize_naive, make_trainable, to_float
+from bitmaps.binary.calibrate import calibrate
+from bitmaps.binary.components import binarize_naive, make_trainable, round_activations, store_words, to_float
+from bitmaps.binary.quantize import Quantization
 from bitmaps.data.module import MaskedSentences, tokenizer_of
 from bitmaps.data.sources import Source
 from bitmaps.errors import InputError
@@ -107,6 +109,7 @@ class Job:
     def __init__(self, config: schema.Common, devices: schema.Devices, *splits: str) -> None:
         data, self.config = config.data, config
         self.split, self.timed = data.split.name, Timed(**asdict(config.measure))
+        self.sentences: dict[str, torch.Tensor] = {}  # the kind of a row -> SentenceSums
         self.devices = {
             f: getattr(devices, f) for f in ("accelerator", "devices", "num_nodes", "strategy", "precision")
         }
@@ -127,41 +130,69 @@ class Job:
             limit=config.limit,
             seed=config.seed,
             mask_seed=config.mask_seed,
+            mask_sets=config.mask_sets,
         )
         for split in {*splits, self.split}:  # what is wrong with the text is found before a model is read
             self.data.read(split)
 
     def row(self, model: Bert, facts: Row, **changed: Any) -> Row:
-        """One row: what was run, and how it came out."""
-        return facts | changed | evaluate(model, self.data, self.split, self.timed, self.devices)
+        """One row: what was run, and how it came out. What each sentence came to is kept in ``sentences``."""
+        facts = facts | changed
+        scores, self.sentences[facts["row"]] = evaluate(model, self.data, self.split, self.timed, self.devices)
+        return facts | scores
 
     def reference_rows(self, facts: Row) -> list[Row]:
-        """The model as it was, and as naive binarization in the manner of the blog post leaves it."""
-        nothing = {"components": "none", "values": None, "scale": None, "scope": None, "recipe": None, "steps": 0}
-        rows = [self.row(self.pretrained.load(), facts, row="unbinarized", **nothing)]
+        """The model as it was, and as naive binarization in the manner of the blog post leaves it; none unless wanted."""
+        if not self.config.references:
+            return []
+        plain = {"recipe": None, "loss": None, "steps": 0, "calibrated_on": 0, "activations": "float"}
+        nothing = {"components": "none", "values": None, "scale": None, "scope": None, "embeddings": "fp32"}
+        rows = [self.row(self.pretrained.load(), facts, row="unbinarized", **plain, **nothing)]
         if components := self.config.component_names():
             naive = binarize_naive(self.pretrained.load(), components, self.config.values)  # type: ignore[arg-type]
-            rows.append(self.row(naive, facts, row="naive", scale="none", scope="all", recipe=None, steps=0))
+            table = "bit" if "embeddings" in components else "fp32"
+            rows.append(self.row(naive, facts, row="naive", scale="none", scope="all", **plain, embeddings=table))
         return rows
 
 
 class Evaluation(Job):
     """Score a model as it is or naively binarized, or a trained run beside both."""
 
+    config: schema.Evaluate
+
     def __init__(self, config: schema.Evaluate) -> None:
-        super().__init__(config, config.trainer)
+        super().__init__(config, config.trainer, *(["train"] if config.calibrate else []))
         self.checkpoint = config.checkpoint
 
     def run(self, folder: Path, facts: Row, logger: Logger) -> list[Row]:
+        config, components, words = self.config, self.config.component_names(), self.config.word_table()
         if self.checkpoint is not None:
             model = load(self.checkpoint)
-            return [*self.reference_rows(facts), self.row(model, facts | (model.config.bitmaps or {}), row="trained")]
+            facts = facts | (model.config.bitmaps or {}) | {"row": "trained"}
+            references = self.reference_rows(facts)
+            if config.embeddings is not None:  # post-training
+                store_words(model, words, config.values)  # type: ignore[arg-type]
+                facts["embeddings"] = words
+            if config.activations.name != "float":
+                facts["activations"] = config.activations.name
+            if facts["activations"] != "float":
+                round_activations(model, components)
+            return [*references, self.row(model, facts)]
         model = self.pretrained.load()
-        components, config = self.config.component_names(), self.config
-        if not components:
-            return [self.row(model, facts, row="unbinarized", steps=0)]
-        binarize_naive(model, components, config.values, config.scale.name, config.binarize.scope.name)  # type: ignore[arg-type]
-        return [self.row(model, facts, row="naive", steps=0)]
+        facts = facts | {"row": "naive" if components else "unbinarized", "steps": 0, "calibrated_on": config.calibrate}
+        rows = []
+        if config.calibrate:
+            rows = self.reference_rows(facts)
+            facts["row"] = "calibrated"
+        if components:
+            binarize_naive(model, components, config.values, config.scale.name, config.binarize.scope.name)  # type: ignore[arg-type]
+        if config.calibrate:
+            calibrate(model, self.pretrained.load(), components, self.data.first_batches(config.calibrate))
+        if "embeddings" not in components:
+            store_words(model, words, config.values)  # type: ignore[arg-type]
+        if config.activations.name != "float":
+            round_activations(model, components)
+        return [*rows, self.row(model, facts)]
 
 
 class Training(Job):
@@ -198,9 +229,13 @@ class Training(Job):
         config = self.config
         seed_everything(config.seed, verbose=False)
         model = self.pretrained.load().set_dropout(config.model.dropout)
-        loss = LossWeights(**asdict(config.recipe.loss))
-        quantizer = {"gradient": config.recipe.gradient.name, "center": config.recipe.center}
-        make_trainable(model, config.component_names(), config.values, config.scale.name, **quantizer)  # type: ignore[arg-type]
+        loss = LossWeights(**config.loss.weights())
+        components, recipe = config.component_names(), config.recipe
+        parts = (config.values, config.scale.name, recipe.scaling.name, recipe.center.name, recipe.gradient.name)
+        quantization = Quantization(*parts)  # type: ignore[arg-type]
+        make_trainable(model, components, quantization, config.word_table())  # type: ignore[arg-type]
+        if config.activations.name == "int8":
+            round_activations(model, components)
         if config.trainer.compile:  # the parts, because training takes the logits at masked positions between them
             for part in (model.embeddings, model.encoder, model.head):
                 part.compile(dynamic=True)
@@ -216,6 +251,8 @@ class Training(Job):
 
         module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
         effective = to_float(module.model.cpu())
+        if config.activations.name == "int8":
+            round_activations(effective, components)
         facts = facts | {"row": "trained", "steps": trainer.global_step}
         if trainer.is_global_zero:
             self.write_model(effective, folder / "model", facts)
@@ -224,7 +261,18 @@ class Training(Job):
     def write_model(self, model: Bert, folder: Path, facts: Row) -> None:
         """Write the effective weights and the tokenizer in Hugging Face's layout. Only when a run is resumed is there one
         already, of a shorter training: it stays until the new one is complete."""
-        kept = ("components", "values", "scale", "scope", "recipe", "embeddings", "activations", "steps", "seed")
+        kept = (
+            "components",
+            "values",
+            "scale",
+            "scope",
+            "recipe",
+            "loss",
+            "embeddings",
+            "activations",
+            "steps",
+            "seed",
+        )
         model.config = replace(model.config, bitmaps={name: facts[name] for name in kept})
         draft = folder.with_name("model.draft")
         shutil.rmtree(draft, ignore_errors=True)

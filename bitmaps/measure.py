@@ -24,17 +24,45 @@ def numbers_per_row(weight: Tensor) -> int | None:
     return 1 if ((low == -high) | (low == 0) | (high == 0) | (low == high)).all() else 2
 
 
-def pseudo_bits(weight: Tensor) -> int:
-    """What a tensor would take if its two values were stored as bits.
+def is_rank_one(weight: Tensor) -> bool:
+    """Whether the magnitudes of a matrix are a number a row times a number a column."""
+    magnitude = weight.abs().double()
+    first = magnitude[:1, :1]
+    return bool(first > 0) and torch.allclose(magnitude * first, magnitude[:, :1] * magnitude[:1], rtol=1e-5, atol=0)
 
-    The blog post's rule: a tensor of at most two distinct values costs one bit a weight. Extended: a matrix of which every
-    *row* has at most two costs one bit a weight and 32 for each number that a row needs to be rebuilt (``numbers_per_row``).
-    Any other costs its own width a weight.
+
+def is_integer(weight: Tensor, bits: int) -> bool:
+    """Whether every row is a whole number, of ``bits`` bits, times the row's largest magnitude over the largest such number."""
+    largest = 2 ** (bits - 1) - 1
+    steps = weight.double() * largest / weight.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+    return torch.allclose(steps, steps.round(), rtol=0, atol=1e-4)
+
+
+def pseudo_bits(weight: Tensor) -> int:
+    """What a tensor would take if it were stored in as few bits as give it back.
+
+    The blog post's rule: a tensor of at most two distinct values costs one bit a weight. Extended, for a matrix:
+
+        every row has at most two values       1 bit a weight, and 32 for each number that a row needs (``numbers_per_row``)
+        magnitudes of rank one                 1 bit a weight, 32 a row and 32 a column
+        every row is int4 or int8, times a     4 or 8 bits a weight, and 32 a row
+        all numbers are fp16                   16 bits a weight
+
+    Any other tensor costs its own width a weight.
     """
     if ((weight == weight.amin()) | (weight == weight.amax())).all():
         return weight.numel()
-    if weight.ndim > 1 and (numbers := numbers_per_row(weight)) is not None:
-        return weight.numel() + 32 * numbers * (weight.numel() // weight.shape[-1])
+    if weight.ndim == 2:
+        rows, columns = weight.shape
+        if (numbers := numbers_per_row(weight)) is not None:
+            return weight.numel() + 32 * numbers * rows
+        if is_rank_one(weight):
+            return weight.numel() + 32 * (rows + columns)
+        for width in (4, 8):
+            if is_integer(weight, width):
+                return width * weight.numel() + 32 * rows
+        if (weight.half().to(weight.dtype) == weight).all():
+            return 16 * weight.numel()
     return 8 * weight.element_size() * weight.numel()
 
 

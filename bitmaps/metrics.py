@@ -29,10 +29,13 @@ def scored(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"logits {tuple(logits.shape)} do not fit labels {tuple(labels.shape)}")
     kept = labels != IGNORE
-    logits, labels = logits[kept].float(), labels[kept]
+    if not kept.all():
+        logits, labels = logits[kept], labels[kept]
+    logits = logits.float()
     if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < logits.shape[-1]):
         raise ValueError(f"labels must lie in 0..{logits.shape[-1] - 1} or be {IGNORE}")
-    if not torch.isfinite(logits).all():
+    # the sum is not finite if one logit is not, and cheaper to look at; it may overflow without one
+    if not torch.isfinite(logits.sum()) and not torch.isfinite(logits).all():
         raise FloatingPointError("logits that are NaN or infinite")
     return logits, labels
 
@@ -122,3 +125,31 @@ class MaskedMRR(_MaskedMean):
     def each(self, logits: Tensor, labels: Tensor) -> Tensor:
         rank = ranks(logits, labels)
         return torch.where(rank <= self.top, 1.0 / rank, 0.0)
+
+
+class SentenceSums(Metric):
+    """What the masked tokens of each sentence add up to, for differences that are paired by sentence.
+
+    ``compute()`` is (sentences, 4) in fp64: the count of masked tokens, and the sums of cross entropy, hits and reciprocal ranks.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    sums: Tensor
+
+    def __init__(self, sentences: int, top: int = 32) -> None:
+        super().__init__()
+        self.top = top
+        self.add_state("sums", torch.zeros(sentences, 4, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor, sentences: Tensor) -> None:
+        """(n, vocabulary), (n,), and (n,) numbers of sentences."""
+        rank = ranks(logits, labels)
+        each = [
+            torch.ones_like(rank), F.cross_entropy(logits, labels, reduction="none"), rank == 1,
+            torch.where(rank <= self.top, 1.0 / rank, 0.0),
+        ]  # fmt: skip
+        self.sums.index_add_(0, sentences, torch.stack([column.double() for column in each], -1))
+
+    def compute(self) -> Tensor:
+        return self.sums

@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bitmaps import __version__
 from bitmaps.errors import InputError
 
@@ -98,10 +100,11 @@ class RunFolder:
         if self.claimed:
             write_json(self.path / "metrics.json", {"format": FORMAT} | state)
 
-    def finish(self, rows: list[Row]) -> None:
-        """Write the rows; the last is the run's own."""
+    def finish(self, rows: list[Row], sentences: dict[str, Any]) -> None:
+        """Write the rows, of which the last is the run's own, and what the sentences came to: one array a kind of row."""
         if self.claimed:
             write_json(self.path / "rows.json", rows)
+            np.savez_compressed(self.path / "sentences.npz", **sentences)
         self.write({"status": "ok", "error": None} | rows[-1])
 
     def fail(self, error: BaseException, facts: Row) -> None:

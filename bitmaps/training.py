@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,29 +20,36 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection, SumMetric
 
 from bitmaps.bert import Bert
+from bitmaps.bert.encoder import Layer
 from bitmaps.data.module import Batch
-from bitmaps.metrics import IGNORE, MaskedAccuracy, MaskedCrossEntropy, MaskedMRR
+from bitmaps.metrics import IGNORE, MaskedAccuracy, MaskedCrossEntropy, MaskedMRR, SentenceSums
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How much each part of the loss counts; where both parts that distil weigh 0, no teacher is run.
+    """How much each part of the loss counts. All but the first distil from a teacher, which is not run where they all weigh 0.
 
     Attributes:
         cross_entropy: of the true tokens.
-        logits: KL(teacher || student) of the predictions.
+        logits: KL(teacher || student) of the predictions; its gradient is that of a soft cross entropy.
         hidden: mean squared error of the hidden states, averaged over the embeddings' output and every layer's.
+        directions: the same between hidden states that are scaled to unit length (Xu et al. 2024, OneBit, equation 12).
+        attention: mean squared error of the attention scores q k^T / sqrt(d) (Bai et al. 2021, BinaryBERT, section 3.2).
+        relations: squared distance between the directions of q q^T, k k^T and v v^T (Qin et al. 2022, BiBERT, section 3.3).
     """
 
     cross_entropy: float = 1.0
-    logits: float = 1.0
-    hidden: float = 1.0
+    logits: float = 0.0
+    hidden: float = 0.0
+    directions: float = 0.0
+    attention: float = 0.0
+    relations: float = 0.0
 
     @property
     def distill(self) -> bool:
-        return bool(self.logits or self.hidden)
+        return any(weight for name, weight in asdict(self).items() if name != "cross_entropy")
 
 
 def distillation(student: Tensor, teacher: Tensor) -> Tensor:
@@ -51,12 +60,59 @@ def distillation(student: Tensor, teacher: Tensor) -> Tensor:
     return total / max(1, len(student))
 
 
-def hidden_error(student: list[Tensor], teacher: list[Tensor], attention_mask: Tensor) -> Tensor:
-    """Mean squared error between hidden states (batch, length, hidden), over tokens that are not padding and all states."""
-    kept = attention_mask.bool()
-    return torch.stack(
-        [F.mse_loss(s[kept].float(), t[kept].float()) for s, t in zip(student, teacher, strict=True)]
-    ).mean()
+def hidden_error(student: list[Tensor], teacher: list[Tensor], kept: Tensor) -> Tensor:
+    """Mean squared error between hidden states (batch, length, hidden), over all states and the tokens that ``kept`` (batch,
+    length) marks."""
+    pairs = zip(student, teacher, strict=True)
+    return torch.stack([F.mse_loss(s[kept].float(), t[kept].float()) for s, t in pairs]).mean()
+
+
+def direction_error(student: list[Tensor], teacher: list[Tensor], kept: Tensor) -> Tensor:
+    """Squared distance of hidden states as unit vectors, 2 - 2 cos, averaged over tokens and states; shapes as above."""
+    pairs = zip(student, teacher, strict=True)
+    cosines = [F.cosine_similarity(s[kept].float(), t[kept].float(), dim=-1) for s, t in pairs]
+    return torch.stack([2 - 2 * cosine for cosine in cosines]).mean()
+
+
+def attention_error(student: list[Tensor], teacher: list[Tensor], kept: Tensor) -> Tensor:
+    """Mean squared error of the attention scores between tokens of one sentence.
+
+    Both lists hold the queries, keys and values of each layer in turn: (batch, heads, length, d)."""
+    pairs = (kept[:, None, :, None] & kept[:, None, None, :]).expand(-1, student[0].shape[1], -1, -1)
+    errors = []
+    for layer in range(0, len(student), 3):
+        scores = [
+            x[layer].float() @ x[layer + 1].float().mT / math.sqrt(x[layer].shape[-1]) for x in (student, teacher)
+        ]
+        errors.append(F.mse_loss(scores[0][pairs], scores[1][pairs]))
+    return torch.stack(errors).mean()
+
+
+def relation_error(student: list[Tensor], teacher: list[Tensor], kept: Tensor) -> Tensor:
+    """With P = x x^T / ||x x^T|| for the x (length, d) of a head, the squared distance of student and teacher, averaged over
+    sentences, heads, layers, and queries, keys and values. Lists as above; padding is left out."""
+    errors = []
+    for pair in zip(student, teacher, strict=True):
+        ours, theirs = (x.float() * kept[:, None, :, None] for x in pair)
+        ours, theirs = (F.normalize((x @ x.mT).flatten(-2), dim=-1) for x in (ours, theirs))
+        errors.append((ours - theirs).square().sum(-1).mean())
+    return torch.stack(errors).mean()
+
+
+@contextmanager
+def projections(model: Bert, wanted: bool) -> Iterator[list[Tensor]]:
+    """The queries, keys and values of each layer in turn, split into heads, while the model runs; nothing unless ``wanted``."""
+    caught: list[Tensor] = []
+    handles = []
+    for layer in cast("list[Layer]", list(model.encoder.layers)) if wanted else ():
+        heads = layer.attention.split_heads
+        for linear in (layer.attention.query, layer.attention.key, layer.attention.value):
+            handles.append(linear.register_forward_hook(lambda _m, _i, out, heads=heads: caught.append(heads(out))))
+    try:
+        yield caught
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def first_nonfinite_module(model: nn.Module, run: Callable[[], object]) -> str:
@@ -88,6 +144,7 @@ class MaskedLanguageModel(LightningModule):
         loss: what the parts of the loss weigh.
         optimizer: takes the parameters.
         schedule: takes the optimizer; stepped once a training step. ``None``: a constant rate.
+        sentences: how many there are, to leave ``sentence_sums`` for each (``SentenceSums``) when the model is scored; or 0.
     """
 
     def __init__(
@@ -97,10 +154,11 @@ class MaskedLanguageModel(LightningModule):
         loss: LossWeights | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         schedule: Callable[[Optimizer], LRScheduler] | None = None,
+        sentences: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
-        self.loss = loss or LossWeights(logits=0, hidden=0)
+        self.loss = loss or LossWeights()
         if self.loss.distill and teacher is None:
             raise ValueError("distillation needs a teacher")
         self._teacher = (teacher.eval().requires_grad_(False),) if teacher is not None and self.loss.distill else ()
@@ -109,8 +167,10 @@ class MaskedLanguageModel(LightningModule):
             {"cross_entropy": MaskedCrossEntropy(), "accuracy": MaskedAccuracy(), "mrr": MaskedMRR()},
             compute_groups=False,
         )
-        self.known_scores = self.scores.clone()  # without the targets that the tokenizer does not know
-        self.masked_tokens, self.known_tokens = SumMetric(), SumMetric()
+        self.unknown_scores = self.scores.clone()  # of the targets that the tokenizer does not know
+        self.masked_tokens, self.unknown_tokens = SumMetric(), SumMetric()
+        self.by_sentence = SentenceSums(sentences) if sentences else None
+        self.sentence_sums: Tensor | None = None
         self.results: dict[str, float] = {}
 
     def configure_optimizers(self) -> Any:
@@ -126,48 +186,64 @@ class MaskedLanguageModel(LightningModule):
             teacher.to(self.device)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        kept = batch["labels"] != IGNORE
-        states = self.model.encode(batch["input_ids"], batch["attention_mask"])
+        kept, tokens, loss = batch["labels"] != IGNORE, batch["attention_mask"].bool(), self.loss
+        related = bool(loss.attention or loss.relations)
+        with projections(self.model, related) as ours:
+            states = self.model.encode(batch["input_ids"], batch["attention_mask"])
         logits = self.model.head(states[-1][kept])
         # a small batch may come without a single masked token: 0, not the NaN of a mean over nothing
         cross_entropy = F.cross_entropy(logits.float(), batch["labels"][kept], reduction="sum") / max(1, len(logits))
         parts = {"cross_entropy": cross_entropy}
         for teacher in self._teacher:
-            with torch.no_grad():
+            with torch.no_grad(), projections(teacher, related) as theirs:
                 teacher_states = teacher.encode(batch["input_ids"], batch["attention_mask"])
                 teacher_logits = teacher.head(teacher_states[-1][kept])
-            if self.loss.logits:
+            if loss.logits:
                 parts["logits"] = distillation(logits, teacher_logits)
-            if self.loss.hidden:
-                parts["hidden"] = hidden_error(states, teacher_states, batch["attention_mask"])
-        loss = torch.stack([getattr(self.loss, name) * part for name, part in parts.items()]).sum()
-        if not torch.isfinite(loss):
+            # the distance of the hidden states is logged whether it counts or not
+            parts["hidden"] = hidden_error(states, teacher_states, tokens)
+            if loss.directions:
+                parts["directions"] = direction_error(states, teacher_states, tokens)
+            if loss.attention:
+                parts["attention"] = attention_error(ours, theirs, tokens)
+            if loss.relations:
+                parts["relations"] = relation_error(ours, theirs, tokens)
+        total = torch.stack([getattr(loss, name) * part for name, part in parts.items()]).sum()
+        if not torch.isfinite(total):
             raise self.nonfinite(batch, f"at step {self.global_step} a loss that is NaN or infinite")
         self.log_dict({f"train/{name}": part.detach() for name, part in parts.items()})
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        return loss
+        self.log("train/loss", total.detach(), prog_bar=True)
+        return total
 
     def validation_step(self, batch: Batch, _: int) -> None:
         kept = batch["labels"] != IGNORE
         logits, labels = self.model(batch["input_ids"], batch["attention_mask"], positions=kept), batch["labels"][kept]
-        known = labels != self.trainer.datamodule.vocabulary.unknown  # type: ignore[attr-defined]
+        unknown = labels == self.trainer.datamodule.vocabulary.unknown  # type: ignore[attr-defined]
         try:
             self.scores.update(logits, labels)
         except FloatingPointError as error:
             raise self.nonfinite(batch, str(error)) from error
-        self.known_scores.update(logits[known], labels[known])
+        if unknown.any():
+            self.unknown_scores.update(logits[unknown], labels[unknown])
         self.masked_tokens.update(labels.numel())
-        self.known_tokens.update(int(known.sum()))
+        self.unknown_tokens.update(int(unknown.sum()))
+        if self.by_sentence is not None:
+            self.by_sentence.update(logits, labels, batch["sentences"][:, None].expand_as(kept)[kept])
 
     def on_validation_epoch_end(self) -> None:
         """Leaves ``results``, at full precision: the scores and, prefixed ``known_``, those without [UNK] targets."""
+        count, unknown = self.masked_tokens.compute().item(), self.unknown_tokens.compute().item()
         self.results = {name: value.item() for name, value in self.scores.compute().items()}
-        self.results |= {f"known_{name}": value.item() for name, value in self.known_scores.compute().items()}
-        self.results |= {
-            "masked_tokens": self.masked_tokens.compute().item(),
-            "known_tokens": self.known_tokens.compute().item(),
-        }
-        for metric in (self.scores, self.known_scores, self.masked_tokens, self.known_tokens):
+        if unknown < count:
+            of_unknown = {n: v.item() if unknown else 0.0 for n, v in self.unknown_scores.compute().items()}
+            self.results |= {
+                f"known_{name}": (self.results[name] * count - of_unknown[name] * unknown) / (count - unknown)
+                for name in of_unknown
+            }
+        self.results |= {"masked_tokens": count, "known_tokens": count - unknown}
+        if self.by_sentence is not None:
+            self.sentence_sums = self.by_sentence.compute().cpu()
+        for metric in (self.scores, self.unknown_scores, self.masked_tokens, self.unknown_tokens):
             metric.reset()
         if self.trainer.state.fn is not TrainerFn.FITTING:
             return

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.binary.components import COMPONENTS, binarize_naive, make_trainable, selected, to_float
-from bitmaps.binary.layers import BinaryEmbedding, BinaryLinear
+from bitmaps.binary.layers import QuantizedEmbedding, QuantizedLinear
 from bitmaps.binary.quantize import Gradient, Scale, Values
 from bitmaps.config import GROUPS
 from bitmaps.errors import InputError
@@ -124,7 +124,9 @@ def test_make_trainable_swaps_the_layers_of_the_components_alone(tiny: Bert, val
     matrices = {name for name, p in tiny.named_parameters() if p.ndim > 1}
     before = dict(tiny.named_parameters())
     make_trainable(tiny, GROUPS[group], values)
-    binary = {f"{name}.weight" for name, m in tiny.named_modules() if isinstance(m, BinaryLinear | BinaryEmbedding)}
+    binary = {
+        f"{name}.weight" for name, m in tiny.named_modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding)
+    }
     assert binary - {"head.decoder.weight"} == matrices & SELECTED[group]
     assert ("head.decoder.weight" in binary) is (group == "all")
     after = dict(tiny.named_parameters())
@@ -139,8 +141,8 @@ def test_naive_matrices_and_the_start_of_training_are_the_same_function(tiny: Be
 def test_tie_survives_make_trainable_and_to_float(tiny: Bert) -> None:
     make_trainable(tiny, ["embeddings"], "pm1")
     word, decoder = tiny.embeddings.word, tiny.head.decoder
-    assert isinstance(word, BinaryEmbedding)
-    assert isinstance(decoder, BinaryLinear)
+    assert isinstance(word, QuantizedEmbedding)
+    assert isinstance(decoder, QuantizedLinear)
     assert word.weight is decoder.weight
     assert word.quantizer is decoder.quantizer
     scales = [name for name, _ in tiny.named_parameters() if name.endswith("scale")]
@@ -148,7 +150,7 @@ def test_tie_survives_make_trainable_and_to_float(tiny: Bert) -> None:
 
     plain = to_float(tiny)
     assert plain.head.decoder.weight is plain.embeddings.word.weight
-    assert torch.equal(plain.embeddings.word.weight, word.binary_weight)
+    assert torch.equal(plain.embeddings.word.weight, word.effective_weight)
 
 
 def test_untied_decoder_is_the_heads_and_has_its_own_quantizer() -> None:
@@ -157,7 +159,7 @@ def test_untied_decoder_is_the_heads_and_has_its_own_quantizer() -> None:
     make_trainable(model, ["head"], "pm1")
     assert type(model.embeddings.word) is nn.Embedding
     make_trainable(model, ["embeddings"], "pm1")
-    assert isinstance(model.head.decoder, BinaryLinear)
+    assert isinstance(model.head.decoder, QuantizedLinear)
     assert model.embeddings.word.quantizer is not model.head.decoder.quantizer
 
 
@@ -173,7 +175,7 @@ def test_to_float_is_the_same_function_in_a_copy(
     logits = tiny(ids)
     plain = to_float(tiny)
     torch.testing.assert_close(plain(ids), logits, atol=1e-6, rtol=0)
-    assert not any(isinstance(module, BinaryLinear | BinaryEmbedding) for module in plain.modules())
+    assert not any(isinstance(module, QuantizedLinear | QuantizedEmbedding) for module in plain.modules())
     assert plain.state_dict().keys() == Bert(tiny.config).state_dict().keys()
     assert {p.data_ptr() for p in plain.parameters()}.isdisjoint(p.data_ptr() for p in tiny.parameters())
 
@@ -197,8 +199,8 @@ def test_training_reaches_every_latent_weight_and_scale_and_flips_bits(
     tiny: Bert, ids: Tensor, values: Values, component: str, gradient: Gradient
 ) -> None:
     make_trainable(tiny, [component], values, "row", gradient)
-    binary = [module for module in tiny.modules() if isinstance(module, BinaryLinear | BinaryEmbedding)]
-    before = [module.binary_weight > 0 for module in binary]
+    binary = [module for module in tiny.modules() if isinstance(module, QuantizedLinear | QuantizedEmbedding)]
+    before = [module.effective_weight > 0 for module in binary]
     optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
     for _ in range(5):
         loss = F.cross_entropy(tiny(ids, token_type_ids=ids % 2).flatten(0, 1), ids.flatten())
@@ -206,6 +208,6 @@ def test_training_reaches_every_latent_weight_and_scale_and_flips_bits(
         loss.backward()
         assert all(module.weight.grad.any() and module.quantizer.scale.grad.any() for module in binary)
         optimizer.step()
-    after = [module.binary_weight > 0 for module in binary]
+    after = [module.effective_weight > 0 for module in binary]
     assert any((a != b).any() for a, b in zip(after, before, strict=True))
-    assert all(row.unique().numel() <= 2 for module in binary for row in module.binary_weight)
+    assert all(row.unique().numel() <= 2 for module in binary for row in module.effective_weight)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitmaps.binary.layers import BinaryEmbedding, BinaryLinear
+from bitmaps.binary.layers import QuantizedEmbedding, QuantizedLinear
 from bitmaps.binary.quantize import Gradient, Quantizer, Scale, Values
 
 each_values = pytest.mark.parametrize("values", ["01", "pm1"])
@@ -26,11 +26,11 @@ def quantizer_of(
 
 def embedding_of(
     values: Values, scale: Scale, gradient: Gradient, center: bool, padding: int | None, rows: int = 6
-) -> BinaryEmbedding:
+) -> QuantizedEmbedding:
     torch.manual_seed(0)
     embedding = nn.Embedding(rows, 5, padding_idx=padding)
     nn.init.normal_(embedding.weight, 0.1)
-    return BinaryEmbedding.from_float(embedding, quantizer_of(embedding.weight, values, scale, gradient, center))
+    return QuantizedEmbedding.from_float(embedding, quantizer_of(embedding.weight, values, scale, gradient, center))
 
 
 def gradients(layer: nn.Module, output: Tensor, g: Tensor) -> dict[str, Tensor]:
@@ -43,16 +43,16 @@ def gradients(layer: nn.Module, output: Tensor, g: Tensor) -> dict[str, Tensor]:
 @each_scale
 @each_center
 @pytest.mark.parametrize("bias", [False, True])
-def test_linear_is_f_linear_with_the_binary_weight(values: Values, scale: Scale, center: bool, bias: bool) -> None:
+def test_linear_is_f_linear_with_the_effective_weight(values: Values, scale: Scale, center: bool, bias: bool) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(7, 4, bias=bias)
     quantizer = quantizer_of(linear.weight, values, scale, center=center)
-    layer = BinaryLinear.from_float(linear, quantizer)
+    layer = QuantizedLinear.from_float(linear, quantizer)
     x, g = torch.randn(2, 3, 7), torch.randn(2, 3, 4)
-    output, expected = layer(x), F.linear(x, layer.binary_weight, linear.bias)
+    output, expected = layer(x), F.linear(x, layer.effective_weight, linear.bias)
     assert torch.equal(output, expected)
-    assert torch.equal(layer.binary_weight, quantizer(linear.weight))
-    assert all(row.unique().numel() == 2 for row in layer.binary_weight)
+    assert torch.equal(layer.effective_weight, quantizer(linear.weight))
+    assert all(row.unique().numel() == 2 for row in layer.effective_weight)
     actual, reference = gradients(layer, output, g), gradients(layer, expected, g)
     assert len(actual) == 1 + bias + (scale != "none")
     assert all(torch.equal(actual[name], reference[name]) for name in reference)
@@ -62,11 +62,11 @@ def test_linear_is_f_linear_with_the_binary_weight(values: Values, scale: Scale,
 @each_scale
 @each_center
 @pytest.mark.parametrize("rows", [1, 6])
-def test_lookup_reads_rows_of_the_binary_weight(values: Values, scale: Scale, center: bool, rows: int) -> None:
+def test_lookup_reads_rows_of_the_effective_weight(values: Values, scale: Scale, center: bool, rows: int) -> None:
     layer = embedding_of(values, scale, "identity", center, None, rows)
     ids = torch.tensor([[0, 3, 3], [5, 0, 2]]) % rows
-    assert torch.equal(layer(ids), F.embedding(ids, layer.binary_weight))
-    assert torch.equal(layer.binary_weight, layer.quantizer(layer.weight))
+    assert torch.equal(layer(ids), F.embedding(ids, layer.effective_weight))
+    assert torch.equal(layer.effective_weight, layer.quantizer(layer.weight))
 
 
 @each_values
@@ -74,13 +74,13 @@ def test_lookup_reads_rows_of_the_binary_weight(values: Values, scale: Scale, ce
 @each_center
 @pytest.mark.parametrize("gradient", ["identity", "scaled", "clipped"])
 @pytest.mark.parametrize("padding", [None, 0, 3])
-def test_lookup_gradients_are_those_of_indexing_the_binary_weight(
+def test_lookup_gradients_are_those_of_indexing_the_effective_weight(
     values: Values, scale: Scale, gradient: Gradient, center: bool, padding: int | None
 ) -> None:
     layer = embedding_of(values, scale, gradient, center, padding)
     ids = torch.tensor([[0, 3, 3, 1], [5, 0, 2, 3]])
     g = torch.randn(2, 4, 5)
-    reference = gradients(layer, F.embedding(ids, layer.binary_weight, padding), g)
+    reference = gradients(layer, F.embedding(ids, layer.effective_weight, padding), g)
     actual = gradients(layer, layer(ids), g)
     assert actual.keys() == reference.keys()
     for name in reference:
@@ -100,14 +100,14 @@ def test_lookup_of_padding_trains_nothing(scale: Scale) -> None:
 def test_binary_layers_keep_the_parameters_and_the_mode(training: bool) -> None:
     linear, embedding = nn.Linear(3, 2).train(training), nn.Embedding(4, 3, padding_idx=1).train(training)
     quantizer = Quantizer(linear.weight, "pm1", "row", "identity", center=False)
-    binary = BinaryLinear.from_float(linear, quantizer)
+    binary = QuantizedLinear.from_float(linear, quantizer)
     assert binary.weight is linear.weight
     assert binary.bias is linear.bias
     assert binary.quantizer is quantizer
     assert (binary.in_features, binary.out_features, binary.training) == (3, 2, training)
 
     quantizer = Quantizer(embedding.weight, "pm1", "row", "identity", center=False)
-    looked_up = BinaryEmbedding.from_float(embedding, quantizer)
+    looked_up = QuantizedEmbedding.from_float(embedding, quantizer)
     assert looked_up.weight is embedding.weight
     assert looked_up.quantizer is quantizer
     assert (looked_up.num_embeddings, looked_up.embedding_dim, looked_up.padding_idx) == (4, 3, 1)
@@ -118,12 +118,12 @@ def test_binary_layers_keep_the_parameters_and_the_mode(training: bool) -> None:
 def test_linear_under_autocast_multiplies_in_bf16_and_trains_in_fp32(values: Values) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(16, 8)
-    layer = BinaryLinear.from_float(linear, quantizer_of(linear.weight, values, "row"))
+    layer = QuantizedLinear.from_float(linear, quantizer_of(linear.weight, values, "row"))
     x = torch.randn(5, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = layer(x)
-        expected = F.linear(x, layer.binary_weight, layer.bias)
-        assert layer.binary_weight.dtype == torch.float32
+        expected = F.linear(x, layer.effective_weight, layer.bias)
+        assert layer.effective_weight.dtype == torch.float32
     assert output.dtype == torch.bfloat16
     assert torch.equal(output, expected)
     torch.testing.assert_close(output.float(), layer(x), atol=0.05, rtol=0.02)

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from bitmaps.bert import Bert
-from bitmaps.binary.layers import BinaryEmbedding, BinaryLinear
-from bitmaps.binary.quantize import Gradient, Quantizer, Scale, Values, two_values
+from bitmaps.binary.layers import QuantizedEmbedding, QuantizedLinear
+from bitmaps.binary.quantize import Quantization, Quantizer, Scale, Values, two_values
+from bitmaps.binary.rounding import Rounding, Stored, round_inputs, rounded
 from bitmaps.errors import InputError
 
 Scope = Literal["all", "matrices"]
+WordTable = Literal["fp32", "bit"] | Stored
 
 # component -> its parameters' names. `attention` and `ffnn` are everything of their block, output projection and LayerNorm
 # included. The decoder's weight is the word embeddings' (tied), so it belongs to `embeddings`; its bias to `head`.
@@ -41,6 +43,12 @@ def selected(model: Bert, components: Iterable[str]) -> Iterator[tuple[str, nn.P
             yield name, parameter
 
 
+def matrices(model: Bert, components: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Those of ``selected`` that are weight matrices. The token types' table is none: its rows are two biases, one of which is
+    added to every token."""
+    return {n: p for n, p in selected(model, components) if p.ndim > 1 and n != "embeddings.token_type.weight"}
+
+
 @torch.no_grad()
 def binarize_naive(
     model: Bert, components: Iterable[str], values: Values, scale: Scale = "none", scope: Scope = "all"
@@ -51,54 +59,90 @@ def binarize_naive(
         scope: ``all``, as in the blog post, makes every parameter of a component two-valued, biases and LayerNorm too;
             ``matrices`` leaves those alone.
     """
-    for _, parameter in selected(model, components):
-        if scope == "all" or parameter.ndim > 1:
-            parameter.copy_(two_values(parameter, values, scale))
+    chosen = dict(selected(model, components)) if scope == "all" else matrices(model, components)
+    for parameter in chosen.values():
+        parameter.copy_(two_values(parameter, values, scale))
     return model
 
 
+@torch.no_grad()
+def store_words(model: Bert, stored: WordTable, values: Values = "pm1") -> Bert:
+    """Bring the word table, and with it a tied decoder, into the precision it is to be stored in, without training, in place."""
+    weight = model.embeddings.word.weight
+    if stored == "bit":
+        center_words(model)
+        weight.copy_(two_values(weight, values, "row"))
+    elif stored != "fp32":
+        weight.copy_(rounded(weight, stored))
+    return model
+
+
+@torch.no_grad()
+def center_words(model: Bert) -> None:
+    """Move the mean word vector into the token types, which are added to every word: the hidden states stay the same, and so do
+    the predictions, as a tied decoder loses the same amount for every word. Without it the bits of a column are mostly alike.
+    """
+    mean = model.embeddings.word.weight.mean(0)
+    model.embeddings.word.weight -= mean
+    model.embeddings.token_type.weight += mean
+
+
 def make_trainable(
-    model: Bert,
-    components: Iterable[str],
-    values: Values,
-    scale: Scale = "row",
-    gradient: Gradient = "identity",
-    center: bool = False,
+    model: Bert, components: Iterable[str], quantization: Quantization, words: WordTable | None = None
 ) -> Bert:
-    """Swap the linear and embedding layers of the components, in place, for binary ones that can be trained.
+    """Swap the linear and embedding layers of the components, in place, for quantized ones that can be trained.
 
     Biases and LayerNorms stay as they are. Each layer keeps its ``Parameter`` as latent weight; layers that share one (the
-    word embeddings and the decoder) share one ``Quantizer`` too. With no components nothing changes.
+    word embeddings and the decoder) share one ``Quantizer`` too. With no components nothing changes, the word table apart.
+
+    Args:
+        words: how the word table is to be stored. ``None`` leaves it to the components.
     """
-    matrices = {id(parameter) for _, parameter in selected(model, components) if parameter.ndim > 1}
-    quantizers: dict[int, Quantizer] = {}
+    table = model.embeddings.word.weight
+    chosen = {id(parameter) for parameter in matrices(model, components).values()}
+    quantizers: dict[int, Quantizer | Rounding] = {}
+    if words == "bit" or (words is None and id(table) in chosen):
+        center_words(model)
+        chosen.add(id(table))
+    elif words is not None and words != "fp32":
+        quantizers[id(table)] = Rounding(words)
+        chosen.add(id(table))
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if not isinstance(child, nn.Linear | nn.Embedding) or id(child.weight) not in matrices:
+            if not isinstance(child, nn.Linear | nn.Embedding) or id(child.weight) not in chosen:
                 continue
             key = id(child.weight)
             if key not in quantizers:
-                quantizers[key] = Quantizer(child.weight, values, scale, gradient, center)
+                quantizers[key] = Quantizer(child.weight, quantization)
             if isinstance(child, nn.Linear):
-                setattr(parent, name, BinaryLinear.from_float(child, quantizers[key]))
+                setattr(parent, name, QuantizedLinear.from_float(child, quantizers[key]))
             else:
-                setattr(parent, name, BinaryEmbedding.from_float(child, quantizers[key]))
+                setattr(parent, name, QuantizedEmbedding.from_float(child, quantizers[key]))
+    return model
+
+
+def round_activations(model: Bert, components: Iterable[str]) -> Bert:
+    """Have what enters the linear layers of these components rounded to int8, a scale for each token, from now on, in place."""
+    chosen = {id(parameter) for parameter in matrices(model, components).values()}
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and id(module.weight) in chosen:
+            module.register_forward_pre_hook(round_inputs)
     return model
 
 
 @torch.no_grad()
 def to_float(model: Bert) -> Bert:
-    """A copy in which every binary layer is an ordinary one again that holds its *effective* weight, ties included."""
+    """A copy in which every quantized layer is an ordinary one again that holds its *effective* weight, ties included."""
     model = copy.deepcopy(model)
     effective: dict[int, nn.Parameter] = {}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if not isinstance(child, BinaryLinear | BinaryEmbedding):
+            if not isinstance(child, QuantizedLinear | QuantizedEmbedding):
                 continue
             if id(child.weight) not in effective:
-                effective[id(child.weight)] = nn.Parameter(child.binary_weight)
+                effective[id(child.weight)] = nn.Parameter(child.effective_weight)
             layer: nn.Linear | nn.Embedding
-            if isinstance(child, BinaryLinear):
+            if isinstance(child, QuantizedLinear):
                 layer = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
                 layer.bias = child.bias
             else:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from typing import TypedDict
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -18,12 +21,13 @@ from bitmaps.data.sources import Source
 from bitmaps.errors import InputError
 from bitmaps.metrics import IGNORE
 
-Example = tuple[np.ndarray, np.ndarray]  # masked ids and labels of one sentence, (length,) each
+Example = tuple[int, np.ndarray, np.ndarray]  # number of a sentence, its masked ids and labels, (length,) each
 
 
 class Batch(TypedDict):
-    """(batch, length) each; the mask is true for tokens, labels are -100 where not masked."""
+    """(batch, length) each; the mask is true for tokens, labels are -100 where not masked. And (batch,) numbers of sentences."""
 
+    sentences: Tensor
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
@@ -65,32 +69,44 @@ def tokenized(source: Source, split: str, tokenizer_folder: str, length: int, li
 
 @cache
 def masked(
-    source: Source, split: str, tokenizer_folder: str, length: int, limit: int | None, mask_seed: int
+    source: Source,
+    split: str,
+    tokenizer_folder: str,
+    length: int,
+    limit: int | None,
+    mask_seed: int,
+    mask_sets: int = 1,
 ) -> list[Example]:
-    """A split with its evaluation masks, shortest sentence first. A sentence's masks depend on ``mask_seed``, its number in
-    the split and its pieces: not on the batch size, the order or the machine.
+    """A split with its evaluation masks, shortest sentence first; ``mask_sets`` times, with as many seeds from ``mask_seed``
+    on. A sentence's masks depend on the seed, its number in the split and its pieces: not on the batch size, the order or the
+    machine.
 
     Raises:
         InputError: when not one piece came to be masked.
     """
     vocabulary = Vocabulary.of(tokenizer_of(tokenizer_folder))
     pieces = tokenized(source, split, tokenizer_folder, length, limit)
-    examples = [mask_sentence(ids, [mask_seed, number], vocabulary) for number, ids in enumerate(pieces)]
-    if not any((labels != IGNORE).any() for _, labels in examples):
+    examples = [
+        (number, *mask_sentence(ids, [seed, number], vocabulary))
+        for seed in range(mask_seed, mask_seed + mask_sets)
+        for number, ids in enumerate(pieces)
+    ]
+    if not any((labels != IGNORE).any() for *_, labels in examples):
         raise InputError(f"limit={limit} leaves no masked token in the {split} split of data={source.name}: raise it")
-    return sorted(examples, key=lambda example: len(example[0]))
+    return sorted(examples, key=lambda example: len(example[1]))
 
 
 def collate(examples: list[Example], pad: int) -> Batch:
     """Pad to the longest."""
-    shape = len(examples), max(len(ids) for ids, _ in examples)
+    shape = len(examples), max(len(ids) for _, ids, _ in examples)
     input_ids, labels = np.full(shape, pad), np.full(shape, IGNORE)
     attention_mask = np.zeros(shape, dtype=bool)
-    for row, (ids, targets) in enumerate(examples):
+    for row, (_, ids, targets) in enumerate(examples):
         input_ids[row, : len(ids)] = ids
         labels[row, : len(ids)] = targets
         attention_mask[row, : len(ids)] = True
     return Batch(
+        sentences=torch.tensor([number for number, *_ in examples]),
         input_ids=torch.from_numpy(input_ids),
         attention_mask=torch.from_numpy(attention_mask),
         labels=torch.from_numpy(labels),
@@ -142,7 +158,7 @@ class TrainingStream(IterableDataset[Batch]):
                 current = number // count
                 batches = self.epoch(current)
             examples = [
-                mask_sentence(self.sentences[i], [self.seed, current, int(i)], self.vocabulary)
+                (int(i), *mask_sentence(self.sentences[i], [self.seed, current, int(i)], self.vocabulary))
                 for i in batches[number % count]
             ]
             yield collate(examples, self.vocabulary.pad)
@@ -159,6 +175,7 @@ class MaskedSentences(LightningDataModule):
         length: word pieces a sentence at most, [CLS] and [SEP] included.
         limit: read only the first so many sentences of a split.
         seed, mask_seed: of the training batches, and of the evaluation masks.
+        mask_sets: sets of evaluation masks in all. Validation in the course of training takes the first alone.
     """
 
     def __init__(
@@ -172,11 +189,12 @@ class MaskedSentences(LightningDataModule):
         limit: int | None = None,
         seed: int = 0,
         mask_seed: int = 481,
+        mask_sets: int = 1,
     ) -> None:
         super().__init__()
         self.source, self.tokenizer_folder, self.length, self.limit = source, tokenizer_folder, length, limit
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.seed, self.mask_seed = seed, mask_seed
+        self.seed, self.mask_seed, self.mask_sets = seed, mask_seed, mask_sets
         self.vocabulary = Vocabulary.of(tokenizer_of(tokenizer_folder))
 
     def read(self, split: str) -> None:
@@ -188,7 +206,22 @@ class MaskedSentences(LightningDataModule):
         if split == "train":
             tokenized(self.source, split, self.tokenizer_folder, self.length, self.limit)
         else:
-            masked(self.source, split, self.tokenizer_folder, self.length, self.limit, self.mask_seed)
+            self.masked(split)
+
+    def count(self, split: str) -> int:
+        """Sentences in a split."""
+        return len(tokenized(self.source, split, self.tokenizer_folder, self.length, self.limit))
+
+    def masked(self, split: str) -> list[Example]:
+        fitting = self.trainer is not None and self.trainer.state.fn is TrainerFn.FITTING
+        sets = 1 if fitting else self.mask_sets
+        return masked(self.source, split, self.tokenizer_folder, self.length, self.limit, self.mask_seed, sets)
+
+    def first_batches(self, sentences: int) -> list[Batch]:
+        """So many sentences of the train split, as they would be trained on, or a few more."""
+        pieces = tokenized(self.source, "train", self.tokenizer_folder, self.length, self.limit)
+        stream = TrainingStream(pieces, self.vocabulary, self.batch_size, self.seed)
+        return list(islice(stream, math.ceil(sentences / self.batch_size)))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         sentences = tokenized(self.source, "train", self.tokenizer_folder, self.length, self.limit)
@@ -200,7 +233,7 @@ class MaskedSentences(LightningDataModule):
         return DataLoader(stream, batch_size=None)
 
     def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
-        examples = masked(self.source, split, self.tokenizer_folder, self.length, self.limit, self.mask_seed)
+        examples = self.masked(split)
         if self.trainer is not None and self.trainer.world_size > 1:
             if len(examples) < self.trainer.world_size:
                 raise InputError(f"{len(examples)} sentences are too few for {self.trainer.world_size} processes")

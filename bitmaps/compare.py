@@ -1,0 +1,206 @@
+"""The standard work: every recipe on the Penn Treebank, from one full-precision model, on the same budget.
+
+    python -m bitmaps.compare short data.dir=<folder with ptb.train.txt, ptb.valid.txt, ptb.test.txt>
+    python -m bitmaps.compare long data.dir=<folder>
+
+makes the full-precision model if ``<folder>/teacher`` holds none, then every job below, several side by side, each as
+``train.py`` or ``evaluate.py`` would on its own. It may be stopped and started again: what is done is left alone, what has a
+checkpoint goes on from there. Overrides go to every job. What came of it is written to ``--results``, one JSON file a job: its
+row, and how it differs from the full-precision model, with a paired bootstrap interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitmaps.errors import InputError
+from bitmaps.runs import read_metrics, write_json
+
+PUBLISHED = ("students", "bwn", "bibert", "bit", "paretoq", "bitnet", "onebit")
+OURS = {  # what is in one bit
+    "layers": ("binarize=layers",),
+    "ffnn": ("binarize=ffnn",),
+    "all": ("binarize=all",),
+    "layers-01": ("binarize=layers", "values=01"),
+    "layers-words_bit": ("binarize=layers", "embeddings=bit"),
+}
+AFTER_TRAINING = ("embeddings=fp16", "embeddings=int8", "embeddings=int4", "activations=int8")  # of a run of `layers`
+SCORES = ("cross_entropy", "accuracy", "mrr")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its name, which is its folder's, the overrides of its command, and the job whose model it scores, if any."""
+
+    name: str
+    overrides: tuple[str, ...]
+    command: str = "train"
+    of: str | None = None
+
+
+def jobs_of(budget: str, seeds: Sequence[int]) -> list[Job]:
+    """All runs of a budget, the first seed first."""
+    scored = ("data=ptb", "measure=none", "mask_sets=5", "references=false")
+    layers, matrices = (*scored, "model=hub", "binarize=layers"), ("scale=row", "binarize.scope=matrices")
+    jobs = []
+    if budget == "short":
+        jobs += [
+            Job("naive", layers, "evaluate"),
+            Job("scaled", (*layers, *matrices), "evaluate"),
+            Job("calibrated", (*layers, *matrices, "calibrate=512"), "evaluate"),
+        ]
+    for seed in seeds:
+        fixed = (f"experiment=ptb_{budget}", f"seed={seed}")
+        jobs.append(Job(f"full_precision-{seed}", (*fixed, "binarize=none", "loss=tokens")))
+        jobs += [Job(f"bitmaps-{row}-{seed}", (*fixed, *what)) for row, what in OURS.items()]
+        for override in AFTER_TRAINING:
+            name = f"bitmaps-layers-{seed}"
+            jobs.append(Job(f"{name}-{override.replace('=', '_')}", (*scored, override), "evaluate", of=name))
+        for recipe in PUBLISHED if budget == "short" else ():
+            jobs.append(Job(f"{recipe}_own-layers-{seed}", (*fixed, f"recipe={recipe}")))
+            if recipe != "bitnet":  # as a map the same as bit: under the same loss the same run
+                jobs.append(Job(f"{recipe}_common-layers-{seed}", (*fixed, f"recipe={recipe}", "loss=common")))
+    return jobs
+
+
+def differences(ours: NDArray[Any], theirs: NDArray[Any], draws: int = 2000) -> dict[str, dict[str, float]]:
+    """Ours minus theirs, and ours over theirs, with the 95 % interval of a bootstrap that draws sentences, the same for both.
+
+    Args:
+        ours, theirs: ``bitmaps.metrics.SentenceSums`` of the same masked sentences, (sentences, 4).
+        draws: bootstrap samples.
+
+    Raises:
+        InputError: when the masked tokens are not the same.
+    """
+    if ours.shape != theirs.shape or (ours[:, 0] != theirs[:, 0]).any():
+        raise InputError("two runs that were not scored on the same masked sentences cannot be compared")
+    sentences = len(ours)
+    weights = np.random.RandomState(0).multinomial(sentences, np.full(sentences, 1 / sentences), draws)
+    weights = np.concatenate([np.ones((1, sentences)), weights])
+    mine, other = weights @ ours, weights @ theirs
+    found = {}
+    for column, name in enumerate(SCORES, 1):
+        a, b = mine[:, column] / mine[:, 0], other[:, column] / other[:, 0]
+        for kind, values in ((name, a - b), (f"{name}_ratio", a / b)):
+            low, high = np.percentile(values[1:], (2.5, 97.5))
+            found[kind] = {"value": float(values[0]), "low": float(low), "high": float(high)}
+    return found
+
+
+def sums(folder: Path) -> NDArray[Any]:
+    """What each sentence came to in a run's own row."""
+    with np.load(folder / "sentences.npz") as arrays:
+        return np.asarray(arrays[list(arrays)[-1]])
+
+
+def done(folder: Path) -> bool:
+    return (folder / "metrics.json").is_file() and read_metrics(folder)["status"] == "ok"
+
+
+def run(job: Job, folder: Path, extra: Sequence[str], threads: int) -> float:
+    """Run a job, unless it is done, in its folder, and give the seconds that took.
+
+    Raises:
+        InputError: when it fails; what it said is in the file beside its folder.
+    """
+    start = time.monotonic()
+    if done(folder):
+        return 0.0
+    if (folder / "checkpoints" / "last.ckpt").is_file():
+        arguments = [f"resume={folder}"]
+    else:
+        shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint: there is nothing to go on from
+        arguments = [*job.overrides, *extra, f"hydra.run.dir={folder}"]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    code = f"from bitmaps.cli import {job.command}; {job.command}()"
+    with folder.with_name(f"{folder.name}.log").open("w", encoding="utf-8") as said:
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        ended = subprocess.run(
+            [sys.executable, "-c", code, *arguments], stdout=said, stderr=said, env=environment, check=False
+        )
+    if ended.returncode or not done(folder):
+        raise InputError(f"{job.name} failed: see {said.name}")
+    return time.monotonic() - start
+
+
+def write_result(job: Job, folder: Path, teacher: Path, results: Path) -> None:
+    """The row of a job and how it differs from the full-precision model, as JSON."""
+    of_run = ("format", "status", "error", "inference_ms", "inference_masked_ms", "inference_repeats")
+    row = {name: value for name, value in read_metrics(folder / job.name).items() if name not in of_run}
+    versus = differences(sums(folder / job.name), sums(teacher))
+    results.mkdir(parents=True, exist_ok=True)
+    write_json(results / f"{job.name}.json", {"job": job.name, "versus_full_precision": versus} | row)
+
+
+def compare(
+    budget: str, folder: Path, results: Path, parallel: int, seeds: Sequence[int], pattern: str, extra: Sequence[str]
+) -> None:
+    """Make the full-precision model, then run what is not done yet of a budget, ``parallel`` runs side by side."""
+    threads = max(1, (os.cpu_count() or 1) // parallel)
+    teacher = folder / "teacher"
+    run(Job("teacher", ("experiment=ptb",)), teacher, extra, threads * parallel)
+    of_all = [override for override in extra if not override.startswith("model")]  # which the teacher alone starts from
+    jobs = {job.name: job for job in jobs_of(budget, seeds) if fnmatchcase(job.name, pattern)}
+    todo = [job for job in jobs.values() if not done(folder / budget / job.name)]
+    print(f"{len(jobs) - len(todo)} of {len(jobs)} jobs are done", flush=True)
+    took: list[float] = []
+    for ready in ([job for job in todo if job.of is None], [job for job in todo if job.of is not None]):
+        with ThreadPoolExecutor(parallel) as pool:
+            running = {}
+            for job in ready:
+                source = f"model.source={teacher}" if job.of is None else f"checkpoint={folder / budget / job.of}"
+                running[pool.submit(run, job, folder / budget / job.name, [*of_all, source], threads)] = job
+            for ended in as_completed(running):
+                took.append(ended.result())
+                job, left = running[ended], len(todo) - len(took)
+                minutes = left * statistics.mean(took) / parallel / 60
+                print(f"{job.name}: {took[-1] / 60:.1f} min; {left} to go, about {minutes:.0f} min", flush=True)
+                write_result(job, folder / budget, teacher, results / budget)
+    write_result(Job("teacher", ()), folder, teacher, results)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bitmaps.compare", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("budget", choices=("short", "long"), help="300 or 1,500 steps of 32 sentences")
+    parser.add_argument(
+        "overrides", nargs="*", help="of every job, such as data.dir=<folder>, model=bert_base or trainer=gpu"
+    )
+    parser.add_argument("--folder", type=Path, default=Path("runs/ptb"), help="of the runs (default: %(default)s)")
+    parser.add_argument(
+        "--results", type=Path, default=Path("docs/results/ptb"), help="of the JSON files (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--parallel", type=int, default=os.cpu_count(), help="runs side by side (default: one a processor)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on (default: %(default)s)")
+    parser.add_argument(
+        "--jobs", default="*", metavar="PATTERN", help="only those of such names, as in a shell: 'bitmaps-*-0'"
+    )
+    arguments = parser.parse_args()
+    try:
+        compare(
+            arguments.budget, arguments.folder, arguments.results, arguments.parallel, range(arguments.seeds),
+            arguments.jobs, arguments.overrides,
+        )  # fmt: skip
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
