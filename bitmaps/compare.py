@@ -2,11 +2,12 @@
 
     python -m bitmaps.compare short data.dir=<folder with ptb.train.txt, ptb.valid.txt, ptb.test.txt>
     python -m bitmaps.compare long data.dir=<folder>
+    python -m bitmaps.compare table
 
-makes the full-precision model if ``<folder>/teacher`` holds none, then every job below, several side by side, each as
-``train.py`` or ``evaluate.py`` would on its own. It may be stopped and started again: what is done is left alone, what has a
-checkpoint goes on from there. Overrides go to every job. What came of it is written to ``--results``, one JSON file a job: its
-row, and how it differs from the full-precision model, with a paired bootstrap interval.
+The first two make the full-precision model if ``<folder>/teacher`` holds none, then every job of ``jobs_of``, several side by
+side, each as ``train.py`` or ``evaluate.py`` would on its own. They may be stopped and started again: what is done is left alone,
+what has a checkpoint goes on from there. Overrides go to every job. What came of it is written to ``--results``, one JSON file a
+recipe and row, its seeds together. ``table`` prints them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitmaps.errors import InputError
-from bitmaps.runs import read_metrics, write_json
+from bitmaps.runs import read_json, read_metrics, write_json
 
 PUBLISHED = ("students", "bwn", "bibert", "bit", "paretoq", "bitnet", "onebit")
 OURS = {  # what is in one bit
@@ -41,16 +42,36 @@ OURS = {  # what is in one bit
 }
 AFTER_TRAINING = ("embeddings=fp16", "embeddings=int8", "embeddings=int4", "activations=int8")  # of a run of `layers`
 SCORES = ("cross_entropy", "accuracy", "mrr")
+# what of a run's row does not belong to the line
+OF_A_RUN = (
+    "format",
+    "status",
+    "error",
+    "seed",
+    "known",
+    *SCORES,
+    "perplexity",
+    "inference_ms",
+    "inference_masked_ms",
+    "inference_repeats",
+)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its name, which is its folder's, the overrides of its command, and the job whose model it scores, if any."""
+    """One run: the line of the table it belongs to, its seed, the overrides of its command, and the line whose model it scores,
+    if it trains none."""
 
-    name: str
+    line: str
+    seed: int
     overrides: tuple[str, ...]
     command: str = "train"
     of: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.line}-{self.seed}"
 
 
 def jobs_of(budget: str, seeds: Sequence[int]) -> list[Job]:
@@ -60,21 +81,21 @@ def jobs_of(budget: str, seeds: Sequence[int]) -> list[Job]:
     jobs = []
     if budget == "short":
         jobs += [
-            Job("naive", layers, "evaluate"),
-            Job("scaled", (*layers, *matrices), "evaluate"),
-            Job("calibrated", (*layers, *matrices, "calibrate=512"), "evaluate"),
+            Job("naive", 0, layers, "evaluate"),
+            Job("scaled", 0, (*layers, *matrices), "evaluate"),
+            Job("calibrated", 0, (*layers, *matrices, "calibrate=512"), "evaluate"),
         ]
     for seed in seeds:
         fixed = (f"experiment=ptb_{budget}", f"seed={seed}")
-        jobs.append(Job(f"full_precision-{seed}", (*fixed, "binarize=none", "loss=tokens")))
-        jobs += [Job(f"bitmaps-{row}-{seed}", (*fixed, *what)) for row, what in OURS.items()]
+        jobs.append(Job("full_precision", seed, (*fixed, "binarize=none", "loss=tokens")))
+        jobs += [Job(f"bitmaps-{row}", seed, (*fixed, *what)) for row, what in OURS.items()]
         for override in AFTER_TRAINING:
-            name = f"bitmaps-layers-{seed}"
-            jobs.append(Job(f"{name}-{override.replace('=', '_')}", (*scored, override), "evaluate", of=name))
+            line = f"bitmaps-layers-{override.replace('=', '_')}"
+            jobs.append(Job(line, seed, (*scored, override), "evaluate", of="bitmaps-layers"))
         for recipe in PUBLISHED if budget == "short" else ():
-            jobs.append(Job(f"{recipe}_own-layers-{seed}", (*fixed, f"recipe={recipe}")))
+            jobs.append(Job(f"{recipe}-own_loss", seed, (*fixed, f"recipe={recipe}")))
             if recipe != "bitnet":  # as a map the same as bit: under the same loss the same run
-                jobs.append(Job(f"{recipe}_common-layers-{seed}", (*fixed, f"recipe={recipe}", "loss=common")))
+                jobs.append(Job(f"{recipe}-common_loss", seed, (*fixed, f"recipe={recipe}", "loss=common")))
     return jobs
 
 
@@ -139,13 +160,31 @@ def run(job: Job, folder: Path, extra: Sequence[str], threads: int) -> float:
     return time.monotonic() - start
 
 
-def write_result(job: Job, folder: Path, teacher: Path, results: Path) -> None:
-    """The row of a job and how it differs from the full-precision model, as JSON."""
-    of_run = ("format", "status", "error", "inference_ms", "inference_masked_ms", "inference_repeats")
-    row = {name: value for name, value in read_metrics(folder / job.name).items() if name not in of_run}
-    versus = differences(sums(folder / job.name), sums(teacher))
-    results.mkdir(parents=True, exist_ok=True)
-    write_json(results / f"{job.name}.json", {"job": job.name, "versus_full_precision": versus} | row)
+def write_line(line: str, jobs: list[Job], folder: Path, budget: str, results: Path) -> None:
+    """What the seeds of a line came to, as JSON: what was run, each seed's scores and their mean, and how that mean differs from
+    the full-precision model and from our own recipe with all layers in one bit, where those are there."""
+    ended = [job for job in jobs if job.line == line and done(folder / budget / job.name)]
+    if not ended:
+        return
+    rows = [read_metrics(folder / budget / job.name) for job in ended]
+    mean = pooled(folder / budget, ended)
+    facts = {name: value for name, value in rows[0].items() if name not in OF_A_RUN}
+    ours = [job for job in jobs if job.line == "bitmaps-layers" and done(folder / budget / job.name)]
+    result = {
+        "line": line,
+        "budget": budget,
+        "seeds": {str(job.seed): {name: row[name] for name in SCORES} for job, row in zip(ended, rows, strict=True)},
+        "mean": dict(zip(SCORES, (mean[:, 1:].sum(0) / mean[:, 0].sum()).tolist(), strict=True)),
+        "versus_full_precision": differences(mean, sums(folder / "teacher")),
+        "versus_bitmaps_layers": differences(mean, pooled(folder / budget, ours)) if ours else None,
+    }
+    (results / budget).mkdir(parents=True, exist_ok=True)
+    write_json(results / budget / f"{line}.json", result | facts)
+
+
+def pooled(folder: Path, jobs: list[Job]) -> NDArray[Any]:
+    """What each sentence came to, the mean of these jobs."""
+    return np.asarray(np.mean([sums(folder / job.name) for job in jobs], axis=0))
 
 
 def compare(
@@ -153,31 +192,76 @@ def compare(
 ) -> None:
     """Make the full-precision model, then run what is not done yet of a budget, ``parallel`` runs side by side."""
     threads = max(1, (os.cpu_count() or 1) // parallel)
-    teacher = folder / "teacher"
-    run(Job("teacher", ("experiment=ptb",)), teacher, extra, threads * parallel)
+    run(Job("teacher", 0, ("experiment=ptb",)), folder / "teacher", extra, threads * parallel)
     of_all = [override for override in extra if not override.startswith("model")]  # which the teacher alone starts from
-    jobs = {job.name: job for job in jobs_of(budget, seeds) if fnmatchcase(job.name, pattern)}
-    todo = [job for job in jobs.values() if not done(folder / budget / job.name)]
-    print(f"{len(jobs) - len(todo)} of {len(jobs)} jobs are done", flush=True)
+    jobs = jobs_of(budget, seeds)
+    chosen = [job for job in jobs if fnmatchcase(job.name, pattern)]
+    todo = [job for job in chosen if not done(folder / budget / job.name)]
+    print(f"{len(chosen) - len(todo)} of {len(chosen)} jobs are done", flush=True)
     took: list[float] = []
     for ready in ([job for job in todo if job.of is None], [job for job in todo if job.of is not None]):
         with ThreadPoolExecutor(parallel) as pool:
             running = {}
             for job in ready:
-                source = f"model.source={teacher}" if job.of is None else f"checkpoint={folder / budget / job.of}"
+                trained = f"{job.of}-{job.seed}"
+                source = f"checkpoint={folder / budget / trained}" if job.of else f"model.source={folder / 'teacher'}"
                 running[pool.submit(run, job, folder / budget / job.name, [*of_all, source], threads)] = job
             for ended in as_completed(running):
                 took.append(ended.result())
                 job, left = running[ended], len(todo) - len(took)
                 minutes = left * statistics.mean(took) / parallel / 60
                 print(f"{job.name}: {took[-1] / 60:.1f} min; {left} to go, about {minutes:.0f} min", flush=True)
-                write_result(job, folder / budget, teacher, results / budget)
-    write_result(Job("teacher", ()), folder, teacher, results)
+                write_line(job.line, jobs, folder, budget, results)
+    for line in sorted({job.line for job in jobs}):
+        write_line(line, jobs, folder, budget, results)
+    teacher = {name: value for name, value in read_metrics(folder / "teacher").items() if name not in OF_A_RUN}
+    scores = {name: teacher[name] for name in SCORES}
+    write_json(results / "teacher.json", {"line": "teacher", "mean": scores} | teacher)
+
+
+def markdown(results: Path) -> str:
+    """The lines of each budget, lowest cross entropy first: mean over the seeds, and, of the full-precision model's accuracy and
+    MRR, the share that is left, with its interval."""
+    teacher = read_json(results / "teacher.json")["mean"]
+    texts = []
+    for budget in ("short", "long"):
+        lines = [read_json(file) for file in (results / budget).glob("*.json")]
+        if not lines:
+            continue
+        headings = (budget, "seeds", "CE", "accuracy", "MRR", "CE above the teacher", "of its accuracy", "of its MRR")
+        texts += [
+            row_of([*headings, "CE above bitmaps-layers", "MiB"]),
+            row_of(["---", *["---:"] * (len(headings) + 1)]),
+        ]
+        texts.append(
+            row_of(["the teacher, full precision", "", *(f"{teacher[name]:.4f}" for name in SCORES), *[""] * 5])
+        )
+        for line in sorted(lines, key=lambda line: line["mean"]["cross_entropy"]):
+            versus, ours = line["versus_full_precision"], line["versus_bitmaps_layers"]
+            other = ours is not None and line["line"] != "bitmaps-layers"
+            cells = [line["line"], str(len(line["seeds"])), *(f"{line['mean'][name]:.4f}" for name in SCORES)]
+            cells.append(interval(versus["cross_entropy"], "+.3f"))
+            cells += [interval(versus[f"{name}_ratio"], ".1%") for name in ("accuracy", "mrr")]
+            texts.append(
+                row_of([*cells, interval(ours["cross_entropy"], "+.3f") if other else "", f"{line['memory_mib']:.1f}"])
+            )
+        texts.append("")
+    return "\n".join(texts)
+
+
+def row_of(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def interval(found: dict[str, float], form: str) -> str:
+    return f"{found['value']:{form}} ({found['low']:{form}} to {found['high']:{form}})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bitmaps.compare", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("budget", choices=("short", "long"), help="300 or 1,500 steps of 32 sentences")
+    parser.add_argument(
+        "budget", choices=("short", "long", "table"), help="300 or 1,500 steps of 32 sentences; or what is there"
+    )
     parser.add_argument(
         "overrides", nargs="*", help="of every job, such as data.dir=<folder>, model=bert_base or trainer=gpu"
     )
@@ -194,6 +278,9 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     try:
+        if arguments.budget == "table":
+            print(markdown(arguments.results))
+            return
         compare(
             arguments.budget, arguments.folder, arguments.results, arguments.parallel, range(arguments.seeds),
             arguments.jobs, arguments.overrides,

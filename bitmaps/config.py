@@ -267,8 +267,6 @@ def check(config: Train | Evaluate) -> None:
             f"embeddings={config.word_table()} contradicts binarize={config.binarize.name}, which has the word table in one bit: "
             "valid is bit"
         )
-    if config.scale is Scale.rank_one and config.values == "01":
-        raise InputError("scale=rank_one scales the magnitudes of {-1,1}: values=01 goes with none, tensor or row")
     if isinstance(config, Evaluate):
         at_least(0, calibrate=config.calibrate)
         if config.calibrate and config.binarize.scope is not Scope.matrices:

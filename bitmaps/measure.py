@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitmaps.bert import Bert
+from bitmaps.binary.quantize import rank_one
 
 MIB = 2**20
 
@@ -19,16 +20,17 @@ def numbers_per_row(weight: Tensor) -> int | None:
     """How many numbers rebuild a matrix from one bit a weight: 1 if its rows are {-a, a} or {0, a}, 2 if they are any two
     values, ``None`` if some row has more."""
     low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
+    if not ((weight[:8] == low[:8]) | (weight[:8] == high[:8])).all():
+        return None
     if not ((weight == low) | (weight == high)).all():
         return None
     return 1 if ((low == -high) | (low == 0) | (high == 0) | (low == high)).all() else 2
 
 
 def is_rank_one(weight: Tensor) -> bool:
-    """Whether the magnitudes of a matrix are a number a row times a number a column."""
-    magnitude = weight.abs().double()
-    first = magnitude[:1, :1]
-    return bool(first > 0) and torch.allclose(magnitude * first, magnitude[:, :1] * magnitude[:1], rtol=1e-5, atol=0)
+    """Whether the magnitudes of a matrix, or where none is negative those that are not 0, are a number a row times one a column."""
+    row, column = rank_one(weight, "01" if bool((weight >= 0).all()) else "pm1")
+    return torch.allclose(torch.where(weight != 0, (row * column).abs(), 0.0), weight.abs(), rtol=1e-5, atol=0)
 
 
 def is_integer(weight: Tensor, bits: int) -> bool:
@@ -36,6 +38,10 @@ def is_integer(weight: Tensor, bits: int) -> bool:
     largest = 2 ** (bits - 1) - 1
     steps = weight.double() * largest / weight.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
     return torch.allclose(steps, steps.round(), rtol=0, atol=1e-4)
+
+
+def is_half(weight: Tensor) -> bool:
+    return bool((weight.half().to(weight.dtype) == weight).all())
 
 
 def pseudo_bits(weight: Tensor) -> int:
@@ -56,12 +62,13 @@ def pseudo_bits(weight: Tensor) -> int:
         rows, columns = weight.shape
         if (numbers := numbers_per_row(weight)) is not None:
             return weight.numel() + 32 * numbers * rows
-        if is_rank_one(weight):
+        few = weight[:8]  # most matrices are none of these, which a few rows show
+        if is_rank_one(few) and is_rank_one(weight):
             return weight.numel() + 32 * (rows + columns)
         for width in (4, 8):
-            if is_integer(weight, width):
+            if is_integer(few, width) and is_integer(weight, width):
                 return width * weight.numel() + 32 * rows
-        if (weight.half().to(weight.dtype) == weight).all():
+        if is_half(few) and is_half(weight):
             return 16 * weight.numel()
     return 8 * weight.element_size() * weight.numel()
 

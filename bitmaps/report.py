@@ -25,9 +25,12 @@ COLUMNS = {  # field -> heading and format
     "memory_mib": ("MiB (pseudo)", ".1f"),
 }
 VALUE_SETS = {"01": "{0,1}", "pm1": "{-1,1}", None: ""}
-ROWS = ("unbinarized", "naive", "trained")
+ROWS = ("unbinarized", "naive", "calibrated", "trained")
 # columns of their own where rows of one kind differ in them
-VARYING = ("model", "weights", "data", "split", "limit", "scope", "recipe", "steps", "seed", "mask_seed", "dtype")
+VARYING = (
+    "model", "weights", "data", "split", "limit", "scope", "recipe", "loss", "embeddings", "activations", "calibrated_on",
+    "steps", "seed", "mask_seed", "mask_sets", "dtype",
+)  # fmt: skip
 # what differs between two measurements of one reference row
 MEASURED = ("command", "seed", "inference_ms", "inference_masked_ms", "inference_repeats")
 

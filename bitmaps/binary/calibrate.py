@@ -19,12 +19,13 @@ def calibrate(model: Bert, original: Bert, components: Iterable[str], batches: S
     """Fit a binarized model to the original, in place, layer by layer from the bottom.
 
     For a row of a binarized matrix let z be its outputs, bias left out, on what the layers below, which are fitted already,
-    make of the batches, and y the original's outputs, on what its own layers below make of them. Then least squares gives
+    make of the batches, and y the original's outputs, on what its own layers below make of them. Then mean and deviation match:
 
-        s = cov(z, y) / var(z),   bias = mean(y) - s mean(z),   and the row's scale is multiplied by s
+        s = std(y) / std(z),   bias = mean(y) - s mean(z),   and the row's scale is multiplied by s
 
     over all tokens that are not padding, each weighed by 1 / mean square of its y: a few tokens, [SEP] among them, have outputs
-    that are many times larger, which the LayerNorm behind them takes back. A row whose z does not vary keeps its scale.
+    that are many times larger, which the LayerNorm behind them takes back. The scale of least squares, cov(z, y) / var(z), is
+    smaller the noisier z is, which adds up from layer to layer. A row whose z does not vary keeps its scale.
     """
     chosen = {id(parameter) for parameter in matrices(model, components).values()}
     kept = torch.cat([batch["attention_mask"].bool().flatten() for batch in batches])

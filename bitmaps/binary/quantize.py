@@ -25,6 +25,7 @@ Center = Literal["none", "tensor", "row"]
 Gradient = Literal["identity", "scaled", "clipped", "clamp", "product"]
 
 SMALLEST = 1e-5  # of a scale under lsq, as in ParetoQ's code
+TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Quantization:
     Attributes:
         values: the value set.
         scale: what shares one: everything (``none``: 1), a ``tensor``, a ``row``; ``rank_one`` is a scale a row times a scale
-            a column (Xu et al. 2024, OneBit), for {-1,1} alone.
+            a column (Xu et al. 2024, OneBit).
         scaling: ``computed`` from the latent weight at every step, without a gradient; ``learned``, starting there; or ``lsq``:
             learned, at least 1e-5, its gradient divided by the square root of the matrix's count of weights (Esser et al. 2020).
         center: the threshold: 0, or the mean of the ``tensor`` or of the ``row``, so that bits are balanced.
@@ -69,7 +70,7 @@ def scale_of(weight: Tensor, values: Values, scale: Scale) -> tuple[Tensor, Tens
     if scale == "none":
         return torch.ones((1,) * weight.ndim, dtype=weight.dtype, device=weight.device), None
     if scale == "rank_one" and weight.ndim > 1:
-        return rank_one(weight)
+        return rank_one(weight, values)
     over = tuple(range(weight.ndim)) if scale == "tensor" else (-1,)
     if values == "pm1":
         return weight.abs().mean(over, keepdim=True, dtype=torch.float64).to(weight.dtype), None
@@ -78,19 +79,21 @@ def scale_of(weight: Tensor, values: Values, scale: Scale) -> tuple[Tensor, Tens
     return (total / high.sum(over, keepdim=True).clamp(min=1)).to(weight.dtype), None
 
 
-def rank_one(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales u (..., 1) a row and v (n,) a column, mean 1, for which u v is closest to |W| in the least squares.
+def rank_one(weight: Tensor, values: Values) -> tuple[Tensor, Tensor]:
+    """Scales u (..., 1) a row and v (n,) a column, mean 1, for which ``u v * units(weight)`` is closest to the weight in the
+    least squares.
 
-    They are its first singular vectors (Xu et al. 2024, OneBit, proposition 1), found by the power iteration, which for a
-    matrix without negative numbers settles within a few rounds.
+    Each is the solution given the other, in turn. For {-1,1} that is the power iteration for the first singular vectors of |W|
+    (Xu et al. 2024, OneBit, proposition 1), which for a matrix without negative numbers settles within a few rounds.
     """
-    magnitude = weight.abs().double().flatten(0, -2)
-    v = torch.ones_like(magnitude[0])
+    unit = units(weight, values).double().flatten(0, -2)
+    along, covered = weight.double().flatten(0, -2) * unit, unit.square()
+    v = torch.ones_like(along[0])
     for _ in range(20):
-        u = magnitude @ v / v.square().sum().clamp(min=SMALLEST)
-        v = u @ magnitude
-        v = v / v.mean().clamp(min=torch.finfo(v.dtype).tiny)
-    u = magnitude @ v / v.square().sum().clamp(min=SMALLEST)
+        u = along @ v / (covered @ v.square()).clamp(min=TINY)
+        v = u @ along / (u.square() @ covered).clamp(min=TINY)
+        v = v / v.mean().clamp(min=TINY)
+    u = along @ v / (covered @ v.square()).clamp(min=TINY)
     return u.reshape(*weight.shape[:-1], 1).to(weight.dtype), v.to(weight.dtype)
 
 
