@@ -78,24 +78,25 @@ def jobs_of(budget: str, seeds: Sequence[int]) -> list[Job]:
     """All runs of a budget, the first seed first."""
     scored = ("data=ptb", "measure=none", "mask_sets=5", "references=false")
     layers, matrices = (*scored, "model=hub", "binarize=layers"), ("scale=row", "binarize.scope=matrices")
+    published = PUBLISHED if budget == "short" else ()
     jobs = []
+    for seed in seeds:
+        fixed = (f"experiment=ptb_{budget}", f"seed={seed}")
+        jobs += [Job(f"bitmaps-{row}", seed, (*fixed, *what)) for row, what in OURS.items()]
+        jobs += [Job(f"{recipe}-own_loss", seed, (*fixed, f"recipe={recipe}")) for recipe in published]
+        # bitnet is the same map as bit: under the same loss the same run
+        shared = [recipe for recipe in published if recipe != "bitnet"]
+        jobs += [Job(f"{recipe}-common_loss", seed, (*fixed, f"recipe={recipe}", "loss=common")) for recipe in shared]
+        jobs.append(Job("full_precision", seed, (*fixed, "binarize=none", "loss=tokens")))
+        for override in AFTER_TRAINING:
+            line = f"bitmaps-layers-{override.replace('=', '_')}"
+            jobs.append(Job(line, seed, (*scored, override), "evaluate", of="bitmaps-layers"))
     if budget == "short":
         jobs += [
             Job("naive", 0, layers, "evaluate"),
             Job("scaled", 0, (*layers, *matrices), "evaluate"),
             Job("calibrated", 0, (*layers, *matrices, "calibrate=512"), "evaluate"),
         ]
-    for seed in seeds:
-        fixed = (f"experiment=ptb_{budget}", f"seed={seed}")
-        jobs.append(Job("full_precision", seed, (*fixed, "binarize=none", "loss=tokens")))
-        jobs += [Job(f"bitmaps-{row}", seed, (*fixed, *what)) for row, what in OURS.items()]
-        for override in AFTER_TRAINING:
-            line = f"bitmaps-layers-{override.replace('=', '_')}"
-            jobs.append(Job(line, seed, (*scored, override), "evaluate", of="bitmaps-layers"))
-        for recipe in PUBLISHED if budget == "short" else ():
-            jobs.append(Job(f"{recipe}-own_loss", seed, (*fixed, f"recipe={recipe}")))
-            if recipe != "bitnet":  # as a map the same as bit: under the same loss the same run
-                jobs.append(Job(f"{recipe}-common_loss", seed, (*fixed, f"recipe={recipe}", "loss=common")))
     return jobs
 
 
@@ -276,7 +277,7 @@ def main() -> None:
     parser.add_argument(
         "--jobs", default="*", metavar="PATTERN", help="only those of such names, as in a shell: 'bitmaps-*-0'"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     try:
         if arguments.budget == "table":
             print(markdown(arguments.results))
