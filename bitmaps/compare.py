@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bitmaps.errors import InputError
@@ -192,7 +193,7 @@ def compare(
     budget: str, folder: Path, results: Path, parallel: int, seeds: Sequence[int], pattern: str, extra: Sequence[str]
 ) -> None:
     """Make the full-precision model, then run what is not done yet of a budget, ``parallel`` runs side by side."""
-    threads = max(1, (os.cpu_count() or 1) // parallel)
+    threads = max(1, torch.get_num_threads() // parallel)
     run(Job("teacher", 0, ("experiment=ptb",)), folder / "teacher", extra, threads * parallel)
     of_all = [override for override in extra if not override.startswith("model")]  # which the teacher alone starts from
     jobs = jobs_of(budget, seeds)

@@ -101,12 +101,12 @@ def make_trainable(
     table = model.embeddings.word.weight
     chosen = {id(parameter) for parameter in matrices(model, components).values()}
     quantizers: dict[int, Quantizer | Rounding] = {}
-    if words == "bit" or (words is None and id(table) in chosen):
+    words = words or ("bit" if id(table) in chosen else "fp32")
+    chosen = chosen - {id(table)} if words == "fp32" else chosen | {id(table)}
+    if words == "bit":
         center_words(model)
-        chosen.add(id(table))
-    elif words is not None and words != "fp32":
+    elif words != "fp32":
         quantizers[id(table)] = Rounding(words)
-        chosen.add(id(table))
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if not isinstance(child, nn.Linear | nn.Embedding) or id(child.weight) not in chosen:

@@ -5,8 +5,8 @@ A value set is a pair of numbers (low, high). Every weight w becomes ``a * high`
     bit = w > 0 for {0,1},  w >= 0 for {-1,1}         so that a weight of exactly 0 is never a third value
     q(w) = a * (low + (high - low) * bit)
 
-Unless it is learned, the scale is the number with which q(w) is closest to w: the mean of |w| for {-1,1} (Rastegari et al.
-2016, equation 6), the mean of the positive weights for {0,1}.
+Unless it is learned, the scale is the number with which q(w) is closest to w, when the threshold is 0: the mean of |w| for
+{-1,1} (Rastegari et al. 2016, equation 6), the mean of the positive weights for {0,1}.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def rank_one(weight: Tensor, values: Values) -> tuple[Tensor, Tensor]:
     least squares.
 
     Each is the solution given the other, in turn. For {-1,1} that is the power iteration for the first singular vectors of |W|
-    (Xu et al. 2024, OneBit, proposition 1), which for a matrix without negative numbers settles within a few rounds.
+    (Xu et al. 2024, OneBit, proposition 1), which for weights that are not all but separable settles within a few rounds.
     """
     unit = units(weight, values).double().flatten(0, -2)
     along, covered = weight.double().flatten(0, -2) * unit, unit.square()
@@ -98,7 +98,8 @@ def rank_one(weight: Tensor, values: Values) -> tuple[Tensor, Tensor]:
 
 
 def two_values(weight: Tensor, values: Values, scale: Scale) -> Tensor:
-    """Binarize without training: a tensor of the same shape. A tensor that has the two values already is unchanged."""
+    """Binarize without training: a tensor of the same shape. A tensor that has the two values already is unchanged,
+    by ``rank_one`` up to rounding."""
     row, column = scale_of(weight, values, scale)
     return (row if column is None else row * column) * units(weight, values)
 

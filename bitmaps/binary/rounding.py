@@ -12,7 +12,7 @@ BITS = {"fp16": 16, "int8": 8, "int4": 4}
 
 
 def rounded(x: Tensor, stored: Stored) -> Tensor:
-    """x in the precision of ``stored``, as fp32.
+    """x in the precision of ``stored``, in its own dtype; computed in fp32.
 
     For b-bit integers every vector along the last dimension has a scale of its own, and zero stays zero:
 
@@ -20,9 +20,9 @@ def rounded(x: Tensor, stored: Stored) -> Tensor:
     """
     if stored == "fp16":
         return x.half().to(x.dtype)
-    largest = 2 ** (BITS[stored] - 1) - 1
-    scale = (x.abs().amax(-1, keepdim=True) / largest).clamp(min=torch.finfo(x.dtype).tiny)
-    return (x / scale).round() * scale
+    largest, exact = 2 ** (BITS[stored] - 1) - 1, x.float()
+    scale = (exact.abs().amax(-1, keepdim=True) / largest).clamp(min=torch.finfo(torch.float32).tiny)
+    return ((exact / scale).round() * scale).to(x.dtype)
 
 
 class RoundThrough(torch.autograd.Function):
