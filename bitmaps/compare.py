@@ -272,7 +272,7 @@ def main() -> None:
         "--results", type=Path, default=Path("docs/results/ptb"), help="of the JSON files (default: %(default)s)"
     )
     parser.add_argument(
-        "--parallel", type=int, default=os.cpu_count(), help="runs side by side (default: one a processor)"
+        "--parallel", type=int, default=torch.get_num_threads(), help="runs side by side (default: one a thread)"
     )
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on (default: %(default)s)")
     parser.add_argument(

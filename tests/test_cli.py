@@ -1,29 +1,42 @@
+from __future__ import annotations
+
+import csv
 import json
 import shutil
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from hydra.core.global_hydra import GlobalHydra
+from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 import bitmaps
 from bitmaps import cli
+from bitmaps.bert import Bert
+from bitmaps.data.module import masked
+from bitmaps.data.sources import Source
+from bitmaps.runs import Row
 
 WORDS = "the a cat dog bird sat ran flew on under over mat log sky and then it was very big small red blue".split()  # noqa: SIM905
 FIELDS = {
     "format", "status", "error", "row", "cross_entropy", "perplexity", "accuracy", "mrr", "masked_tokens", "inference_ms",
     "inference_masked_ms", "memory_mib", "resident_mib", "model", "data", "split", "limit", "components", "values", "scale",
-    "scope", "recipe", "embeddings", "activations", "steps", "seed", "mask_seed", "device", "threads", "dtype", "versions",
-    "commit", "command",
+    "scope", "recipe", "loss", "embeddings", "activations", "steps", "seed", "mask_seed", "mask_sets", "device", "threads",
+    "dtype", "versions", "commit", "command", "known", "weights", "inference_repeats",
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     (folder / "vocab.txt").write_text("\n".join(pieces), encoding="utf-8")
@@ -42,7 +55,7 @@ def model_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def text_folder(tmp_path_factory):
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text")
     generator = torch.Generator().manual_seed(0)
     for name, count in (("train", 200), ("validation", 60), ("test", 30)):
@@ -51,8 +64,18 @@ def text_folder(tmp_path_factory):
     return folder
 
 
+class Command(Protocol):
+    def __call__(self, name: str, *overrides: str, defaults: Sequence[str] = ...) -> tuple[Any, str, str]: ...
+
+
 @pytest.fixture
-def command(model_folder, text_folder, tmp_path, monkeypatch, capsys):
+def command(
+    model_folder: Path,
+    text_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Command:
     """Runs a command in an empty folder; gives its exit code and what it printed."""
     monkeypatch.chdir(tmp_path)
     small = [
@@ -60,14 +83,14 @@ def command(model_folder, text_folder, tmp_path, monkeypatch, capsys):
         "measure.batch_size=2", "measure.length=8", "measure.repeats=1",
     ]  # fmt: skip
 
-    def run(name, *overrides, defaults=small):
+    def run(name: str, *overrides: str, defaults: Sequence[str] = small) -> tuple[Any, str, str]:
         given = {o.split("=")[0] for o in overrides}
         argv = [f"{name}.py", *overrides, *(d for d in defaults if d.split("=")[0] not in given)]
         monkeypatch.setattr(sys, "argv", argv)
         GlobalHydra.instance().clear()
+        code: Any = 0
         try:
             getattr(cli, name)()
-            code = 0
         except SystemExit as exit:
             code = exit.code
             if isinstance(code, str):
@@ -81,11 +104,32 @@ def command(model_folder, text_folder, tmp_path, monkeypatch, capsys):
 SHORT = ("trainer.max_steps=4", "trainer.val_check_interval=2", "data.batch_size=8", "schedule=constant")
 
 
-def metrics(folder):
-    return json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
+def metrics(folder: str) -> Row:
+    found: Row = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
+    return found
 
 
-def test_evaluate_writes_every_field_and_the_config(command):
+def rows_of(folder: str) -> dict[str, Row]:
+    """The rows of a run by their kinds."""
+    return {row["row"]: row for row in json.loads((Path(folder) / "rows.json").read_text(encoding="utf-8"))}
+
+
+def sums_of(folder: str) -> dict[str, NDArray[np.float64]]:
+    """What the sentences of each row came to."""
+    with np.load(Path(folder) / "sentences.npz", allow_pickle=False) as found:
+        return dict(found)
+
+
+def assert_sums_give(sums: NDArray[np.float64], row: Row) -> None:
+    count, *totals = sums.sum(0)
+    assert count == row["masked_tokens"]
+    assert [total / count for total in totals] == pytest.approx([row[name] for name in SCORES], rel=1e-9)
+
+
+SCORES = ("cross_entropy", "accuracy", "mrr")
+
+
+def test_evaluate_writes_every_field_and_the_config(command: Command) -> None:
     code, out, _ = command("evaluate", "binarize=layers", "values=01", "hydra.run.dir=r")
     assert code == 0
     row = metrics("r")
@@ -98,7 +142,7 @@ def test_evaluate_writes_every_field_and_the_config(command):
     assert "layers" in out
 
 
-def test_a_run_folder_is_never_overwritten(command):
+def test_a_run_folder_is_never_overwritten(command: Command) -> None:
     assert command("evaluate", "hydra.run.dir=r")[0] == 0
     before = {path: path.read_bytes() for path in Path("r").rglob("*.json")}
     code, _, err = command("evaluate", "hydra.run.dir=r", "binarize=all")
@@ -107,7 +151,7 @@ def test_a_run_folder_is_never_overwritten(command):
     assert before == {path: path.read_bytes() for path in Path("r").rglob("*.json")}
 
 
-def test_a_sweep_ends_with_nine_rows_in_the_order_of_the_blog_post(command):
+def test_a_sweep_ends_with_nine_rows_in_the_order_of_the_blog_post(command: Command) -> None:
     groups = "layers,layers_except_ffnn,none,all,layers_except_attention"
     code, out, _ = command(
         "evaluate", "-m", f"binarize={groups}", "values=pm1,01", "hydra.sweep.dir=s", "measure=none", "limit=20"
@@ -123,7 +167,7 @@ def test_a_sweep_ends_with_nine_rows_in_the_order_of_the_blog_post(command):
     assert "layers_except_ffnn" in out
 
 
-def test_a_failing_job_is_a_row_and_the_others_stay(command, model_folder, tmp_path):
+def test_a_failing_job_is_a_row_and_the_others_stay(command: Command, model_folder: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in model_folder.iterdir():
@@ -145,8 +189,8 @@ def test_a_failing_job_is_a_row_and_the_others_stay(command, model_folder, tmp_p
     assert "failed" in out
 
 
-def test_training_writes_a_run_folder_that_transformers_opens(command):
-    assert command("train", "binarize=ffnn", "values=01", "hydra.run.dir=r", *SHORT)[0] == 0
+def test_training_writes_a_run_folder_that_transformers_opens(command: Command) -> None:
+    assert command("train", "binarize=ffnn", "values=01", "scale=row", "hydra.run.dir=r", *SHORT)[0] == 0
     row = metrics("r")
     assert set(row) >= FIELDS
     assert (row["row"], row["steps"], row["recipe"], row["scale"], row["scope"]) == (
@@ -163,32 +207,41 @@ def test_training_writes_a_run_folder_that_transformers_opens(command):
     assert Path("r/logs/version_0/metrics.csv").is_file()
 
     section = json.loads(Path("r/model/config.json").read_text(encoding="utf-8"))["bitmaps"]
-    assert (section["components"], section["values"], section["scale"], section["recipe"]) == (
-        "ffnn",
-        "01",
-        "row",
-        "bitmaps",
-    )
+    names = ("components", "values", "scale", "recipe", "loss", "embeddings", "activations")
+    assert [section[name] for name in names] == ["ffnn", "01", "row", "bitmaps", "common", "fp32", "float"]
     ours, theirs = bitmaps.load("r"), transformers.AutoModelForMaskedLM.from_pretrained("r/model").eval()
     ids = torch.tensor([[2, 7, 4, 9, 3]])
     torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=0)
-    for layer in ours.encoder.layers:
-        for weight in (layer.ffnn.expand.weight, layer.ffnn.contract.weight):
+    for name, weight in ours.encoder.named_parameters():
+        if name.endswith(("ffnn.expand.weight", "ffnn.contract.weight")):
             assert all(len(values.unique()) <= 2 and values.min() == 0 for values in weight)
     assert transformers.AutoTokenizer.from_pretrained("r/model").tokenize("the cat") == ["the", "cat"]
 
 
-def test_a_trained_run_scores_the_same_when_it_is_evaluated(command):
+def test_a_trained_run_scores_the_same_when_it_is_evaluated(command: Command) -> None:
     assert command("train", "binarize=layers", "hydra.run.dir=r", *SHORT)[0] == 0
     code, _, err = command("evaluate", "checkpoint=r", "hydra.run.dir=e", defaults=["measure=none"])
     assert code == 0, err
     trained, again = (json.loads(Path(f, "rows.json").read_text(encoding="utf-8")) for f in ("r", "e"))
     assert [row["row"] for row in again] == ["unbinarized", "naive", "trained"]
-    for name in ("cross_entropy", "accuracy", "mrr", "components", "values", "scale", "recipe", "steps", "memory_mib"):
+    for kind, sums in sums_of("r").items():
+        np.testing.assert_allclose(sums, sums_of("e")[kind], rtol=1e-5, atol=1e-6)
+    for name in (
+        "cross_entropy",
+        "accuracy",
+        "mrr",
+        "components",
+        "values",
+        "scale",
+        "recipe",
+        "loss",
+        "steps",
+        "memory_mib",
+    ):
         assert [row[name] for row in trained] == pytest.approx([row[name] for row in again]), name
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(command):
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(command: Command) -> None:
     steps = ("binarize=layers_except_ffnn", *SHORT)
     assert command("train", "hydra.run.dir=whole", *steps, "measure=none")[0] == 0
     assert (
@@ -205,7 +258,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(command):
     assert metrics("whole")["cross_entropy"] == metrics("parts")["cross_entropy"]
 
 
-def test_training_with_nothing_binarized_is_plain_finetuning(command):
+def test_training_with_nothing_binarized_is_plain_finetuning(command: Command) -> None:
     assert command("train", "binarize=none", "hydra.run.dir=r", *SHORT, "measure=none")[0] == 0
     rows = json.loads(Path("r/rows.json").read_text(encoding="utf-8"))
     assert [row["row"] for row in rows] == ["unbinarized", "trained"]
@@ -213,12 +266,13 @@ def test_training_with_nothing_binarized_is_plain_finetuning(command):
 
 
 @pytest.mark.parametrize("components", ["all", "ffnn"])
-def test_bf16_accumulation_and_early_stopping_train_binary_layers(command, components):
-    options = ("trainer.precision=bf16-mixed", "trainer.accumulate_grad_batches=2", "callbacks=early_stopping")
+def test_bf16_accumulation_and_early_stopping_train_binary_layers(command: Command, components: str) -> None:
+    precise = ("trainer.precision=bf16-mixed", "trainer.accumulate_grad_batches=2")
+    options = (*precise, "callbacks=early_stopping", "scale=row")
     code, _, err = command("train", f"binarize={components}", "hydra.run.dir=r", *options, *SHORT, "measure=none")
     assert code == 0, err
     assert (metrics("r")["steps"], metrics("r")["dtype"]) == (4, "bf16-mixed")
-    weight = bitmaps.load("r").encoder.layers[0].ffnn.expand.weight
+    weight = bitmaps.load("r").get_parameter("encoder.layers.0.ffnn.expand.weight")
     assert weight.dtype == torch.float32
     assert all(len(row.unique()) == 2 for row in weight)
 
@@ -226,7 +280,7 @@ def test_bf16_accumulation_and_early_stopping_train_binary_layers(command, compo
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch.compile does things that torch itself warns of
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
-def test_compiled_training_gives_what_eager_training_gives(command):
+def test_compiled_training_gives_what_eager_training_gives(command: Command) -> None:
     for folder, compiled in (("eager", "false"), ("compiled", "true")):
         precise = "trainer.precision=bf16-mixed"
         options = ("binarize=all", precise, f"trainer.compile={compiled}", f"hydra.run.dir={folder}", "measure=none")
@@ -235,7 +289,7 @@ def test_compiled_training_gives_what_eager_training_gives(command):
     assert metrics("compiled")["cross_entropy"] == pytest.approx(metrics("eager")["cross_entropy"], abs=5e-2)
 
 
-def test_random_weights_need_no_checkpoint(command, model_folder):
+def test_random_weights_need_no_checkpoint(command: Command, model_folder: Path) -> None:
     shape = "{vocab_size:29,hidden_size:16,num_hidden_layers:1,num_attention_heads:2,intermediate_size:32}"
     given = (
         "model.weights=random",
@@ -266,6 +320,18 @@ def test_random_weights_need_no_checkpoint(command, model_folder):
         ("evaluate", ["trainer.accelerator=abacus"], "abacus"),
         ("evaluate", ["data.length=65"], "64 positions"),
         ("evaluate", ["checkpoint=nowhere"], "nowhere"),
+        ("evaluate", ["embeddings=int7"], "fp32, fp16, int8, int4, bit"),
+        ("evaluate", ["embeddings=fp16", "binarize=all"], "embeddings=fp16 contradicts binarize=all"),
+        ("evaluate", ["activations=int4"], "int8"),
+        ("evaluate", ["calibrate=9", "binarize=layers", "scale=row"], "binarize.scope=all"),
+        ("evaluate", ["calibrate=9", "binarize=layers", "binarize.scope=matrices"], "scale=none"),
+        ("evaluate", ["mask_sets=0"], "mask_sets=0"),
+        ("evaluate", ["mask_seed=4294967295", "mask_sets=2"], "mask_se"),
+        ("train", ["embeddings=int4", "binarize=all"], "embeddings=int4 contradicts binarize=all"),
+        ("train", ["loss=best"], "common"),
+        ("train", ["loss=tokens", "loss.cross_entropy=0"], "all parts of loss weigh 0"),
+        ("train", ["recipe.center=true"], "row"),
+        ("train", ["recipe.loss.hidden=1"], "loss"),
         ("train", ["binarize.scope=all"], "matrices"),
         ("train", ["trainer.max_steps=0"], "max_steps=0"),
         ("train", ["trainer.max_steps=250"], "250"),
@@ -277,7 +343,7 @@ def test_random_weights_need_no_checkpoint(command, model_folder):
         ("train", ["-m", "trainer=ddp", "trainer.accelerator=cpu", "seed=0,1"], "multirun"),
     ],
 )
-def test_bad_input_ends_in_one_clear_error(command, name, overrides, message):
+def test_bad_input_ends_in_one_clear_error(command: Command, name: str, overrides: list[str], message: str) -> None:
     code, out, err = command(name, *overrides)
     assert code not in (0, None)
     assert message in out + err
@@ -286,29 +352,30 @@ def test_bad_input_ends_in_one_clear_error(command, name, overrides, message):
     assert not list(Path().rglob("metrics.json"))
 
 
-def test_a_damaged_checkpoint_is_refused_before_anything_is_written(command, model_folder):
+def test_a_damaged_checkpoint_is_refused_before_anything_is_written(command: Command, model_folder: Path) -> None:
     code, _, err = command("evaluate", f"model.sha256={'0' * 64}")
     assert code == 2
     assert "SHA-256" in err
     assert str(model_folder) in err
 
 
-def test_a_resumed_run_stays_the_run_that_it_was(command):
+def test_a_resumed_run_stays_the_run_that_it_was(command: Command) -> None:
     assert command("train", "hydra.run.dir=r", *SHORT, "measure=none")[0] == 0
-    code, _, err = command("train", "resume=r", "values=01", defaults=())
-    assert code == 2
-    assert "values cannot change" in err
+    for override in ("values=01", "loss=tokens", "loss.hidden=3", "embeddings=int8", "mask_sets=2", "references=false"):
+        code, _, err = command("train", "resume=r", override, defaults=())
+        assert code == 2
+        assert f"{override.split('=')[0]} cannot change" in err
     assert metrics("r")["status"] == "ok"
 
 
-def test_resuming_on_other_devices_keeps_the_number_of_steps(command):
+def test_resuming_on_other_devices_keeps_the_number_of_steps(command: Command) -> None:
     assert command("train", "hydra.run.dir=r", *SHORT, "measure=none")[0] == 0
     code, _, err = command("train", "resume=r", "trainer=cpu", defaults=())
     assert code == 0, err
     assert OmegaConf.load("r/config.yaml").trainer.max_steps == 4
 
 
-def test_a_run_is_resumed_in_its_own_folder_alone(command):
+def test_a_run_is_resumed_in_its_own_folder_alone(command: Command) -> None:
     assert command("train", "hydra.run.dir=r", *SHORT, "measure=none")[0] == 0
     assert command("train", "hydra.run.dir=other", *SHORT, "seed=1", "measure=none")[0] == 0
     before = Path("other/metrics.json").read_bytes()
@@ -318,7 +385,7 @@ def test_a_run_is_resumed_in_its_own_folder_alone(command):
     assert Path("other/metrics.json").read_bytes() == before
 
 
-def test_a_sweep_is_never_written_over_another(command):
+def test_a_sweep_is_never_written_over_another(command: Command) -> None:
     sweep = ("-m", "binarize=none,all", "hydra.sweep.dir=s", "measure=none", "limit=20")
     assert command("evaluate", *sweep)[0] == 0
     before = {path: path.read_bytes() for path in Path("s").rglob("*.json")}
@@ -328,14 +395,14 @@ def test_a_sweep_is_never_written_over_another(command):
     assert before == {path: path.read_bytes() for path in Path("s").rglob("*.json")}
 
 
-def test_every_trained_run_of_a_sweep_has_a_row(command):
+def test_every_trained_run_of_a_sweep_has_a_row(command: Command) -> None:
     code, out, err = command("train", "-m", "optimizer.lr=1e-3,5e-4", "hydra.sweep.dir=s", *SHORT, "measure=none")
     assert code == 0, err
     assert out.count("trained") == 2
     assert out.count("unbinarized") == 1
 
 
-def test_a_checkpoint_is_scored_on_its_own_text_also_on_another_split(command, text_folder):
+def test_a_checkpoint_is_scored_on_its_own_text_also_on_another_split(command: Command, text_folder: Path) -> None:
     assert command("train", "hydra.run.dir=r", *SHORT, "measure=none")[0] == 0
     code, _, err = command("evaluate", "checkpoint=r", "data.split=test", "hydra.run.dir=e", defaults=["measure=none"])
     assert code == 0, err
@@ -343,8 +410,346 @@ def test_a_checkpoint_is_scored_on_its_own_text_also_on_another_split(command, t
     assert metrics("e")["masked_tokens"] < metrics("r")["masked_tokens"]
 
 
-def test_a_checkpoint_decides_what_is_binarized(command):
+def test_a_checkpoint_decides_what_is_binarized(command: Command) -> None:
     assert command("train", "hydra.run.dir=r", *SHORT, "measure=none")[0] == 0
-    code, _, err = command("evaluate", "checkpoint=r", "binarize=all", defaults=())
+    for override in ("binarize=all", "values=01", "scale=row", "calibrate=9", "binarize.scope=all"):
+        code, _, err = command("evaluate", "checkpoint=r", override, defaults=())
+        assert code == 2
+        assert f"{override.split('=')[0]} is what" in err
+        assert "leave it out" in err
+
+
+# What is new in a row: sets of masks, sentences, references, and how the word table and what enters a matrix are stored
+
+
+def loss_of(model: Bert, model_folder: Path, text_folder: Path, mask_seed: int = 481) -> float:
+    """Cross entropy on the validation split, sentence by sentence."""
+    source, losses = Source("text", dir=str(text_folder)), []
+    for _, ids, labels in masked(source, "validation", str(model_folder), 64, None, mask_seed):
+        kept = torch.from_numpy(labels != -100)
+        with torch.no_grad():
+            logits = model(torch.from_numpy(ids)[None])[0, kept]
+        losses.append(F.cross_entropy(logits.double(), torch.from_numpy(labels)[kept], reduction="none"))
+    return torch.cat(losses).mean().item()
+
+
+def whole_numbers(x: Tensor, largest: int) -> Tensor:
+    """Each row to the nearest whole multiple of its own magnitude over ``largest``, computed in fp64."""
+    step = np.abs(x.double().numpy()).max(-1, keepdims=True) / largest
+    return torch.from_numpy(np.rint(x.double().numpy() / np.where(step > 0, step, 1)) * step).float()
+
+
+def with_words(model: Bert, words: Tensor) -> Bert:
+    """The model with another word table and decoder."""
+    with torch.no_grad():
+        model.get_parameter("embeddings.word.weight").copy_(words)
+    return model
+
+
+def with_int8_inputs(model: Bert, *blocks: str) -> Bert:
+    """The model with the inputs of the linear layers of these blocks rounded to int8, token by token."""
+    for name, layer in model.encoder.named_modules():
+        if isinstance(layer, nn.Linear) and any(f".{block}." in f".{name}." for block in blocks):
+            layer.register_forward_pre_hook(lambda _, inputs: (whole_numbers(inputs[0], 127),))
+    return model
+
+
+WORDS_AND_SPECIAL = len(WORDS) + 5
+BITS = {  # of a word table of rows of 32 numbers
+    "fp32": 32 * 32 * WORDS_AND_SPECIAL,
+    "fp16": 16 * 32 * WORDS_AND_SPECIAL,
+    "int8": (8 * 32 + 32) * WORDS_AND_SPECIAL,
+    "int4": (4 * 32 + 32) * WORDS_AND_SPECIAL,
+    "bit": (32 + 32) * WORDS_AND_SPECIAL,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "kinds"),
+    [
+        ("evaluate", ["binarize=none"], {"unbinarized"}),
+        ("evaluate", ["binarize=all", "mask_sets=2"], {"naive"}),
+        ("train", ["binarize=ffnn", *SHORT, "mask_sets=3"], {"unbinarized", "naive", "trained"}),
+        ("train", ["binarize=none", *SHORT], {"unbinarized", "trained"}),
+    ],
+)
+def test_the_sentences_of_a_run_give_the_scores_of_each_of_its_rows(
+    command: Command, name: str, overrides: list[str], kinds: set[str]
+) -> None:
+    code, _, err = command(name, *overrides, "hydra.run.dir=r", "measure=none")
+    assert code == 0, err
+    rows, sums = rows_of("r"), sums_of("r")
+    assert set(sums) == set(rows) == kinds
+    for kind, row in rows.items():
+        assert sums[kind].shape == (60, 4)
+        assert sums[kind].dtype == np.float64
+        assert_sums_give(sums[kind], row)
+    counts = [found[:, 0].tolist() for found in sums.values()]
+    assert all(count == counts[0] for count in counts)  # so that rows can be compared sentence by sentence
+
+
+def test_what_a_sentence_comes_to_does_not_depend_on_the_batches(command: Command) -> None:
+    for folder, size in (("a", 7), ("b", 64)):
+        options = ("binarize=layers", f"data.eval_batch_size={size}", "mask_sets=2", "measure=none")
+        assert command("evaluate", *options, f"hydra.run.dir={folder}")[0] == 0
+    np.testing.assert_allclose(sums_of("a")["naive"], sums_of("b")["naive"], rtol=1e-4)
+
+
+def test_sets_of_masks_are_scored_together(command: Command) -> None:
+    assert command("evaluate", "mask_sets=3", "mask_seed=5", "hydra.run.dir=r", "measure=none")[0] == 0
+    for seed in (5, 6, 7):
+        assert command("evaluate", f"mask_seed={seed}", f"hydra.run.dir={seed}", "measure=none")[0] == 0
+    together, singly = metrics("r"), [metrics(str(seed)) for seed in (5, 6, 7)]
+    assert (together["mask_sets"], singly[0]["mask_sets"]) == (3, 1)
+    counts = [row["masked_tokens"] for row in singly]
+    assert together["masked_tokens"] == sum(counts)
+    for name in SCORES:
+        mean = np.average([row[name] for row in singly], weights=counts)
+        assert together[name] == pytest.approx(mean, rel=1e-6)
+    sums = sum(sums_of(str(seed))["unbinarized"] for seed in (5, 6, 7))
+    np.testing.assert_allclose(sums_of("r")["unbinarized"], sums, rtol=1e-5)
+
+
+def curve(folder: str, name: str) -> list[float]:
+    with (Path(folder) / "logs" / "version_0" / "metrics.csv").open(newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def test_validation_while_fitting_takes_the_first_set_of_masks_alone(command: Command) -> None:
+    for folder, sets in (("one", 1), ("three", 3)):
+        options = ("references=false", f"mask_sets={sets}", f"hydra.run.dir={folder}", "measure=none")
+        assert command("train", *options, *SHORT)[0] == 0
+    assert curve("three", "val/cross_entropy") == curve("one", "val/cross_entropy")
+    assert set(curve("three", "val/masked_tokens")) == {metrics("one")["masked_tokens"]}
+    assert metrics("three")["masked_tokens"] > 2 * metrics("one")["masked_tokens"]
+
+
+@pytest.mark.parametrize(("words", "known"), [("the cat sat", 1), ("xyzzy plugh", 0), ("the plugh", None)])
+def test_known_scores_leave_out_what_the_tokenizer_does_not_know(
+    command: Command, tmp_path: Path, words: str, known: int | None
+) -> None:
+    text = "\n".join([" ".join([words] * 3)] * 40)
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.txt").write_text(text, encoding="utf-8")
+    code, _, err = command("evaluate", f"data.dir={tmp_path}", "hydra.run.dir=r", "measure=none")
+    assert code == 0, err
+    assert "UserWarning" not in err
+    row = metrics("r")
+    if known is None:
+        assert 0 < row["known"]["masked_tokens"] < row["masked_tokens"]
+        assert row["known"]["cross_entropy"] != row["cross_entropy"]
+    else:
+        assert row["known"]["masked_tokens"] == known * row["masked_tokens"]
+        assert [row["known"][name] for name in SCORES] == ([row[name] for name in SCORES] if known else [None] * 3)
+
+
+def test_without_references_a_run_has_its_own_row_alone(command: Command) -> None:
+    alone = ("references=false", "measure=none")
+    assert command("train", "binarize=ffnn", "hydra.run.dir=whole", *SHORT, "measure=none")[0] == 0
+    assert command("train", "binarize=ffnn", "hydra.run.dir=r", *SHORT, *alone)[0] == 0
+    code, _, err = command("evaluate", "checkpoint=r", "hydra.run.dir=e", defaults=alone)
+    assert code == 0, err
+    options = ("calibrate=8", "binarize=layers", "binarize.scope=matrices", "scale=row")
+    assert command("evaluate", *options, "hydra.run.dir=c", *alone)[0] == 0
+    for folder, kind in (("r", "trained"), ("e", "trained"), ("c", "calibrated")):
+        assert list(rows_of(folder)) == list(sums_of(folder)) == [kind]
+    for folder in ("r", "e"):
+        assert [metrics(folder)[name] for name in SCORES] == pytest.approx([metrics("whole")[name] for name in SCORES])
+
+
+@pytest.mark.parametrize("stored", BITS)
+def test_a_word_table_is_stored_as_asked(command: Command, model_folder: Path, text_folder: Path, stored: str) -> None:
+    for folder, embeddings in (("plain", "null"), ("r", stored)):
+        code, _, err = command("evaluate", f"embeddings={embeddings}", f"hydra.run.dir={folder}", "measure=none")
+        assert code == 0, err
+    plain, row = metrics("plain"), metrics("r")
+    assert (plain["embeddings"], row["embeddings"], row["components"]) == ("fp32", stored, "none")
+    saved = (plain["memory_mib"] - row["memory_mib"]) * 8 * 2**20
+    assert saved == pytest.approx(BITS["fp32"] - BITS[stored], abs=1e-6)
+    assert row["resident_mib"] == plain["resident_mib"]
+    if stored in ("int8", "int4"):
+        model = bitmaps.load(model_folder)
+        words = model.get_parameter("embeddings.word.weight").detach()
+        model = with_words(model, whole_numbers(words, {"int8": 127, "int4": 7}[stored]))
+        assert row["cross_entropy"] == pytest.approx(loss_of(model, model_folder, text_folder), rel=1e-5)
+    assert (row["cross_entropy"] == plain["cross_entropy"]) is (stored == "fp32")
+
+
+def test_a_word_table_is_stored_beside_layers_that_are_binarized(command: Command) -> None:
+    layers = ("binarize=layers", "measure=none")
+    assert command("evaluate", *layers, "hydra.run.dir=plain")[0] == 0
+    assert command("evaluate", *layers, "embeddings=int8", "hydra.run.dir=r")[0] == 0
+    plain, row = metrics("plain"), metrics("r")
+    assert (row["row"], row["components"], row["embeddings"]) == ("naive", "layers", "int8")
+    assert (plain["memory_mib"] - row["memory_mib"]) * 8 * 2**20 == pytest.approx(BITS["fp32"] - BITS["int8"], abs=1e-6)
+
+
+def test_a_word_table_in_bits_has_rows_of_two_values_when_it_is_trained(command: Command) -> None:
+    options = ("embeddings=bit", "scale=row", "binarize=ffnn", "references=false", "measure=none")
+    assert command("train", *options, "hydra.run.dir=r", *SHORT)[0] == 0
+    assert metrics("r")["embeddings"] == "bit"
+    table = bitmaps.load("r").get_parameter("embeddings.word.weight")
+    assert all(len(row.unique()) == 2 for row in table)
+
+
+def test_signs_of_rank_one_are_what_is_trained_by_default(command: Command) -> None:
+    assert command("train", "binarize=ffnn", "hydra.run.dir=r", *SHORT, "references=false", "measure=none")[0] == 0
+    assert metrics("r")["scale"] == "rank_one"
+    for name, weight in bitmaps.load("r").encoder.named_parameters():
+        if name.endswith(("ffnn.expand.weight", "ffnn.contract.weight")):
+            profile = weight.abs() / weight.abs().mean(1, keepdim=True)
+            torch.testing.assert_close(profile, profile[:1].expand_as(profile))
+            assert profile[0].std() > 1e-3
+            assert 0.2 < (weight > 0).float().mean() < 0.8
+
+
+def test_zeros_and_ones_may_have_scales_of_rank_one(command: Command) -> None:
+    options = ("binarize=layers", "binarize.scope=matrices", "scale=rank_one", "values=01", "measure=none")
+    code, _, err = command("evaluate", *options, "hydra.run.dir=r")
+    assert code == 0, err
+    assert (metrics("r")["scale"], metrics("r")["values"]) == ("rank_one", "01")
+
+
+@pytest.fixture
+def trained(command: Command) -> Command:
+    """A run of which the layers are in one bit, in the folder ``r``."""
+    code, _, err = command("train", "binarize=layers", "hydra.run.dir=r", *SHORT, "references=false", "measure=none")
+    assert code == 0, err
+    return command
+
+
+def test_the_word_table_of_a_trained_run_is_stored_in_int8_afterwards(
+    trained: Command, model_folder: Path, text_folder: Path
+) -> None:
+    code, _, err = trained("evaluate", "checkpoint=r", "embeddings=int8", "hydra.run.dir=e", defaults=["measure=none"])
+    assert code == 0, err
+    rows, before = rows_of("e"), metrics("r")
+    assert {kind: row["embeddings"] for kind, row in rows.items()} == {
+        "unbinarized": "fp32", "naive": "fp32", "trained": "int8"
+    }  # fmt: skip
+    after = metrics("e")
+    assert (after["recipe"], after["loss"], after["steps"], after["activations"]) == ("bitmaps", "common", 4, "float")
+    saved = (before["memory_mib"] - after["memory_mib"]) * 8 * 2**20
+    assert saved == pytest.approx(BITS["fp32"] - BITS["int8"], abs=1e-6)
+    model = bitmaps.load("r")
+    model = with_words(model, whole_numbers(model.get_parameter("embeddings.word.weight").detach(), 127))
+    assert after["cross_entropy"] == pytest.approx(loss_of(model, model_folder, text_folder), rel=1e-5)
+    assert after["cross_entropy"] != before["cross_entropy"]
+
+
+def test_what_enters_the_matrices_of_a_trained_run_is_rounded_afterwards(
+    trained: Command, model_folder: Path, text_folder: Path
+) -> None:
+    options = ("activations=int8", "embeddings=int4", "hydra.run.dir=e")
+    code, _, err = trained("evaluate", "checkpoint=r", *options, defaults=["measure=none"])
+    assert code == 0, err
+    assert [(row["row"], row["activations"], row["embeddings"]) for row in rows_of("e").values()] == [
+        ("unbinarized", "float", "fp32"), ("naive", "float", "fp32"), ("trained", "int8", "int4")
+    ]  # fmt: skip
+    model = bitmaps.load("r")
+    model = with_words(model, whole_numbers(model.get_parameter("embeddings.word.weight").detach(), 7))
+    unrounded = loss_of(model, model_folder, text_folder)
+    expected = loss_of(with_int8_inputs(model, "attention", "ffnn"), model_folder, text_folder)
+    assert abs(expected - unrounded) > 1e-5
+    assert metrics("e")["cross_entropy"] == pytest.approx(expected, abs=0.1 * abs(expected - unrounded))
+    plain = loss_of(bitmaps.load(model_folder), model_folder, text_folder)
+    assert rows_of("e")["unbinarized"]["cross_entropy"] == pytest.approx(plain, rel=1e-6)
+
+
+def test_a_run_may_be_trained_with_rounded_inputs(command: Command, model_folder: Path, text_folder: Path) -> None:
+    options = ("binarize=ffnn", "activations=int8", "hydra.run.dir=r", "measure=none")
+    code, _, err = command("train", *options, *SHORT)
+    assert code == 0, err
+    rows = rows_of("r")
+    assert {kind: row["activations"] for kind, row in rows.items()} == {
+        "unbinarized": "float", "naive": "float", "trained": "int8"
+    }  # fmt: skip
+    unrounded = loss_of(bitmaps.load("r"), model_folder, text_folder)
+    expected = loss_of(with_int8_inputs(bitmaps.load("r"), "ffnn"), model_folder, text_folder)
+    assert rows["trained"]["cross_entropy"] == pytest.approx(expected, abs=0.1 * abs(expected - unrounded))
+
+    code, _, err = command("evaluate", "checkpoint=r", "hydra.run.dir=e", defaults=["measure=none"])
+    assert code == 0, err
+    assert metrics("e")["activations"] == "int8"
+    assert [metrics("e")[name] for name in SCORES] == pytest.approx([rows["trained"][name] for name in SCORES])
+    code, _, err = command("evaluate", "checkpoint=r", "activations=float", defaults=())
     assert code == 2
-    assert "leave it out" in err
+    assert "activations is int8 in checkpoint=r" in err
+
+
+def test_a_run_may_be_trained_with_a_word_table_in_int8(command: Command) -> None:
+    options = ("binarize=ffnn", "embeddings=int8", "hydra.run.dir=r", "references=false", "measure=none")
+    code, _, err = command("train", *options, *SHORT)
+    assert code == 0, err
+    table = bitmaps.load("r").get_parameter("embeddings.word.weight").detach()
+    torch.testing.assert_close(whole_numbers(table, 127), table, rtol=1e-6, atol=1e-8)
+    assert all(len(row.unique()) > 2 for row in table[1:])
+    assert metrics("r")["embeddings"] == "int8"
+    code, _, err = command("evaluate", "checkpoint=r", "references=false", "hydra.run.dir=e", defaults=["measure=none"])
+    assert code == 0, err
+    for name in (*SCORES, "embeddings", "memory_mib"):
+        assert metrics("e")[name] == pytest.approx(metrics("r")[name]), name
+    code, _, err = command("evaluate", "checkpoint=r", "embeddings=fp16", defaults=())
+    assert code == 2
+    assert "embeddings is int8 in checkpoint=r" in err
+
+
+def test_a_run_with_its_word_table_in_one_bit_cannot_get_another_afterwards(command: Command) -> None:
+    assert command("train", "binarize=all", "hydra.run.dir=r", *SHORT, "references=false", "measure=none")[0] == 0
+    code, _, err = command("evaluate", "checkpoint=r", "embeddings=int8", defaults=())
+    assert code == 2
+    assert "embeddings is bit in checkpoint=r" in err
+
+
+def test_a_checkpoint_may_be_scored_on_more_masks(trained: Command) -> None:
+    code, _, err = trained("evaluate", "checkpoint=r", "mask_sets=4", "hydra.run.dir=e", defaults=["measure=none"])
+    assert code == 0, err
+    assert metrics("e")["mask_sets"] == 4
+    assert metrics("e")["masked_tokens"] > 3 * metrics("r")["masked_tokens"]
+
+
+def test_calibration_has_a_row_beside_its_references(command: Command) -> None:
+    options = ("binarize=layers", "binarize.scope=matrices", "scale=row", "hydra.run.dir=r", "measure=none")
+    code, _, err = command("evaluate", "calibrate=50", *options)
+    assert code == 0, err
+    rows = rows_of("r")
+    assert list(rows) == list(sums_of("r")) == ["unbinarized", "naive", "calibrated"]
+    assert [row["calibrated_on"] for row in rows.values()] == [0, 0, 50]
+    assert [(row["scale"], row["scope"]) for row in rows.values()] == [
+        (None, None),
+        ("none", "all"),
+        ("row", "matrices"),
+    ]
+    for kind, row in rows.items():
+        assert_sums_give(sums_of("r")[kind], row)
+    assert command("evaluate", *options[:3], "hydra.run.dir=naive", "measure=none")[0] == 0
+    assert rows["calibrated"]["cross_entropy"] < metrics("naive")["cross_entropy"] < rows["naive"]["cross_entropy"]
+
+
+def test_every_part_of_the_loss_has_a_curve(command: Command) -> None:
+    parts = ("cross_entropy", "logits", "hidden", "directions", "attention", "relations")
+    options = [f"loss.{part}=0.5" for part in parts]
+    code, _, err = command(
+        "train", *options, "binarize=layers", "trainer.precision=bf16-mixed", "trainer.log_every_n_steps=1", *SHORT,
+        "references=false", "hydra.run.dir=r", "measure=none",
+    )  # fmt: skip
+    assert code == 0, err
+    curves = {part: curve("r", f"train/{part}") for part in parts}
+    assert all(len(found) == 4 and min(found) > 0 for found in curves.values())
+    np.testing.assert_allclose(curve("r", "train/loss"), 0.5 * np.sum(list(curves.values()), 0), rtol=1e-4)
+
+
+def test_jobs_of_a_sweep_that_share_their_row_share_its_sentences(command: Command) -> None:
+    assert command("evaluate", "-m", "binarize=none", "values=01,pm1", "hydra.sweep.dir=s", "measure=none")[0] == 0
+    assert metrics("s/0")["cross_entropy"] == metrics("s/1")["cross_entropy"]
+    for job in ("s/0", "s/1"):
+        assert_sums_give(sums_of(job)["unbinarized"], metrics(job))
+
+
+def test_a_word_table_in_one_bit_has_a_row_for_each_value_set_of_a_sweep(command: Command) -> None:
+    sweep = ("-m", "binarize=none", "embeddings=bit", "values=01,pm1", "hydra.sweep.dir=s", "measure=none")
+    assert command("evaluate", *sweep)[0] == 0
+    alone = ("binarize=none", "embeddings=bit", "values=pm1", "measure=none")
+    assert command("evaluate", *alone, "hydra.run.dir=r")[0] == 0
+    assert metrics("s/1")["cross_entropy"] == metrics("r")["cross_entropy"]
+    assert metrics("s/0")["cross_entropy"] != metrics("s/1")["cross_entropy"]

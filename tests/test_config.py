@@ -1,60 +1,79 @@
 """What ``conf/`` composes to, and what is refused."""
 
+from __future__ import annotations
+
 import itertools
 import re
 import shlex
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 
-from bitmaps.config import GROUPS, Scale, check, conf_dir
+from bitmaps.config import GROUPS, Evaluate, Scale, Train, check, conf_dir
 from bitmaps.errors import InputError
+from bitmaps.training import LossWeights
 
 CONF = conf_dir()
 FILES = sorted(CONF.rglob("*.yaml"))
-CHOICES = {  # what a command line can choose from
+
+
+def commands_of(path: Path) -> list[tuple[str, str]]:
+    """The commands that the comment at the top of a file names: ``train`` or ``evaluate``, and what comes after it."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    opening = "\n".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    return re.findall(r"python (train|evaluate)\.py(.*)", opening)
+
+
+CHOICES = {  # what a command line can choose from; an experiment is one of its own command alone
     command: {
         (group, path.stem)
         for default in OmegaConf.load(CONF / f"{command}.yaml").defaults
         if default not in ("_self_", f"{command}_schema")
         for group in default
         for path in (CONF / group).glob("*.yaml")
+        if group != "experiment" or command in dict(commands_of(path))
     }
     for command in ("train", "evaluate")
 }
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _conf():
+def _conf() -> Iterator[None]:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         yield
 
 
-def config(command, *overrides):
+def config(command: str, *overrides: str) -> Any:
     return OmegaConf.to_object(compose(command, overrides=list(overrides)))
 
 
-def test_conf_is_found():
+def test_the_schema_is_that_of_its_command() -> None:
+    assert isinstance(config("train"), Train)
+    assert isinstance(config("evaluate"), Evaluate)
+
+
+def test_conf_is_found() -> None:
     assert {path.name for path in CONF.glob("*.yaml")} == {"train.yaml", "evaluate.yaml"}
-    assert len(FILES) == 38
+    assert len(FILES) == 54
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
-def test_every_file_opens_with_a_comment_that_names_a_command_that_composes(path):
-    lines = path.read_text(encoding="utf-8").splitlines()
-    opening = "\n".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
-    commands = re.findall(r"python (train|evaluate)\.py(.*)", opening)
-    assert commands
-    for command, line in commands:
+def test_every_file_opens_with_a_comment_that_names_a_command_that_composes(path: Path) -> None:
+    assert commands_of(path)
+    for command, line in commands_of(path):
         line = re.sub(r"<[^>]*>", "somewhere", line).split("#")[0]
         words = [word.split("=", 1) for word in shlex.split(line) if word != "-m"]
         for values in itertools.product(*(value.split(",") for _, value in words)):
             check(config(command, *(f"{name}={value}" for (name, _), value in zip(words, values, strict=True))))
 
 
-def test_every_file_can_be_chosen():
+def test_every_file_can_be_chosen() -> None:
     groups = {(path.parent.name, path.stem) for path in FILES if path.parent != CONF}
     assert groups == CHOICES["train"] | CHOICES["evaluate"]
 
@@ -62,42 +81,71 @@ def test_every_file_can_be_chosen():
 @pytest.mark.parametrize(
     ("command", "group", "choice"), [(command, *pair) for command in CHOICES for pair in sorted(CHOICES[command])]
 )
-def test_every_choice_composes_and_passes_its_check(command, group, choice):
+def test_every_choice_composes_and_passes_its_check(command: str, group: str, choice: str) -> None:
     composed = config(command, f"{group}={choice}", *(["model.source=x"] if choice == "hub" else []))
     check(composed)
-    if group in ("binarize", "model", "data"):
+    if group in ("binarize", "model", "data", "recipe", "loss"):
         assert getattr(composed, group).name == choice
     if group == "values":
         assert composed.values == choice
 
 
-def test_binarize_names_the_blog_posts_groups():
+def test_binarize_names_the_blog_posts_groups() -> None:
     for name, components in GROUPS.items():
         assert sorted(config("evaluate", f"binarize={name}").component_names()) == sorted(components)
 
 
-def test_01_on_the_command_line_is_text_and_not_a_number():
+def test_01_on_the_command_line_is_text_and_not_a_number() -> None:
     assert config("evaluate", "values=01").values == "01"
 
 
-def test_the_command_line_wins_over_the_recipe():
-    assert config("train").scale is Scale.row
+def test_the_command_line_wins_over_the_recipe() -> None:
+    assert config("train").scale is Scale.rank_one
     assert config("train", "scale=tensor").scale is Scale.tensor
     assert config("train", "recipe.gradient=clipped").recipe.gradient.name == "clipped"
 
 
-def test_the_schedule_ends_with_the_training():
+def test_a_recipe_brings_its_loss_unless_another_is_chosen() -> None:
+    assert config("train").loss.name == "common"
+    assert config("train", "recipe=bwn").loss.name == "bwn"
+    assert config("train", "loss=common", "recipe=bwn").loss.name == "common"
+    assert config("train", "recipe=bwn", "loss=common").recipe.name == "bwn"
+    assert config("train", "recipe=bwn", "loss.attention=3").loss.weights() == {
+        "cross_entropy": 0, "logits": 1, "hidden": 1, "directions": 0, "attention": 3, "relations": 0
+    }  # fmt: skip
+
+
+def test_what_a_loss_leaves_out_weighs_nothing() -> None:
+    assert config("train", "loss=tokens").loss.weights() == vars(LossWeights())
+    assert config("train", "loss=onebit").loss.weights() == vars(LossWeights(0, 1, 0, 1))
+    assert list(config("train").loss.weights()) == [field.name for field in fields(LossWeights)]
+
+
+def test_the_standard_work_is_one_teacher_and_recipes_that_start_from_it() -> None:
+    teacher = config("train", "experiment=ptb")
+    assert (teacher.loss.name, teacher.component_names(), teacher.data.name) == ("tokens", [], "ptb")
+    for budget, steps in (("ptb_short", 300), ("ptb_long", 1500)):
+        student = config("train", f"experiment={budget}", "recipe=bwn")
+        assert (student.loss.name, student.recipe.name, student.scale.name) == ("bwn", "bwn", "tensor")
+        assert (student.model.source, student.binarize.name, student.data.name) == ("runs/ptb/teacher", "layers", "ptb")
+        assert student.trainer.max_steps == student.schedule["num_training_steps"] == steps
+        assert student.mask_sets == teacher.mask_sets == 5
+        assert student.references is teacher.references is False
+        assert config("train", f"experiment={budget}", "recipe=bwn", "loss=common").loss.name == "common"
+
+
+def test_the_schedule_ends_with_the_training() -> None:
     assert config("train", "trainer.max_steps=700").schedule["num_training_steps"] == 700
 
 
-def test_an_experiment_chooses_model_and_data():
+def test_an_experiment_chooses_model_and_data() -> None:
     composed = config("evaluate", "experiment=blog_post")
     assert (composed.model.name, composed.data.name) == ("bert_base", "ptb")
     assert config("evaluate", "experiment=blog_post", "data=wiki").data.name == "wiki"
 
 
 @pytest.mark.parametrize("override", ["binarize=ears", "values=012", "data=newspapers", "model=gpt", "trainer=tpu"])
-def test_an_unknown_choice_is_told_the_valid_ones(override):
+def test_an_unknown_choice_is_told_the_valid_ones(override: str) -> None:
     group, choice = override.split("=")
     with pytest.raises(MissingConfigException) as caught:
         config("evaluate", override)
@@ -110,16 +158,26 @@ def test_an_unknown_choice_is_told_the_valid_ones(override):
     [
         ("binarize.components=[ears]", ("ears", "embeddings", "attention", "ffnn", "head")),
         ("scale=column", ("column", "none", "tensor", "row")),
-        ("recipe.gradient=none", ("none", "identity", "scaled", "clipped")),
+        ("scale=learned", ("learned", "none", "tensor", "row", "rank_one")),
+        ("recipe.gradient=none", ("none", "identity", "scaled", "clipped", "clamp", "product")),
+        ("recipe.scaling=fixed", ("fixed", "computed", "learned", "lsq")),
+        ("recipe.center=true", ("center", "none", "tensor", "row")),
+        ("recipe.loss.hidden=1", ("loss",)),
+        ("loss.hiden=1", ("hiden",)),
+        ("loss.hidden=much", ("much", "hidden")),
+        ("activations=int4", ("int4", "float", "int8")),
+        ("references=maybe", ("maybe", "references")),
+        ("mask_sets=five", ("five", "mask_sets")),
+        ("calibrate=512", ("calibrate",)),
         ("data.split=train", ("train", "validation", "test")),
-        ("embeddings=int8", ("int8", "fp32")),
+        ("embeddings=int7", ("int7", "fp32", "fp16", "int8", "int4", "bit")),
         ("seed=abc", ("abc", "seed")),
         ("limit=ten", ("ten", "limit")),
         ("optimiser.lr=1", ("optimiser",)),
         ("trainer.steps=5", ("steps",)),
     ],
 )
-def test_a_bad_value_is_named(override, named):
+def test_a_bad_value_is_named(override: str, named: tuple[str, ...]) -> None:
     with pytest.raises(ConfigCompositionException) as caught:
         config("train", override)
     message = f"{caught.value} {caught.value.__cause__}"
@@ -151,16 +209,31 @@ def test_a_bad_value_is_named(override, named):
         ("train", "trainer.val_check_interval=0", "trainer.val_check_interval=0 "),
         ("train", "trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0 "),
         ("train", "trainer.max_steps=250", "trainer.max_steps=250 .*trainer.val_check_interval=120"),
-        ("train", "recipe.loss.hidden=-1", "recipe.loss.hidden=-1"),
-        (
-            "train",
-            "recipe.loss.hidden=0 recipe.loss.logits=0 recipe.loss.cross_entropy=0",
-            "all parts of recipe.loss weigh 0",
+        ("evaluate", "mask_sets=0", "mask_sets=0 .* 1 or more"),
+        ("train", "mask_sets=-1", "mask_sets=-1 "),
+        ("evaluate", "mask_seed=4294967295 mask_sets=2", "mask_se"),  # the second set has no seed
+        *(("train", f"loss.{field.name}=-1", f"loss.{field.name}=-1.* 0 or more") for field in fields(LossWeights)),
+        ("train", "loss.hidden=0 loss.logits=0 loss.cross_entropy=0", "all parts of loss weigh 0"),
+        ("train", "loss=tokens loss.cross_entropy=0", "all parts of loss weigh 0"),
+        *(
+            ("evaluate", f"embeddings={stored} binarize=all", f"embeddings={stored} .*binarize=all.* valid is bit")
+            for stored in ("fp32", "fp16", "int8", "int4")
+        ),
+        ("train", "embeddings=fp16 binarize=embeddings", "embeddings=fp16 .*binarize=embeddings.* valid is bit"),
+        ("evaluate", "calibrate=-1", "calibrate=-1 .* 0 or more"),
+        ("evaluate", "calibrate=9 binarize=layers scale=row", "binarize.scope=all .* valid is matrices"),
+        *(
+            (
+                "evaluate",
+                f"calibrate=9 binarize=layers binarize.scope=matrices scale={scale}",
+                f"scale={scale} .* valid are row, rank_one",
+            )
+            for scale in ("none", "tensor")
         ),
         ("train", "binarize.scope=all", "binarize.scope=all .* matrices"),
     ],
 )
-def test_a_number_that_cannot_be_is_refused_by_name(command, overrides, message):
+def test_a_number_that_cannot_be_is_refused_by_name(command: str, overrides: str, message: str) -> None:
     with pytest.raises(InputError, match=message.replace(".", r"\.").replace(r"\.*", ".*")):
         check(config(command, *overrides.split()))
 
@@ -174,14 +247,25 @@ def test_a_number_that_cannot_be_is_refused_by_name(command, overrides, message)
         ("train", "trainer.max_steps=40"),  # shorter than the interval: one validation, at the end
         ("train", "trainer.max_steps=360 trainer.gradient_clip_val=null"),
         ("train", "binarize=none binarize.scope=all"),
-        ("train", "recipe.loss.hidden=0 recipe.loss.logits=0"),
+        ("train", "loss.hidden=0 loss.logits=0"),
+        ("train", "loss.cross_entropy=0 loss.logits=0 loss.hidden=0 loss.relations=1e-9"),
+        ("evaluate", "mask_sets=1000 mask_seed=4294966296"),
+        ("train", "embeddings=bit binarize=all"),
+        ("train", "embeddings=bit binarize=layers"),
+        ("train", "embeddings=int4 binarize=layers activations=int8"),
+        ("evaluate", "embeddings=fp16 binarize=layers activations=int8"),
+        ("evaluate", "embeddings=int8"),
+        ("evaluate", "calibrate=1 binarize=all binarize.scope=matrices scale=row"),
+        ("evaluate", "calibrate=1 binarize=layers binarize.scope=matrices scale=rank_one"),
+        ("evaluate", "scale=rank_one values=01 binarize=layers"),
+        ("train", "scale=rank_one values=01"),
     ],
 )
-def test_what_lies_on_the_edge_is_accepted(command, overrides):
+def test_what_lies_on_the_edge_is_accepted(command: str, overrides: str) -> None:
     check(config(command, *overrides.split()))
 
 
-def test_a_run_shorter_than_the_interval_is_validated_once():
+def test_a_run_shorter_than_the_interval_is_validated_once() -> None:
     assert config("train", "trainer.max_steps=40").trainer.validation_steps == 40
     assert config("train", "trainer.max_steps=480").trainer.validation_steps == 120
 
@@ -198,11 +282,11 @@ def test_a_run_shorter_than_the_interval_is_validated_once():
         ("binarize=ffnn binarize.components=[]", "none"),
     ],
 )
-def test_components_go_by_their_groups_name_or_their_own(overrides, components):
+def test_components_go_by_their_groups_name_or_their_own(overrides: str, components: str) -> None:
     assert config("evaluate", *overrides.split()).facts()["components"] == components
 
 
-def test_facts_say_what_is_run():
+def test_facts_say_what_is_run() -> None:
     facts = config("train", "binarize=all", "values=01", "scale=tensor", "limit=9", "seed=3", "data.split=test").facts()
     assert facts == {
         "row": None,
@@ -216,19 +300,49 @@ def test_facts_say_what_is_run():
         "scale": "tensor",
         "scope": "matrices",
         "recipe": "bitmaps",
-        "embeddings": "fp32",
+        "loss": "common",
+        "embeddings": "bit",
         "activations": "float",
         "steps": None,
         "seed": 3,
         "mask_seed": 481,
+        "mask_sets": 1,
     }
 
 
-def test_nothing_binarized_has_no_values_scale_or_scope():
+@pytest.mark.parametrize(
+    ("overrides", "stored"),
+    [
+        ("binarize=none", "fp32"),
+        ("binarize=layers", "fp32"),
+        ("binarize=all", "bit"),
+        ("binarize=embeddings", "bit"),
+        ("binarize=all embeddings=bit", "bit"),
+        ("binarize=layers embeddings=bit", "bit"),
+        ("binarize=layers embeddings=int8", "int8"),
+        ("binarize=none embeddings=int4", "int4"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_the_word_table_is_stored_as_asked_or_as_its_component_says(command: str, overrides: str, stored: str) -> None:
+    composed = config(command, *overrides.split())
+    check(composed)
+    assert composed.word_table() == composed.facts()["embeddings"] == stored
+
+
+def test_facts_tell_how_it_is_run() -> None:
+    trained = config("train", "recipe=bwn", "loss=common", "activations=int8", "mask_sets=5", "mask_seed=7").facts()
+    assert (trained["recipe"], trained["loss"], trained["activations"]) == ("bwn", "common", "int8")
+    assert (trained["mask_seed"], trained["mask_sets"]) == (7, 5)
+    scored = config("evaluate", "activations=int8", "binarize=layers").facts()
+    assert (scored["recipe"], scored["loss"], scored["activations"]) == (None, None, "int8")
+
+
+def test_nothing_binarized_has_no_values_scale_or_scope() -> None:
     facts = config("evaluate", "binarize=none", "values=01", "scale=row").facts()
     assert (facts["values"], facts["scale"], facts["scope"], facts["recipe"]) == (None, None, None, None)
 
 
-def test_what_comes_from_the_hub_goes_by_its_id():
+def test_what_comes_from_the_hub_goes_by_its_id() -> None:
     facts = config("evaluate", "model=hub", "model.source=me/bert", "data=hub", "data.path=me/text").facts()
     assert (facts["model"], facts["data"]) == ("me/bert", "me/text")

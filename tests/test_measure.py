@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bitmaps import measure
 from bitmaps.bert import Bert, BertConfig
-from bitmaps.binary.components import binarize_naive
-from bitmaps.binary.quantize import Values
+from bitmaps.binary.components import WordTable, binarize_naive, matrices, store_words
+from bitmaps.binary.quantize import Scale, Values
+from bitmaps.binary.rounding import Stored, rounded
 from bitmaps.config import GROUPS
 from bitmaps.measure import Timed, inference_time, memory_mib, numbers_per_row, pseudo_bits, resident_mib
 
@@ -42,7 +46,8 @@ def test_memory_of_bert_base_is_the_blog_posts(base: Bert, values: Values) -> No
         ([[0.0, -2.0, -2.0], [4.0, 4.0, 4.0]], 1),
         ([[-2.0, 2.0, 2.0], [3.0, 1.0, 3.0]], 2),
         ([[-2.0, 2.5, 2.5], [-2.0, 2.0, 2.0]], 2),
-        ([[-2.0, 2.0, 2.0], [3.0, 0.0, -3.0]], None),
+        ([[0.0, 0.0, 0.0], [3.0, 1.0, 3.0]], 2),
+        ([[-2.0, 2.0, 2.0], [3.1, 0.2, -3.0]], None),
     ],
 )
 def test_row_rule(rows: list[list[float]], numbers: int | None) -> None:
@@ -59,29 +64,161 @@ def test_row_rule(rows: list[list[float]], numbers: int | None) -> None:
         (torch.tensor([0.0, 1.0, 1.0]), 3),
         (torch.tensor([0.0, 1.0, 2.0]), 3 * 32),
         (torch.tensor([0.0, 1.0, 2.0]).half(), 3 * 16),
-        (torch.tensor([[0.0, 1.0, 2.0]]).double(), 3 * 64),
+        (torch.tensor([0.0, 1.0, 2.0]).double(), 3 * 64),
+        (torch.tensor([[0.1, 1.2, 2.3], [7.4, 0.5, 9.6], [0.7, 8.8, 0.9]]).double(), 9 * 64),
     ],
 )
 def test_two_values_in_a_whole_tensor_cost_a_bit_each_and_three_their_width(weight: Tensor, bits: int) -> None:
     assert pseudo_bits(weight) == bits
 
 
+def normal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(rows, columns, generator=generator)
+
+
+def signs(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    return torch.where(normal(rows, columns, generator) < 0, -1.0, 1.0)
+
+
+def rank_one_of(bits: Tensor, generator: torch.Generator) -> Tensor:
+    rows, columns = bits.shape
+    row, column = (0.1 + torch.rand(count, generator=generator) for count in (rows, columns))
+    return row[:, None] * column * bits
+
+
+def integers(rows: int, columns: int, generator: torch.Generator, largest: int) -> Tensor:
+    """Whole numbers up to ``largest``, which every row has, times a number a row."""
+    whole = torch.randint(-largest, largest + 1, (rows, columns), generator=generator).float()
+    whole[:, 0] = largest * signs(rows, 1, generator)[:, 0]
+    return whole * normal(rows, 1, generator)
+
+
+# A matrix that can be stored in few bits -> what it costs, with r rows and c columns
+KINDS: dict[str, tuple[Callable[[int, int, torch.Generator], Tensor], Callable[[int, int], int]]] = {
+    "two values": (lambda r, c, g: 0.3 * signs(r, c, g) + 0.1, lambda r, c: r * c),
+    "two values a row": (lambda r, c, g: normal(r, 1, g) * signs(r, c, g), lambda r, c: r * c + 32 * r),
+    "any two values a row": (lambda r, c, g: normal(r, 1, g) * signs(r, c, g) + 3, lambda r, c: r * c + 2 * 32 * r),
+    "signs of rank one": (lambda r, c, g: rank_one_of(signs(r, c, g), g), lambda r, c: r * c + 32 * (r + c)),
+    "int4 a row": (lambda r, c, g: integers(r, c, g, 7), lambda r, c: 4 * r * c + 32 * r),
+    "int8 a row": (lambda r, c, g: integers(r, c, g, 127), lambda r, c: 8 * r * c + 32 * r),
+    "fp16": (lambda r, c, g: normal(r, c, g).half().float(), lambda r, c: 16 * r * c),
+    "fp32": (normal, lambda r, c: 32 * r * c),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+many_rows, columns = st.integers(4, 24), st.integers(6, 30)
+seeds = st.integers(0, 2**32)
+
+
+@every_kind
+@settings(max_examples=40, deadline=None)
+@given(rows=many_rows, columns=columns, seed=seeds)
+def test_a_matrix_costs_what_gives_it_back(kind: str, rows: int, columns: int, seed: int) -> None:
+    make, bits = KINDS[kind]
+    assert pseudo_bits(make(rows, columns, torch.Generator().manual_seed(seed))) == bits(rows, columns)
+
+
+@every_kind
+@settings(max_examples=40, deadline=None)
+@given(rows=many_rows, columns=columns, seed=seeds, where=st.tuples(st.integers(0, 23), st.integers(0, 29)))
+def test_two_numbers_that_do_not_fit_cost_the_whole_width(
+    kind: str, rows: int, columns: int, seed: int, where: tuple[int, int]
+) -> None:
+    weight = KINDS[kind][0](rows, columns, torch.Generator().manual_seed(seed))
+    row, column = where[0] % rows, where[1] % columns
+    weight[row, column - 1], weight[row, column] = 0.7310585786 * weight.abs().max(), 0.6224593312 * weight.abs().min()
+    assert pseudo_bits(weight) == 32 * rows * columns
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=many_rows, columns=columns, seed=seeds, factor=st.sampled_from([-1.0, 1e-3, 3.0, 1e3]))
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "fp16"])
+def test_the_size_of_a_matrix_does_not_depend_on_its_magnitude(
+    kind: str, rows: int, columns: int, seed: int, factor: float
+) -> None:
+    weight = KINDS[kind][0](rows, columns, torch.Generator().manual_seed(seed))
+    assert pseudo_bits(factor * weight) == pseudo_bits(weight)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.integers(1, 6),
+    columns=st.integers(1, 6),
+    seed=seeds,
+    kind=st.sampled_from(list(KINDS)),
+    dtype=st.sampled_from([torch.float16, torch.float32, torch.float64]),
+)
+def test_no_tensor_costs_more_than_its_own_width(
+    rows: int, columns: int, seed: int, kind: str, dtype: torch.dtype
+) -> None:
+    weight = KINDS[kind][0](rows, columns, torch.Generator().manual_seed(seed)).to(dtype)
+    assert pseudo_bits(weight) <= 8 * weight.element_size() * rows * columns
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=many_rows, columns=columns, seed=seeds, stored=st.sampled_from(["fp16", "int8", "int4"]))
+def test_what_was_rounded_is_seen_to_be(rows: int, columns: int, seed: int, stored: Stored) -> None:
+    weight = rounded(normal(rows, columns, torch.Generator().manual_seed(seed)), stored)
+    n = rows * columns
+    assert pseudo_bits(weight) == {"fp16": 16 * n, "int8": 8 * n + 32 * rows, "int4": 4 * n + 32 * rows}[stored]
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(8, 100), columns=st.integers(64, 100), seed=seeds)
+def test_zeros_and_ones_of_rank_one_cost_as_much_as_signs(rows: int, columns: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = rank_one_of((signs(rows, columns, generator) + 1) / 2, generator)
+    assert pseudo_bits(weight) == rows * columns + 32 * (rows + columns)
+
+
+TABLE = {  # bits of a word table of 60 words and 16 numbers each
+    "fp32": 32 * 960,
+    "fp16": 16 * 960,
+    "int8": 8 * 960 + 32 * 60,
+    "int4": 4 * 960 + 32 * 60,
+    "bit": 960 + 32 * 60,
+}
+
+
+@pytest.mark.parametrize(("stored", "bits"), TABLE.items())
+def test_memory_of_a_stored_word_table(tiny: Bert, stored: WordTable, bits: int) -> None:
+    rest = sum(p.numel() for p in tiny.parameters()) - 960
+    assert memory_mib(store_words(tiny, stored)) * 2**20 * 8 == 32 * rest + bits
+
+
+SCALES: dict[Scale, Callable[[int, int], int]] = {
+    "none": lambda rows, columns: 0,
+    "tensor": lambda rows, columns: 0,
+    "row": lambda rows, columns: 32 * rows,
+    "rank_one": lambda rows, columns: 32 * (rows + columns),
+}
+
+
+@pytest.mark.parametrize(("scale", "numbers"), SCALES.items())
+def test_memory_of_binarized_matrices(tiny: Bert, scale: Scale, numbers: Callable[[int, int], int]) -> None:
+    chosen = list(matrices(tiny, ["attention", "ffnn"]).values())
+    rest = sum(p.numel() for p in tiny.parameters()) - sum(p.numel() for p in chosen)
+    bits = 32 * rest + sum(p.numel() + numbers(*p.shape) for p in chosen)
+    binarize_naive(tiny, ["attention", "ffnn"], "pm1", scale, "matrices")
+    assert memory_mib(tiny) * 2**20 * 8 == bits
+
+
 def test_memory_counts_a_tied_parameter_once(tiny: Bert) -> None:
     numbers = {id(p): p.numel() for p in tiny.parameters()}
     assert memory_mib(tiny) * 2**20 == 4 * sum(numbers.values())
-    tiny.head.decoder.weight = nn.Parameter(tiny.head.decoder.weight.detach().clone())
+    tiny.head.decoder.weight = nn.Parameter(tiny.get_parameter("embeddings.word.weight").detach().clone())
     assert memory_mib(tiny) * 2**20 == 4 * (sum(numbers.values()) + 60 * 16)
 
 
 def test_resident_memory_is_that_of_parameters_and_buffers_with_shared_storage_once() -> None:
-    model = nn.Sequential(nn.Linear(10, 7), nn.Linear(10, 7, bias=False))
+    one, other = nn.Linear(10, 7), nn.Linear(10, 7, bias=False)
+    model = nn.Sequential(one, other)
     assert resident_mib(model) * 2**20 == 4 * (70 + 7 + 70)
-    model[1].weight = nn.Parameter(model[0].weight.detach())
+    other.weight = nn.Parameter(one.weight.detach())
     assert resident_mib(model) * 2**20 == 4 * (70 + 7)
     model.register_buffer("extra", torch.zeros(3, dtype=torch.int8))
     assert resident_mib(model) * 2**20 == 4 * (70 + 7) + 3
     model.half()
-    model[1].weight = model[0].weight
+    other.weight = one.weight
     assert resident_mib(model) * 2**20 == 2 * (70 + 7) + 3
 
 

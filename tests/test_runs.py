@@ -1,36 +1,50 @@
 """A run folder's life, and what is written in it."""
 
+from __future__ import annotations
+
 import json
 import math
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from bitmaps.errors import InputError
-from bitmaps.runs import RunFolder, commit, perplexity, read_metrics, read_rows, versions, write_json
+from bitmaps.runs import Row, RunFolder, commit, perplexity, read_metrics, read_rows, versions, write_json
 
-FACTS = {"model": "minilm", "components": "ffnn", "seed": 0}
-ROWS = [{**FACTS, "row": "unbinarized", "accuracy": 0.5}, {**FACTS, "row": "naive", "accuracy": 0.25}]
+FACTS: Row = {"model": "minilm", "components": "ffnn", "seed": 0}
+ROWS: list[Row] = [{**FACTS, "row": "unbinarized", "accuracy": 0.5}, {**FACTS, "row": "naive", "accuracy": 0.25}]
+SENTENCES = {"unbinarized": torch.rand(3, 4, dtype=torch.float64), "naive": torch.zeros(3, 4, dtype=torch.float64)}
 
 
-def claimed(path):
+def claimed(path: Path) -> RunFolder:
     folder = RunFolder(path)
     folder.claim("seed: 0\n", FACTS)
     return folder
 
 
-def test_a_claimed_folder_says_that_it_is_running(tmp_path):
+def test_a_claimed_folder_says_that_it_is_running(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "a"
     claimed(folder)
     assert (folder / "config.yaml").read_text() == "seed: 0\n"
     assert read_metrics(folder) == {"format": 1, "status": "running", "error": None, **FACTS}
 
 
-def test_a_finished_run_has_its_last_row_as_its_own(tmp_path):
-    claimed(tmp_path).finish(ROWS)
+def test_a_finished_run_has_its_last_row_as_its_own(tmp_path: Path) -> None:
+    claimed(tmp_path).finish(ROWS, SENTENCES)
     assert read_rows(tmp_path) == ROWS
     assert read_metrics(tmp_path) == {"format": 1, "status": "ok", "error": None, **ROWS[-1]}
+
+
+def test_a_finished_run_has_what_the_sentences_of_each_row_came_to(tmp_path: Path) -> None:
+    claimed(tmp_path).finish(ROWS, SENTENCES)
+    with np.load(tmp_path / "sentences.npz", allow_pickle=False) as found:
+        assert set(found) == {"unbinarized", "naive"}
+        for name, sums in SENTENCES.items():
+            assert found[name].dtype == np.float64
+            np.testing.assert_array_equal(found[name], sums)
 
 
 @pytest.mark.parametrize(
@@ -41,66 +55,68 @@ def test_a_finished_run_has_its_last_row_as_its_own(tmp_path):
         (KeyboardInterrupt(), "KeyboardInterrupt: "),
     ],
 )
-def test_a_failed_run_says_why_beside_what_was_to_be_run(tmp_path, error, message):
+def test_a_failed_run_says_why_beside_what_was_to_be_run(tmp_path: Path, error: BaseException, message: str) -> None:
     claimed(tmp_path).fail(error, FACTS)
     assert read_metrics(tmp_path) == {"format": 1, "status": "failed", "error": message, **FACTS}
     assert not (tmp_path / "rows.json").exists()
+    assert not (tmp_path / "sentences.npz").exists()
 
 
-def test_nothing_is_left_beside_the_files_of_a_run(tmp_path):
-    claimed(tmp_path).finish(ROWS)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "metrics.json", "rows.json"}
+def test_nothing_is_left_beside_the_files_of_a_run(tmp_path: Path) -> None:
+    claimed(tmp_path).finish(ROWS, SENTENCES)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "metrics.json", "rows.json", "sentences.npz"}
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "metrics.json"])
-def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path, file):
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_text("as it was")
     folder = RunFolder(tmp_path)
     with pytest.raises(InputError) as caught:
         folder.claim("new", FACTS)
     assert str(tmp_path) in str(caught.value)
     folder.fail(caught.value, FACTS)
-    folder.finish(ROWS)
+    folder.finish(ROWS, SENTENCES)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(file, "as it was")]
 
 
-def test_a_folder_with_other_files_may_be_claimed(tmp_path):
+def test_a_folder_with_other_files_may_be_claimed(tmp_path: Path) -> None:
     (tmp_path / "train.log").touch()
     claimed(tmp_path)
     assert read_metrics(tmp_path)["status"] == "running"
 
 
-def test_a_run_may_be_resumed(tmp_path):
+def test_a_run_may_be_resumed(tmp_path: Path) -> None:
     claimed(tmp_path).fail(RuntimeError("power cut"), FACTS)
     RunFolder(tmp_path).claim("seed: 1\n", FACTS, resume=True)
     assert read_metrics(tmp_path)["status"] == "running"
     assert (tmp_path / "config.yaml").read_text() == "seed: 1\n"
 
 
-def test_a_process_that_does_not_write_leaves_no_trace(tmp_path):
+def test_a_process_that_does_not_write_leaves_no_trace(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", writes=False)
     folder.claim("seed: 0\n", FACTS)
-    folder.finish(ROWS)
+    folder.finish(ROWS, SENTENCES)
     folder.fail(RuntimeError(), FACTS)
     assert not folder.claimed
     assert not list(tmp_path.iterdir())
 
 
-def test_a_process_that_does_not_write_minds_no_run_of_the_first(tmp_path):
+def test_a_process_that_does_not_write_minds_no_run_of_the_first(tmp_path: Path) -> None:
     claimed(tmp_path)
     RunFolder(tmp_path, writes=False).claim("seed: 0\n", FACTS)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_nan_is_never_written(tmp_path, bad):
+def test_nan_is_never_written(tmp_path: Path, bad: float) -> None:
     folder = claimed(tmp_path)
     with pytest.raises(ValueError, match="JSON compliant"):
-        folder.finish([ROWS[0], ROWS[1] | {"known": {"accuracy": bad}}])
+        folder.finish([ROWS[0], ROWS[1] | {"known": {"accuracy": bad}}], SENTENCES)
     assert read_metrics(tmp_path)["status"] == "running"
     assert not (tmp_path / "rows.json").exists()
+    assert not (tmp_path / "sentences.npz").exists()
 
 
-def test_a_file_is_replaced_in_one_step(tmp_path):
+def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     write_json(path, {"a": 1})
     with path.open() as reader:
@@ -120,7 +136,7 @@ def test_a_file_is_replaced_in_one_step(tmp_path):
         (b"[]", "is not of format 1"),
     ],
 )
-def test_metrics_that_cannot_be_read_are_named(tmp_path, content, message):
+def test_metrics_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / "metrics.json").write_bytes(content)
     with pytest.raises(InputError) as caught:
@@ -129,19 +145,19 @@ def test_metrics_that_cannot_be_read_are_named(tmp_path, content, message):
     assert str(tmp_path) in str(caught.value)
 
 
-def test_perplexity_is_null_where_fp64_overflows():
+def test_perplexity_is_null_where_fp64_overflows() -> None:
     assert perplexity(262.0) == pytest.approx(10 ** (262 / math.log(10)))
     assert perplexity(709.0) is not None
     assert perplexity(710.0) is None
     assert json.dumps(perplexity(1000.0)) == "null"
 
 
-def test_versions_name_what_the_numbers_depend_on():
+def test_versions_name_what_the_numbers_depend_on() -> None:
     assert {"python", "torch", "transformers", "bitmaps"} <= set(versions())
     assert all(isinstance(version, str) and version for version in versions().values())
 
 
-def test_the_commit_is_that_of_the_checkout():
+def test_the_commit_is_that_of_the_checkout() -> None:
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         assert commit() is None
