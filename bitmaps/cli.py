@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bitmaps.config import Devices, Evaluate, Train, check, conf_dir
 from bitmaps.errors import InputError
-from bitmaps.runs import Row, RunFolder, commit, read_metrics, read_rows, versions
+from bitmaps.runs import Row, RunFolder, commit, read_metrics, read_rows, read_sentences, versions
 
 log = logging.getLogger(__name__)
 
@@ -107,11 +107,11 @@ def run(command: str, cfg: DictConfig) -> None:
                 "each process that it starts would replay the whole sweep. Run the jobs one by one, without -m."
             )
         folder.claim(OmegaConf.to_yaml(cfg), facts, resume)
-        rows = rows_of_twin(cfg, folder.path) if in_sweep else None
+        twin = twin_of(cfg, folder.path) if in_sweep else None
         with tracking(config.logger, folder.path, facts, group=folder.path.parent.name if in_sweep else None) as track:
-            rows = rows or job.run(folder.path, facts, track.logger)
+            rows = read_rows(twin) if twin else job.run(folder.path, facts, track.logger)
             track.summarize(rows[-1])
-        folder.finish(rows, job.sentences)
+        folder.finish(rows, read_sentences(twin) if twin else job.sentences)
         if folder.writes and not in_sweep:
             print_table([{"status": "ok"} | row for row in rows])
             print(f"{folder.path}: metrics.json")
@@ -176,27 +176,27 @@ def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             )
     saved = cast(DictConfig, OmegaConf.load(path / "config.yaml"))
     names = [*OF_THE_CHECKPOINT, *(name for name in ("data", "seed") if name not in given)]
-    merged = OmegaConf.merge(cfg, {name: saved[name] for name in names})
+    merged = OmegaConf.merge(cfg, {name: saved[name] for name in names if name in saved})
     for key in given:
         if key.startswith("data."):
             OmegaConf.update(merged, key, OmegaConf.select(cfg, key))
     return cast(DictConfig, merged)
 
 
-def rows_of_twin(cfg: DictConfig, own: Path) -> list[Row] | None:
-    """The rows of an earlier job of the same sweep with the same configuration, where nothing to binarize makes the value
+def twin_of(cfg: DictConfig, own: Path) -> Path | None:
+    """The folder of an earlier job of the same sweep with the same configuration, where nothing to binarize makes the value
     set, the scale and the scope mean nothing; ``None`` when there is none."""
 
     def identity(config: Any) -> Any:
         plain = cast(dict[str, Any], OmegaConf.to_container(config))
-        if not plain["binarize"]["components"]:
+        if not plain["binarize"]["components"] and plain["embeddings"] != "bit":
             plain |= {"binarize": None, "values": None, "scale": None}
         return OmegaConf.to_yaml(plain)
 
     wanted = identity(OmegaConf.create(OmegaConf.to_yaml(cfg)))
     for rows in own.parent.glob("*/rows.json"):
         if rows.parent != own and identity(OmegaConf.load(rows.with_name("config.yaml"))) == wanted:
-            return read_rows(rows.parent)
+            return rows.parent
     return None
 
 

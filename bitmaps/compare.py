@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from bitmaps.errors import InputError
-from bitmaps.runs import read_json, read_metrics, write_json
+from bitmaps.runs import read_json, read_metrics, read_sentences, write_json
 
 PUBLISHED = ("students", "bwn", "bibert", "bit", "paretoq", "bitnet", "onebit")
 OURS = {  # what is in one bit
@@ -128,8 +128,7 @@ def differences(ours: NDArray[Any], theirs: NDArray[Any], draws: int = 2000) -> 
 
 def sums(folder: Path) -> NDArray[Any]:
     """What each sentence came to in a run's own row."""
-    with np.load(folder / "sentences.npz") as arrays:
-        return np.asarray(arrays[list(arrays)[-1]])
+    return list(read_sentences(folder).values())[-1]
 
 
 def done(folder: Path) -> bool:

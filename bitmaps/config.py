@@ -181,7 +181,7 @@ class Common:
             "split": self.data.split.name,
             "limit": self.limit,
             "components": self.binarize.name if of_group else "+".join(sorted(names)) or "none",
-            "values": self.values if names else None,
+            "values": self.values if names or self.word_table() == "bit" else None,
             "scale": self.scale.name if names else None,
             "scope": self.binarize.scope.name if names else None,
             "recipe": None,
@@ -251,9 +251,9 @@ def check(config: Train | Evaluate) -> None:
     at_least(0, seed=config.seed, mask_seed=config.mask_seed, measure__repeats=measure.repeats)
     at_least(0, measure__budget_s=measure.budget_s, model__dropout=model.dropout)
     at_least(3, data__length=data.length)  # [CLS], one piece, [SEP]
-    for name, seed in (("seed", config.seed), ("mask_seed", config.mask_seed)):
-        if seed >= 2**32:
-            raise InputError(f"{name}={seed} is too large; valid is 0 to {2**32 - 1}")
+    for name, seed, more in (("seed", config.seed, 0), ("mask_seed", config.mask_seed, config.mask_sets - 1)):
+        if seed + more >= 2**32:
+            raise InputError(f"{name}={seed} is too large; valid is 0 to {2**32 - 1 - more}")
     if model.dropout >= 1:
         raise InputError(f"model.dropout={model.dropout} is too large; valid is 0 or more and below 1")
     if trainer.precision not in PRECISIONS:
@@ -262,6 +262,8 @@ def check(config: Train | Evaluate) -> None:
         raise InputError(f"model={model.name} needs model.source=<Hub id or folder>")
     if model.weights is Weights.random and model.source is None and not model.shape.sizes():
         raise InputError("model.weights=random needs model.shape or a model.source whose config.json gives the shape")
+    if config.activations is Activations.int8 and not config.binarize.components:
+        raise InputError("activations=int8 rounds what enters binarized matrices: binarize=none has none")
     if Component.embeddings in config.binarize.components and config.word_table() != "bit":
         raise InputError(
             f"embeddings={config.word_table()} contradicts binarize={config.binarize.name}, which has the word table in one bit: "
@@ -269,6 +271,8 @@ def check(config: Train | Evaluate) -> None:
         )
     if isinstance(config, Evaluate):
         at_least(0, calibrate=config.calibrate)
+        if config.calibrate and not config.binarize.components:
+            raise InputError("calibrate fits binarized matrices: binarize=none has none")
         if config.calibrate and config.binarize.scope is not Scope.matrices:
             raise InputError(
                 "calibrate re-fits scales and biases, which binarize.scope=all makes two-valued: valid is matrices"

@@ -179,7 +179,7 @@ class Evaluation(Job):
                 round_activations(model, components)
             return [*references, self.row(model, facts)]
         model = self.pretrained.load()
-        facts = facts | {"row": "naive" if components else "unbinarized", "steps": 0, "calibrated_on": config.calibrate}
+        facts = facts | {"row": "naive" if components else "unbinarized", "steps": 0, "calibrated_on": 0}
         rows = []
         if config.calibrate:
             rows = self.reference_rows(facts)
@@ -187,7 +187,9 @@ class Evaluation(Job):
         if components:
             binarize_naive(model, components, config.values, config.scale.name, config.binarize.scope.name)  # type: ignore[arg-type]
         if config.calibrate:
-            calibrate(model, self.pretrained.load(), components, self.data.first_batches(config.calibrate))
+            batches = self.data.first_batches(config.calibrate)
+            facts["calibrated_on"] = sum(len(batch["input_ids"]) for batch in batches)
+            calibrate(model, self.pretrained.load(), components, batches)
         if "embeddings" not in components:
             store_words(model, words, config.values)  # type: ignore[arg-type]
         if config.activations.name != "float":

@@ -58,19 +58,19 @@ def pseudo_bits(weight: Tensor) -> int:
     """
     if ((weight == weight.amin()) | (weight == weight.amax())).all():
         return weight.numel()
-    if weight.ndim == 2:
-        rows, columns = weight.shape
-        if (numbers := numbers_per_row(weight)) is not None:
-            return weight.numel() + 32 * numbers * rows
-        few = weight[:8]  # most matrices are none of these, which a few rows show
-        if is_rank_one(few) and is_rank_one(weight):
-            return weight.numel() + 32 * (rows + columns)
-        for width in (4, 8):
-            if is_integer(few, width) and is_integer(weight, width):
-                return width * weight.numel() + 32 * rows
-        if is_half(few) and is_half(weight):
-            return 16 * weight.numel()
-    return 8 * weight.element_size() * weight.numel()
+    own = 8 * weight.element_size() * weight.numel()
+    if weight.ndim != 2:
+        return own
+    rows, columns = weight.shape
+    few = weight[:64]  # most matrices are none of these, which a few rows show
+    if (numbers := numbers_per_row(weight)) is not None:
+        return min(own, weight.numel() + 32 * numbers * rows)
+    if is_rank_one(few) and is_rank_one(weight):
+        return min(own, weight.numel() + 32 * (rows + columns))
+    for width in (4, 8):
+        if is_integer(few, width) and is_integer(weight, width):
+            return min(own, width * weight.numel() + 32 * rows)
+    return 16 * weight.numel() if is_half(few) and is_half(weight) else own
 
 
 def memory_mib(model: nn.Module) -> float:

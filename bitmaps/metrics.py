@@ -29,7 +29,9 @@ def scored(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"logits {tuple(logits.shape)} do not fit labels {tuple(labels.shape)}")
     kept = labels != IGNORE
-    if not kept.all():
+    if kept.all():  # a view, where picking would copy
+        logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+    else:
         logits, labels = logits[kept], labels[kept]
     logits = logits.float()
     if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < logits.shape[-1]):

@@ -73,10 +73,16 @@ def collect(folders: list[Path]) -> list[Row]:
 def columns(rows: list[Row]) -> dict[str, tuple[str, str]]:
     """Field -> heading and format: those of the blog post, after what else tells the rows apart."""
     kinds = {row.get("row") for row in rows}
+
+    def told(row: Row, name: str) -> Any:
+        """A field, unless the components say the same."""
+        words = "bit" if row.get("components") == "all" or "embeddings" in str(row.get("components")) else "fp32"
+        return None if name == "embeddings" and row.get(name) == words else row.get(name)
+
     varying = [
         name
         for name in VARYING
-        if any(len({row.get(name) for row in rows if row.get("row") == kind} - {None}) > 1 for kind in kinds)
+        if any(len({told(row, name) for row in rows if row.get("row") == kind} - {None}) > 1 for kind in kinds)
     ]
     return {name: (name.replace("_", " "), "") for name in varying} | COLUMNS
 

@@ -15,8 +15,10 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bitmaps import __version__
 from bitmaps.errors import InputError
@@ -144,3 +146,17 @@ def read_rows(folder: Path) -> list[Row]:
     """
     rows: list[Row] = read_json(folder / "rows.json")
     return rows
+
+
+def read_sentences(folder: Path) -> dict[str, NDArray[Any]]:
+    """What each sentence came to in a run that ended well: the kind of a row -> (sentences, 4), the run's own last.
+
+    Raises:
+        InputError: when ``sentences.npz`` is missing or damaged.
+    """
+    path = folder / "sentences.npz"
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, BadZipFile) as error:
+        raise InputError(f"{path} is missing or damaged: {error}") from error

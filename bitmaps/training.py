@@ -80,11 +80,12 @@ def attention_error(student: list[Tensor], teacher: list[Tensor], kept: Tensor) 
     Both lists hold the queries, keys and values of each layer in turn: (batch, heads, length, d)."""
     pairs = (kept[:, None, :, None] & kept[:, None, None, :]).expand(-1, student[0].shape[1], -1, -1)
     errors = []
-    for layer in range(0, len(student), 3):
-        scores = [
-            x[layer].float() @ x[layer + 1].float().mT / math.sqrt(x[layer].shape[-1]) for x in (student, teacher)
-        ]
-        errors.append(F.mse_loss(scores[0][pairs], scores[1][pairs]))
+    with torch.autocast(kept.device.type, enabled=False):
+        for layer in range(0, len(student), 3):
+            ours, theirs = (
+                x[layer].float() @ x[layer + 1].float().mT / math.sqrt(x[layer].shape[-1]) for x in (student, teacher)
+            )
+            errors.append(F.mse_loss(ours[pairs], theirs[pairs]))
     return torch.stack(errors).mean()
 
 
@@ -92,10 +93,11 @@ def relation_error(student: list[Tensor], teacher: list[Tensor], kept: Tensor) -
     """With P = x x^T / ||x x^T|| for the x (length, d) of a head, the squared distance of student and teacher, averaged over
     sentences, heads, layers, and queries, keys and values. Lists as above; padding is left out."""
     errors = []
-    for pair in zip(student, teacher, strict=True):
-        ours, theirs = (x.float() * kept[:, None, :, None] for x in pair)
-        ours, theirs = (F.normalize((x @ x.mT).flatten(-2), dim=-1) for x in (ours, theirs))
-        errors.append((ours - theirs).square().sum(-1).mean())
+    with torch.autocast(kept.device.type, enabled=False):
+        for pair in zip(student, teacher, strict=True):
+            ours, theirs = (x.float() * kept[:, None, :, None] for x in pair)
+            ours, theirs = (F.normalize((x @ x.mT).flatten(-2), dim=-1) for x in (ours, theirs))
+            errors.append((ours - theirs).square().sum(-1).mean())
     return torch.stack(errors).mean()
 
 
@@ -223,8 +225,7 @@ class MaskedLanguageModel(LightningModule):
             self.scores.update(logits, labels)
         except FloatingPointError as error:
             raise self.nonfinite(batch, str(error)) from error
-        if unknown.any():
-            self.unknown_scores.update(logits[unknown], labels[unknown])
+        self.unknown_scores.update(logits[unknown], labels[unknown])
         self.masked_tokens.update(labels.numel())
         self.unknown_tokens.update(int(unknown.sum()))
         if self.by_sentence is not None:
@@ -243,6 +244,7 @@ class MaskedLanguageModel(LightningModule):
         self.results |= {"masked_tokens": count, "known_tokens": count - unknown}
         if self.by_sentence is not None:
             self.sentence_sums = self.by_sentence.compute().cpu()
+            self.by_sentence.reset()
         for metric in (self.scores, self.unknown_scores, self.masked_tokens, self.unknown_tokens):
             metric.reset()
         if self.trainer.state.fn is not TrainerFn.FITTING:

@@ -218,10 +218,10 @@ class MaskedSentences(LightningDataModule):
         return masked(self.source, split, self.tokenizer_folder, self.length, self.limit, self.mask_seed, sets)
 
     def first_batches(self, sentences: int) -> list[Batch]:
-        """So many sentences of the train split, as they would be trained on, or a few more."""
+        """So many sentences of the train split, or all, as they would be trained on, in whole batches."""
         pieces = tokenized(self.source, "train", self.tokenizer_folder, self.length, self.limit)
         stream = TrainingStream(pieces, self.vocabulary, self.batch_size, self.seed)
-        return list(islice(stream, math.ceil(sentences / self.batch_size)))
+        return list(islice(stream, math.ceil(min(sentences, len(pieces)) / self.batch_size)))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         sentences = tokenized(self.source, "train", self.tokenizer_folder, self.length, self.limit)
