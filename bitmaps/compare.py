@@ -215,9 +215,9 @@ def compare(
                 write_line(job.line, jobs, folder, budget, results)
     for line in sorted({job.line for job in jobs}):
         write_line(line, jobs, folder, budget, results)
-    teacher = {name: value for name, value in read_metrics(folder / "teacher").items() if name not in OF_A_RUN}
-    scores = {name: teacher[name] for name in SCORES}
-    write_json(results / "teacher.json", {"line": "teacher", "mean": scores} | teacher)
+    teacher = read_metrics(folder / "teacher")
+    facts = {name: value for name, value in teacher.items() if name not in OF_A_RUN}
+    write_json(results / "teacher.json", {"line": "teacher", "mean": {name: teacher[name] for name in SCORES}} | facts)
 
 
 def markdown(results: Path) -> str:

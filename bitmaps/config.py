@@ -150,6 +150,7 @@ class Common:
     scale: Scale = Scale.none
     embeddings: Embeddings | None = None
     activations: Activations = Activations.float
+    calibrate: int = 0
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     measure: Measure = field(default_factory=Measure)
@@ -197,7 +198,6 @@ class Common:
 
 @dataclass
 class Evaluate(Common):
-    calibrate: int = 0
     checkpoint: str | None = None
     trainer: Devices = field(default_factory=Devices)
 
@@ -269,17 +269,24 @@ def check(config: Train | Evaluate) -> None:
             f"embeddings={config.word_table()} contradicts binarize={config.binarize.name}, which has the word table in one bit: "
             "valid is bit"
         )
-    if isinstance(config, Evaluate):
-        at_least(0, calibrate=config.calibrate)
-        if config.calibrate and not config.binarize.components:
+    at_least(0, calibrate=config.calibrate)
+    if config.calibrate and isinstance(config, Evaluate):
+        if not config.binarize.components:
             raise InputError("calibrate fits binarized matrices: binarize=none has none")
-        if config.calibrate and config.binarize.scope is not Scope.matrices:
+        if config.binarize.scope is not Scope.matrices:
             raise InputError(
-                "calibrate re-fits scales and biases, which binarize.scope=all makes two-valued: valid is matrices"
+                f"calibrate fits matrices: binarize.scope={config.binarize.scope.name} is more; valid is matrices"
             )
-        if config.calibrate and config.scale not in (Scale.row, Scale.rank_one):
+        if config.scale not in (Scale.row, Scale.rank_one):
             raise InputError(
-                f"calibrate re-fits a scale a row: scale={config.scale.name} has none; valid are row, rank_one"
+                f"calibrate fits a scale a row: scale={config.scale.name} has none; valid are row, rank_one"
+            )
+    if config.calibrate and isinstance(config, Train):
+        recipe = config.recipe
+        if recipe.scaling is Scaling.computed or recipe.center is not Center.none:
+            raise InputError(
+                f"calibrate chooses bits and scales, which recipe.scaling={recipe.scaling.name} with recipe.center="
+                f"{recipe.center.name} would change: valid are learned or lsq, with none"
             )
     if isinstance(config, Train):
         at_least(

@@ -141,6 +141,15 @@ class Job:
         scores, self.sentences[facts["row"]] = evaluate(model, self.data, self.split, self.timed, self.devices)
         return facts | scores
 
+    def calibrate(self, model: Bert, already: bool = False) -> int:
+        """Fit a binarized model to the original, unless it is already, on sentences of the train split; gives how many."""
+        if not self.config.calibrate or not self.config.component_names():
+            return 0
+        batches = self.data.first_batches(self.config.calibrate)
+        if not already:
+            calibrate(model, self.pretrained.load(), batches)
+        return sum(len(batch["input_ids"]) for batch in batches)
+
     def reference_rows(self, facts: Row) -> list[Row]:
         """The model as it was, and as naive binarization in the manner of the blog post leaves it; none unless wanted."""
         if not self.config.references:
@@ -183,15 +192,13 @@ class Evaluation(Job):
         rows = []
         if config.calibrate:
             rows = self.reference_rows(facts)
-            facts["row"] = "calibrated"
-        if components:
+            make_trainable(model, components, Quantization(config.values, config.scale.name), words)  # type: ignore[arg-type]
+            facts |= {"row": "calibrated", "calibrated_on": self.calibrate(model)}
+            model = to_float(model)
+        else:
             binarize_naive(model, components, config.values, config.scale.name, config.binarize.scope.name)  # type: ignore[arg-type]
-        if config.calibrate:
-            batches = self.data.first_batches(config.calibrate)
-            facts["calibrated_on"] = sum(len(batch["input_ids"]) for batch in batches)
-            calibrate(model, self.pretrained.load(), components, batches)
-        if "embeddings" not in components:
-            store_words(model, words, config.values)  # type: ignore[arg-type]
+            if "embeddings" not in components:
+                store_words(model, words, config.values)  # type: ignore[arg-type]
         if config.activations.name != "float":
             round_activations(model, components)
         return [*rows, self.row(model, facts)]
@@ -238,6 +245,7 @@ class Training(Job):
         make_trainable(model, components, quantization, config.word_table())  # type: ignore[arg-type]
         if config.activations.name == "int8":
             round_activations(model, components)
+        fitted = self.calibrate(model, already=config.resume is not None)  # then the checkpoint has its weights
         if config.trainer.compile:  # the parts, because training takes the logits at masked positions between them
             for part in (model.embeddings, model.encoder, model.head):
                 part.compile(dynamic=True)
@@ -255,7 +263,7 @@ class Training(Job):
         effective = to_float(module.model.cpu())
         if config.activations.name == "int8":
             round_activations(effective, components)
-        facts = facts | {"row": "trained", "steps": trainer.global_step}
+        facts = facts | {"row": "trained", "steps": trainer.global_step, "calibrated_on": fitted}
         if trainer.is_global_zero:
             self.write_model(effective, folder / "model", facts)
         return [*self.reference_rows(facts), self.row(effective, facts)]

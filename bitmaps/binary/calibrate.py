@@ -1,8 +1,8 @@
-"""Without training: re-fit the scale and the bias of every binarized row, in closed form, on a few hundred sentences."""
+"""Without training: choose the bits of every row, and fit its scale and bias, in closed form, on a few hundred sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -10,44 +10,48 @@ from torch import Tensor, nn
 
 from bitmaps.bert import Bert
 from bitmaps.bert.encoder import Layer
-from bitmaps.binary.components import matrices
+from bitmaps.binary.layers import QuantizedLinear
+from bitmaps.binary.quantize import Quantizer, bits
 from bitmaps.data.module import Batch
+
+DAMPING = 0.01  # of the mean square of an input, added to every one: Frantar et al. 2022, section 3.3
+BLOCK = 64  # columns after which the weights further right are brought up to date
 
 
 @torch.no_grad()
-def calibrate(model: Bert, original: Bert, components: Iterable[str], batches: Sequence[Batch]) -> Bert:
-    """Fit a binarized model to the original, in place, layer by layer from the bottom.
+def calibrate(model: Bert, original: Bert, batches: Sequence[Batch]) -> Bert:
+    """Fit the linear layers of one bit, as ``make_trainable`` made them, to the original model, in place, from the bottom up.
 
-    For a row of a binarized matrix let z be its outputs, bias left out, on what the layers below, which are fitted already,
-    make of the batches, and y the original's outputs, on what its own layers below make of them. Then mean and deviation match:
+    Let x be what enters a matrix W, from the layers below as they are fitted already, and y the original's outputs, on what its
+    own layers below make of the same tokens. First bits and scales are chosen so that x q(W) is close to x W (``choose_bits``).
+    Then mean and deviation of each output are matched: with z = x q(W),
 
         s = std(y) / std(z),   bias = mean(y) - s mean(z),   and the row's scale is multiplied by s
 
-    over all tokens that are not padding, each weighed by 1 / mean square of its y: a few tokens, [SEP] among them, have outputs
-    that are many times larger, which the LayerNorm behind them takes back. The scale of least squares, cov(z, y) / var(z), is
-    smaller the noisier z is, which adds up from layer to layer. A row whose z does not vary keeps its scale.
+    All is over the tokens that are not padding, each weighed by 1 / mean square of its y: a few tokens, [SEP] among them, have
+    outputs that are many times larger, which the LayerNorm behind them takes back. The scale of least squares, cov(z, y) /
+    var(z), is smaller the noisier z is, which adds up from layer to layer.
     """
-    chosen = {id(parameter) for parameter in matrices(model, components).values()}
     kept = torch.cat([batch["attention_mask"].bool().flatten() for batch in batches])
     masks = [batch["attention_mask"].bool()[:, None, None, :] for batch in batches]
 
     def fit(pairs: list[tuple[nn.Linear, nn.Linear]], ours: Callable[[], object], theirs: Callable[[], object]) -> None:
-        """Fit the first of each pair to the second; ``ours`` and ``theirs`` run what they are part of on all batches."""
-        pairs = [pair for pair in pairs if id(pair[0].weight) in chosen]
-        if not pairs:
+        """Fit the first of each pair to the second. The pairs read the same inputs; ``ours`` and ``theirs`` run them."""
+        binary = [(a, b) for a, b in pairs if isinstance(a, QuantizedLinear) and isinstance(a.quantizer, Quantizer)]
+        if not binary:
             return
-        outputs = [outputs_of([pair[side] for pair in pairs], run) for side, run in enumerate((ours, theirs))]
-        for (linear, _), z, y in zip(pairs, *outputs, strict=True):
-            z, y = z[kept].double() - linear.bias.double(), y[kept].double()
+        x = caught([pairs[0][0]], ours, inputs=True)[0][kept].double()
+        outputs = caught([b for _, b in binary], theirs)
+        for (linear, _), y in zip(binary, outputs, strict=True):
+            y = y[kept].double()
             weight = 1 / y.square().mean(-1, keepdim=True).clamp(min=torch.finfo(y.dtype).tiny)
             weight /= weight.sum()
+            choose_bits(linear, x.mT @ (weight * x))
+            z = x @ linear.effective_weight.double().mT
             z_mean, y_mean = (weight * z).sum(0), (weight * y).sum(0)
-            covariance, variance = (
-                (weight * (z - z_mean) * (y - y_mean)).sum(0),
-                (weight * (z - z_mean).square()).sum(0),
-            )
-            s = torch.where(variance > 0, covariance / variance, torch.ones_like(variance))
-            linear.weight *= s[:, None].float()
+            z_variance, y_variance = (weight * (z - z_mean).square()).sum(0), (weight * (y - y_mean).square()).sum(0)
+            s = torch.where(z_variance > 0, (y_variance / z_variance).sqrt(), torch.ones_like(z_variance))
+            scale_rows(linear, s)
             linear.bias.copy_(y_mean - s * z_mean)
 
     x, t = (
@@ -68,6 +72,49 @@ def calibrate(model: Bert, original: Bert, components: Iterable[str], batches: S
     return model
 
 
+def choose_bits(linear: QuantizedLinear, second_moment: Tensor) -> None:
+    """Choose bits and scales for which (W - q(W)) H (W - q(W))^T is small, for the second moment H = E[x x^T] of the inputs.
+
+    Column by column, the largest input first, each weight takes the nearer of its row's two values, and what that leaves as an
+    error is made up for by the columns to come, as H allows (Frantar et al. 2022, GPTQ, algorithm 1). Then a row's scale is the
+    one of least squares for its bits, and all is done once more with it. The latent weight becomes what was rounded, less the
+    middle of the two values, so that it has these bits.
+    """
+    quantizer = cast(Quantizer, linear.quantizer)
+    values, columns = quantizer.quantization.values, second_moment.shape[0]
+    order = second_moment.diagonal().argsort(descending=True)
+    damped = second_moment + DAMPING * second_moment.diagonal().mean() * torch.eye(columns, dtype=torch.float64)
+    h = damped[order][:, order]
+    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    original = linear.weight.double()[:, order]
+    for _ in range(2):
+        scale, column = quantizer.scales(linear.weight)
+        magnitude = (scale if column is None else scale * column).double().expand_as(linear.weight)[:, order]
+        middle = magnitude / 2 if values == "01" else torch.zeros_like(magnitude)
+        weight, latent, rounded = original.clone(), torch.empty_like(original), torch.empty_like(original)
+        for start in range(0, columns, BLOCK):
+            stop = min(start + BLOCK, columns)
+            errors = torch.empty_like(weight[:, start:stop])
+            for j in range(start, stop):
+                latent[:, j] = weight[:, j] - middle[:, j]
+                bit = bits(latent[:, j], values).double()
+                rounded[:, j] = magnitude[:, j] * (bit if values == "01" else 2 * bit - 1)
+                errors[:, j - start] = (weight[:, j] - rounded[:, j]) / inverse[j, j]
+                weight[:, j:stop] -= errors[:, j - start, None] * inverse[j, j:stop]
+            weight[:, stop:] -= errors @ inverse[start:stop, stop:]
+        along = rounded @ h
+        power = (along * rounded).sum(-1)
+        scale_rows(linear, torch.where(power > 0, (along * original).sum(-1) / power, torch.ones_like(power)))
+    linear.weight[:, order] = latent.float()
+
+
+def scale_rows(linear: QuantizedLinear, factor: Tensor) -> None:
+    """Multiply the scale of each row, as far as there is one for each; the learned scale of a whole matrix by the mean."""
+    scale = cast(Quantizer, linear.quantizer).scale
+    if isinstance(scale, nn.Parameter):
+        scale.copy_(scale * (factor[:, None] if len(scale) == len(factor) else factor.mean()).float())
+
+
 def layers_of(model: Bert) -> list[Layer]:
     return cast("list[Layer]", list(model.encoder.layers))
 
@@ -77,14 +124,14 @@ def over(block: nn.Module, *inputs: list[Tensor]) -> list[Tensor]:
     return [block(*arguments) for arguments in zip(*inputs, strict=True)]
 
 
-def outputs_of(linears: list[nn.Linear], run: Callable[[], object]) -> list[Tensor]:
-    """What each of ``linears`` puts out while ``run`` runs: (tokens of all batches, out)."""
-    caught: list[list[Tensor]] = [[] for _ in linears]
+def caught(linears: Sequence[nn.Linear], run: Callable[[], object], inputs: bool = False) -> list[Tensor]:
+    """What each of ``linears`` puts out, or takes in, while ``run`` runs: (tokens of all batches, features)."""
+    tensors: list[list[Tensor]] = [[] for _ in linears]
     handles = [
-        linear.register_forward_hook(lambda _m, _i, output, into=into: into.append(output.flatten(0, -2)))
-        for linear, into in zip(linears, caught, strict=True)
+        linear.register_forward_hook(lambda _m, i, o, into=into: into.append((i[0] if inputs else o).flatten(0, -2)))
+        for linear, into in zip(linears, tensors, strict=True)
     ]
     run()
     for handle in handles:
         handle.remove()
-    return [torch.cat(parts) for parts in caught]
+    return [torch.cat(parts) for parts in tensors]
