@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -45,17 +46,9 @@ AFTER_TRAINING = ("embeddings=fp16", "embeddings=int8", "embeddings=int4", "acti
 SCORES = ("cross_entropy", "accuracy", "mrr")
 # what of a run's row does not belong to the line
 OF_A_RUN = (
-    "format",
-    "status",
-    "error",
-    "seed",
-    "known",
-    *SCORES,
-    "perplexity",
-    "inference_ms",
-    "inference_masked_ms",
+    "format", "status", "error", "command", "seed", "known", *SCORES, "perplexity", "inference_ms", "inference_masked_ms",
     "inference_repeats",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -174,6 +167,7 @@ def write_line(line: str, jobs: list[Job], folder: Path, budget: str, results: P
     result = {
         "line": line,
         "budget": budget,
+        "command": shlex.join(["python", f"{ended[0].command}.py", *ended[0].overrides]),
         "seeds": {str(job.seed): {name: row[name] for name in SCORES} for job, row in zip(ended, rows, strict=True)},
         "mean": dict(zip(SCORES, (mean[:, 1:].sum(0) / mean[:, 0].sum()).tolist(), strict=True)),
         "versus_full_precision": differences(mean, sums(folder / "teacher")),

@@ -95,3 +95,49 @@ def test_the_quick_bench_measures_every_row(tmp_path):
     content = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     assert {row["contender"] for row in content["rows"]} == {"A/A", "our step", "our step, layers binarized"}
     assert all(row["median"] > 0 for row in content["rows"])
+
+
+RECIPES = sorted(path.stem for path in (ROOT / "conf" / "recipe").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains(recipe, tmp_path):
+    folder = tmp_path / "run"
+    run(
+        "train.py", "debug=fast", f"recipe={recipe}", "binarize=layers", "references=false", "measure=none",
+        f"hydra.run.dir={folder}",
+    )  # fmt: skip
+    row = rows(folder)["trained"]
+    assert (row["recipe"], row["steps"]) == (recipe, 4)
+    assert row["memory_mib"] < 50  # of 86.8: the layers are in one bit
+    assert row["cross_entropy"] < 10.4  # nats: better than a guess among 30,522
+
+
+def test_calibration_needs_no_training_to_predict(tmp_path):
+    scores = {}
+    for sentences in (0, 256):
+        folder = tmp_path / str(sentences)
+        run(
+            "evaluate.py", "binarize=layers", "scale=row", "binarize.scope=matrices", f"calibrate={sentences}",
+            "references=false", "measure=none", f"hydra.run.dir={folder}",
+        )  # fmt: skip
+        (row,) = rows(folder).values()
+        scores[sentences] = row["accuracy"]
+    assert scores[256] > 1.5 * scores[0]
+
+
+def test_the_standard_comparison_runs_and_goes_on_where_it_was(tmp_path):
+    if "BITMAPS_PTB" not in os.environ:
+        pytest.skip("BITMAPS_PTB is not set: the folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt")
+    command = (
+        "-m", "bitmaps.compare", "short", f"data.dir={os.environ['BITMAPS_PTB']}", "limit=64", "mask_sets=2",
+        "trainer.max_steps=2", "trainer.val_check_interval=2", "--seeds=2", "--jobs=bitmaps-layers-[01]",
+        f"--folder={tmp_path / 'runs'}", f"--results={tmp_path / 'results'}",
+    )  # fmt: skip
+    assert "0 of 2 jobs are done" in run(*command)
+    assert "2 of 2 jobs are done" in run(*command)
+    line = json.loads((tmp_path / "results" / "short" / "bitmaps-layers.json").read_text(encoding="utf-8"))
+    assert list(line["seeds"]) == ["0", "1"]
+    assert line["versus_full_precision"]["cross_entropy"]["value"] > 0
+    table = run("-m", "bitmaps.compare", "table", f"--results={tmp_path / 'results'}")
+    assert "| bitmaps-layers | 2 |" in table
