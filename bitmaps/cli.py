@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 SWEEPS: list[Path] = []  # the folder of the sweep that has ended, if this command was one
 RESUMABLE = ("trainer", "callbacks", "logger", "measure")  # what may differ from the run that is resumed
-OF_THE_CHECKPOINT = ("model", "binarize", "values", "scale", "calibrate")  # what a trained run decides
+OF_THE_CHECKPOINT = ("model", "binarize", "values", "scale")  # what a trained run decides
 
 
 def train() -> None:
@@ -167,7 +167,7 @@ def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     if not (path / "config.yaml").is_file() or not (path / "model" / "config.json").is_file():
         raise InputError(f"checkpoint={cfg.checkpoint} holds no trained model (its status is {metrics.get('status')})")
     given = keys(overrides)
-    if contradicting := [key for key in given if key.split(".")[0] in OF_THE_CHECKPOINT]:
+    if contradicting := [key for key in given if key.split(".")[0] in (*OF_THE_CHECKPOINT, "calibrate")]:
         raise InputError(f"{contradicting[0]} is what checkpoint={cfg.checkpoint} was trained with: leave it out")
     for key, plain in (("embeddings", "fp32"), ("activations", "float")):
         if key in given and metrics.get(key) != plain:

@@ -113,7 +113,8 @@ def differences(ours: NDArray[Any], theirs: NDArray[Any], draws: int = 2000) -> 
     found = {}
     for column, name in enumerate(SCORES, 1):
         a, b = mine[:, column] / mine[:, 0], other[:, column] / other[:, 0]
-        for kind, values in ((name, a - b), (f"{name}_ratio", a / b)):
+        ratio = {f"{name}_ratio": a / b} if b.min() > 0 else {}  # of nothing there is no share
+        for kind, values in ({name: a - b} | ratio).items():
             low, high = np.percentile(values[1:], (2.5, 97.5))
             found[kind] = {"value": float(values[0]), "low": float(low), "high": float(high)}
     return found
@@ -186,6 +187,8 @@ def compare(
     budget: str, folder: Path, results: Path, parallel: int, seeds: Sequence[int], pattern: str, extra: Sequence[str]
 ) -> None:
     """Make the full-precision model, then run what is not done yet of a budget, ``parallel`` runs side by side."""
+    if parallel < 1:
+        raise InputError(f"--parallel {parallel} is too small; valid is 1 or more")
     threads = max(1, torch.get_num_threads() // parallel)
     run(Job("teacher", 0, ("experiment=ptb",)), folder / "teacher", extra, threads * parallel)
     of_all = [override for override in extra if not override.startswith("model")]  # which the teacher alone starts from
@@ -202,6 +205,8 @@ def compare(
                 source = f"checkpoint={folder / budget / trained}" if job.of else f"model.source={folder / 'teacher'}"
                 running[pool.submit(run, job, folder / budget / job.name, [*of_all, source], threads)] = job
             for ended in as_completed(running):
+                if ended.exception() is not None:
+                    pool.shutdown(wait=False, cancel_futures=True)
                 took.append(ended.result())
                 job, left = running[ended], len(todo) - len(took)
                 minutes = left * statistics.mean(took) / parallel / 60
@@ -236,7 +241,7 @@ def markdown(results: Path) -> str:
             other = ours is not None and line["line"] != "bitmaps-layers"
             cells = [line["line"], str(len(line["seeds"])), *(f"{line['mean'][name]:.4f}" for name in SCORES)]
             cells.append(interval(versus["cross_entropy"], "+.3f"))
-            cells += [interval(versus[f"{name}_ratio"], ".1%") for name in ("accuracy", "mrr")]
+            cells += [interval(versus.get(f"{name}_ratio"), ".1%") for name in ("accuracy", "mrr")]
             texts.append(
                 row_of([*cells, interval(ours["cross_entropy"], "+.3f") if other else "", f"{line['memory_mib']:.1f}"])
             )
@@ -248,7 +253,9 @@ def row_of(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def interval(found: dict[str, float], form: str) -> str:
+def interval(found: dict[str, float] | None, form: str) -> str:
+    if found is None:
+        return ""
     return f"{found['value']:{form}} ({found['low']:{form}} to {found['high']:{form}})"
 
 

@@ -67,7 +67,8 @@ class SignWatch(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         steps = trainer.global_step - self.last_step
-        if not self.last or not steps or (trainer.global_step % self.every and trainer.global_step < trainer.max_steps):
+        due = trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps
+        if not self.last or not steps or not due:
             return
         now, layers = self.bits(pl_module), quantized_layers(pl_module)
         flips = {name: (now[name] != self.last[name]).float().mean().item() / steps for name in now}

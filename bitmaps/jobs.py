@@ -272,17 +272,9 @@ class Training(Job):
         """Write the effective weights and the tokenizer in Hugging Face's layout. Only when a run is resumed is there one
         already, of a shorter training: it stays until the new one is complete."""
         kept = (
-            "components",
-            "values",
-            "scale",
-            "scope",
-            "recipe",
-            "loss",
-            "embeddings",
-            "activations",
-            "steps",
-            "seed",
-        )
+            "components", "values", "scale", "scope", "recipe", "loss", "embeddings", "activations", "calibrated_on",
+            "steps", "seed",
+        )  # fmt: skip
         model.config = replace(model.config, bitmaps={name: facts[name] for name in kept})
         draft = folder.with_name("model.draft")
         shutil.rmtree(draft, ignore_errors=True)

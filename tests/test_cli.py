@@ -326,6 +326,9 @@ def test_random_weights_need_no_checkpoint(command: Command, model_folder: Path)
         ("evaluate", ["activations=int4"], "int8"),
         ("evaluate", ["calibrate=9", "binarize=layers", "scale=row"], "binarize.scope=all"),
         ("evaluate", ["calibrate=9", "binarize=layers", "binarize.scope=matrices"], "scale=none"),
+        ("evaluate", ["calibrate=9", "binarize=none"], "binarize=none"),
+        ("train", ["calibrate=9"], "recipe.center=row"),
+        ("train", ["calibrate=9", "recipe=bwn"], "recipe.scaling=computed"),
         ("evaluate", ["mask_sets=0"], "mask_sets=0"),
         ("evaluate", ["mask_seed=4294967295", "mask_sets=2"], "mask_se"),
         ("train", ["embeddings=int4", "binarize=all"], "embeddings=int4 contradicts binarize=all"),
@@ -709,24 +712,72 @@ def test_a_checkpoint_may_be_scored_on_more_masks(trained: Command) -> None:
     assert metrics("e")["masked_tokens"] > 3 * metrics("r")["masked_tokens"]
 
 
-def test_calibration_has_a_row_beside_its_references(command: Command) -> None:
-    options = ("binarize=layers", "binarize.scope=matrices", "scale=row", "hydra.run.dir=r", "measure=none")
-    code, _, err = command("evaluate", "calibrate=50", *options)
+@pytest.mark.parametrize("scale", ["row", "rank_one"])
+def test_calibration_has_a_row_beside_its_references(command: Command, scale: str) -> None:
+    options = ("binarize=layers", "binarize.scope=matrices", f"scale={scale}", "measure=none")
+    code, _, err = command("evaluate", "calibrate=8", "data.batch_size=8", *options, "hydra.run.dir=r")
     assert code == 0, err
     rows = rows_of("r")
     assert list(rows) == list(sums_of("r")) == ["unbinarized", "naive", "calibrated"]
-    assert [row["calibrated_on"] for row in rows.values()] == [0, 0, 50]
-    assert [(row["scale"], row["scope"]) for row in rows.values()] == [
-        (None, None),
-        ("none", "all"),
-        ("row", "matrices"),
+    assert [row["calibrated_on"] for row in rows.values()] == [0, 0, 8]
+    assert [(row["components"], row["scale"], row["scope"]) for row in rows.values()] == [
+        ("none", None, None),
+        ("layers", "none", "all"),
+        ("layers", scale, "matrices"),
     ]
+    assert metrics("r")["row"] == "calibrated"
+    assert metrics("r")["steps"] == 0
     for kind, row in rows.items():
         assert_sums_give(sums_of("r")[kind], row)
-    assert command("evaluate", *options[:3], "hydra.run.dir=scaled", "measure=none")[0] == 0
+    assert command("evaluate", *options, "hydra.run.dir=scaled")[0] == 0
     scaled, calibrated = metrics("scaled"), rows["calibrated"]
     assert (scaled["row"], scaled["calibrated_on"], scaled["scope"]) == ("naive", 0, "matrices")
     assert calibrated["cross_entropy"] != scaled["cross_entropy"] != rows["naive"]["cross_entropy"]
+    assert calibrated["memory_mib"] < rows["unbinarized"]["memory_mib"]
+
+
+def test_more_sentences_than_there_are_to_calibrate_on_are_all_of_them(command: Command) -> None:
+    options = ("binarize=ffnn", "binarize.scope=matrices", "scale=row", "references=false", "measure=none")
+    for asked, found in ((9, 16), (1000, 200)):  # whole batches, of the 200 sentences that there are
+        code, _, err = command(
+            "evaluate", f"calibrate={asked}", "data.batch_size=8", *options, f"hydra.run.dir={asked}"
+        )
+        assert code == 0, err
+        assert metrics(str(asked))["calibrated_on"] == found
+    assert metrics("9")["cross_entropy"] != metrics("1000")["cross_entropy"]
+
+
+CALIBRATED = ("calibrate=8", "recipe.center=none", "binarize=layers", "measure=none")
+
+
+def test_a_training_may_begin_where_calibration_ends(command: Command) -> None:
+    still = ("optimizer.lr=0", "optimizer.weight_decay=0")
+    for folder, options in (("plain", CALIBRATED[1:]), ("r", CALIBRATED)):
+        code, _, err = command("train", *options, *SHORT, *still, f"hydra.run.dir={folder}")
+        assert code == 0, err
+    rows = rows_of("r")
+    assert {kind: row["calibrated_on"] for kind, row in rows.items()} == {"unbinarized": 0, "naive": 0, "trained": 8}
+    assert metrics("plain")["calibrated_on"] == 0
+    assert (rows["trained"]["steps"], rows["trained"]["recipe"]) == (4, "bitmaps")
+    scored = ("calibrate=8", "binarize=layers", "binarize.scope=matrices", "scale=rank_one", "data.batch_size=8")
+    assert command("evaluate", *scored, "references=false", "measure=none", "hydra.run.dir=e")[0] == 0
+    assert metrics("r")["cross_entropy"] == pytest.approx(metrics("e")["cross_entropy"], rel=1e-5)
+    assert metrics("r")["cross_entropy"] != pytest.approx(metrics("plain")["cross_entropy"], rel=1e-3)
+
+
+def test_a_calibrated_training_is_resumed_without_calibrating_again(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("train", *CALIBRATED, *SHORT, "hydra.run.dir=whole")[0] == 0
+    assert command("train", *CALIBRATED, "trainer.max_steps=2", *SHORT[1:], "hydra.run.dir=parts")[0] == 0
+    monkeypatch.setattr("bitmaps.jobs.calibrate", lambda *_: pytest.fail("calibrated again"))
+    code, _, err = command("train", "resume=parts", "trainer.max_steps=4", defaults=())
+    assert code == 0, err
+    assert (metrics("parts")["steps"], metrics("parts")["calibrated_on"]) == (4, 8)
+    assert metrics("parts")["cross_entropy"] == metrics("whole")["cross_entropy"]
+    code, _, err = command("train", "resume=parts", "calibrate=0", defaults=())
+    assert code == 2
+    assert "calibrate cannot change" in err
 
 
 def test_every_part_of_the_loss_has_a_curve(command: Command) -> None:

@@ -168,7 +168,7 @@ def test_an_unknown_choice_is_told_the_valid_ones(override: str) -> None:
         ("activations=int4", ("int4", "float", "int8")),
         ("references=maybe", ("maybe", "references")),
         ("mask_sets=five", ("five", "mask_sets")),
-        ("calibrate=512", ("calibrate",)),
+        ("calibrate=many", ("many", "calibrate")),
         ("data.split=train", ("train", "validation", "test")),
         ("embeddings=int7", ("int7", "fp32", "fp16", "int8", "int4", "bit")),
         ("seed=abc", ("abc", "seed")),
@@ -221,6 +221,8 @@ def test_a_bad_value_is_named(override: str, named: tuple[str, ...]) -> None:
         ),
         ("train", "embeddings=fp16 binarize=embeddings", "embeddings=fp16 .*binarize=embeddings.* valid is bit"),
         ("evaluate", "calibrate=-1", "calibrate=-1 .* 0 or more"),
+        ("train", "calibrate=-1 recipe.center=none", "calibrate=-1 .* 0 or more"),
+        ("evaluate", "calibrate=9 binarize=none scale=row", "calibrate .*binarize=none has none"),
         ("evaluate", "calibrate=9 binarize=layers scale=row", "binarize.scope=all .* valid is matrices"),
         *(
             (
@@ -230,6 +232,22 @@ def test_a_bad_value_is_named(override: str, named: tuple[str, ...]) -> None:
             )
             for scale in ("none", "tensor")
         ),
+        *(
+            (
+                "train",
+                f"calibrate=9 recipe.scaling={scaling} recipe.center={center}",
+                f"recipe.scaling={scaling} with recipe.center={center} .* valid are learned or lsq, with none",
+            )
+            for scaling, center in (
+                ("computed", "none"),
+                ("computed", "row"),
+                ("learned", "row"),
+                ("lsq", "row"),
+                ("learned", "tensor"),
+            )
+        ),
+        ("train", "calibrate=9", "calibrate .*recipe.center=row"),  # the default recipe
+        ("train", "calibrate=9 recipe=bwn", "calibrate .*recipe.scaling=computed"),
         ("train", "binarize.scope=all", "binarize.scope=all .* matrices"),
     ],
 )
@@ -257,6 +275,11 @@ def test_a_number_that_cannot_be_is_refused_by_name(command: str, overrides: str
         ("evaluate", "embeddings=int8"),
         ("evaluate", "calibrate=1 binarize=all binarize.scope=matrices scale=row"),
         ("evaluate", "calibrate=1 binarize=layers binarize.scope=matrices scale=rank_one"),
+        ("evaluate", "calibrate=0 binarize=layers scale=tensor"),
+        ("train", "calibrate=1 recipe.center=none"),
+        ("train", "calibrate=1 recipe=paretoq"),
+        ("train", "calibrate=1 recipe=onebit binarize=all"),
+        ("train", "calibrate=0 recipe=bwn"),
         ("evaluate", "scale=rank_one values=01 binarize=layers"),
         ("train", "scale=rank_one values=01"),
     ],

@@ -20,7 +20,8 @@ BLOCK = 64  # columns after which the weights further right are brought up to da
 
 @torch.no_grad()
 def calibrate(model: Bert, original: Bert, batches: Sequence[Batch]) -> Bert:
-    """Fit the linear layers of one bit, as ``make_trainable`` made them, to the original model, in place, from the bottom up.
+    """Fit the encoder's linear layers of one bit, and the head's transform, as ``make_trainable`` made them, to the original model,
+    in place, from the bottom up.
 
     Let x be what enters a matrix W, from the layers below as they are fitted already, and y the original's outputs, on what its
     own layers below make of the same tokens. First bits and scales are chosen so that x q(W) is close to x W (``choose_bits``).
@@ -44,14 +45,15 @@ def calibrate(model: Bert, original: Bert, batches: Sequence[Batch]) -> Bert:
         outputs = caught([b for _, b in binary], theirs)
         for (linear, _), y in zip(binary, outputs, strict=True):
             y = y[kept].double()
-            weight = 1 / y.square().mean(-1, keepdim=True).clamp(min=torch.finfo(y.dtype).tiny)
+            power = y.square().mean(-1, keepdim=True)
+            weight = 1 / power.clamp(min=max(1e-6 * power.max().item(), 1e-30))
             weight /= weight.sum()
             choose_bits(linear, x.mT @ (weight * x))
             z = x @ linear.effective_weight.double().mT
             z_mean, y_mean = (weight * z).sum(0), (weight * y).sum(0)
             z_variance, y_variance = (weight * (z - z_mean).square()).sum(0), (weight * (y - y_mean).square()).sum(0)
             s = torch.where(z_variance > 0, (y_variance / z_variance).sqrt(), torch.ones_like(z_variance))
-            scale_rows(linear, s)
+            s = scale_rows(linear, s)
             linear.bias.copy_(y_mean - s * z_mean)
 
     x, t = (
@@ -72,6 +74,7 @@ def calibrate(model: Bert, original: Bert, batches: Sequence[Batch]) -> Bert:
     return model
 
 
+@torch.no_grad()
 def choose_bits(linear: QuantizedLinear, second_moment: Tensor) -> None:
     """Choose bits and scales for which (W - q(W)) H (W - q(W))^T is small, for the second moment H = E[x x^T] of the inputs.
 
@@ -83,7 +86,8 @@ def choose_bits(linear: QuantizedLinear, second_moment: Tensor) -> None:
     quantizer = cast(Quantizer, linear.quantizer)
     values, columns = quantizer.quantization.values, second_moment.shape[0]
     order = second_moment.diagonal().argsort(descending=True)
-    damped = second_moment + DAMPING * second_moment.diagonal().mean() * torch.eye(columns, dtype=torch.float64)
+    mean = second_moment.diagonal().mean().item() or 1.0  # inputs of 0 tell nothing: each weight for itself
+    damped = second_moment + DAMPING * mean * torch.eye(columns, dtype=torch.float64)
     h = damped[order][:, order]
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
     original = linear.weight.double()[:, order]
@@ -103,16 +107,21 @@ def choose_bits(linear: QuantizedLinear, second_moment: Tensor) -> None:
                 weight[:, j:stop] -= errors[:, j - start, None] * inverse[j, j:stop]
             weight[:, stop:] -= errors @ inverse[start:stop, stop:]
         along = rounded @ h
-        power = (along * rounded).sum(-1)
-        scale_rows(linear, torch.where(power > 0, (along * original).sum(-1) / power, torch.ones_like(power)))
+        factor = (along * original).sum(-1) / (along * rounded).sum(-1)
+        scale_rows(linear, torch.where(factor > 0, factor, torch.ones_like(factor)))  # nor where it is 0/0
     linear.weight[:, order] = latent.float()
 
 
-def scale_rows(linear: QuantizedLinear, factor: Tensor) -> None:
-    """Multiply the scale of each row, as far as there is one for each; the learned scale of a whole matrix by the mean."""
+@torch.no_grad()
+def scale_rows(linear: QuantizedLinear, factor: Tensor) -> Tensor:
+    """Multiply the scale of each row; that of a whole matrix by the mean, and one that is not learned not at all. Gives the
+    factors that were applied."""
     scale = cast(Quantizer, linear.quantizer).scale
-    if isinstance(scale, nn.Parameter):
-        scale.copy_(scale * (factor[:, None] if len(scale) == len(factor) else factor.mean()).float())
+    if not isinstance(scale, nn.Parameter):
+        return torch.ones_like(factor)
+    factor = factor if len(scale) == len(factor) else factor.mean().expand_as(factor)
+    scale.copy_(scale * factor[: len(scale), None].float())
+    return factor
 
 
 def layers_of(model: Bert) -> list[Layer]:
