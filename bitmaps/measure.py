@@ -44,15 +44,15 @@ def is_half(weight: Tensor) -> bool:
     return bool((weight.half().to(weight.dtype) == weight).all())
 
 
-def pseudo_bits(weight: Tensor) -> int:
+def pseudo_bits(weight: Tensor, table: bool = True) -> int:
     """What a tensor would take if it were stored in as few bits as give it back.
 
     The blog post's rule: a tensor of at most two distinct values costs one bit a weight. Extended, for a matrix:
 
         every row has at most two values       1 bit a weight, and 32 for each number that a row needs (``numbers_per_row``)
         magnitudes of rank one                 1 bit a weight, 32 a row and 32 a column
-        every row is int4 or int8, times a     4 or 8 bits a weight, and 32 a row
-        all numbers are fp16                   16 bits a weight
+        every row is int4 or int8, times a     4 or 8 bits a weight, and 32 a row; if it is a ``table`` of words
+        all numbers are fp16                   16 bits a weight; the same
 
     Any other tensor costs its own width a weight.
     """
@@ -67,15 +67,16 @@ def pseudo_bits(weight: Tensor) -> int:
         return min(own, weight.numel() + 32 * numbers * rows)
     if is_rank_one(few) and is_rank_one(weight):
         return min(own, weight.numel() + 32 * (rows + columns))
-    for width in (4, 8):
+    for width in (4, 8) if table else ():
         if is_integer(few, width) and is_integer(weight, width):
             return min(own, width * weight.numel() + 32 * rows)
-    return 16 * weight.numel() if is_half(few) and is_half(weight) else own
+    return 16 * weight.numel() if table and is_half(few) and is_half(weight) else own
 
 
 def memory_mib(model: nn.Module) -> float:
     """The pseudo size of all parameters in MiB, a tied one counted once: what the model would take in real bits."""
-    return sum(pseudo_bits(p.detach()) for p in model.parameters()) / 8 / MIB
+    parameters = model.named_parameters()
+    return sum(pseudo_bits(p.detach(), name.endswith("embeddings.word.weight")) for name, p in parameters) / 8 / MIB
 
 
 def resident_mib(model: nn.Module) -> float:
