@@ -74,15 +74,16 @@ def columns(rows: list[Row]) -> dict[str, tuple[str, str]]:
     """Field -> heading and format: those of the blog post, after what else tells the rows apart."""
     kinds = {row.get("row") for row in rows}
 
-    def told(row: Row, name: str) -> Any:
-        """A field, unless the components say the same."""
+    def told_by_components(row: Row) -> bool:
+        """Whether the word table is stored as the components say."""
         words = "bit" if row.get("components") == "all" or "embeddings" in str(row.get("components")) else "fp32"
-        return None if name == "embeddings" and row.get(name) == words else row.get(name)
+        return row.get("embeddings") in (words, None)
 
     varying = [
         name
         for name in VARYING
-        if any(len({told(row, name) for row in rows if row.get("row") == kind} - {None}) > 1 for kind in kinds)
+        if any(len({row.get(name) for row in rows if row.get("row") == kind} - {None}) > 1 for kind in kinds)
+        and not (name == "embeddings" and all(map(told_by_components, rows)))
     ]
     return {name: (name.replace("_", " "), "") for name in varying} | COLUMNS
 
