@@ -32,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 
 from bitmaps.errors import InputError
-from bitmaps.runs import read_json, read_metrics, read_sentences, write_json
+from bitmaps.runs import SCORES, read_json, read_metrics, read_sentences, write_json
 
 PUBLISHED = ("students", "bwn", "bibert", "bit", "paretoq", "bitnet", "onebit")
 OURS = {  # what is in one bit
@@ -43,7 +43,6 @@ OURS = {  # what is in one bit
     "layers-words_bit": ("binarize=layers", "embeddings=bit"),
 }
 AFTER_TRAINING = ("embeddings=fp16", "embeddings=int8", "embeddings=int4", "activations=int8")  # of a run of `layers`
-SCORES = ("cross_entropy", "accuracy", "mrr")
 # what of a run's row does not belong to the line
 OF_A_RUN = (
     "format", "status", "error", "command", "seed", "known", *SCORES, "perplexity", "inference_ms", "inference_masked_ms",

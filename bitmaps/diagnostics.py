@@ -32,9 +32,9 @@ def quantized_layers(module: torch.nn.Module) -> dict[str, QuantizedLinear | Qua
 def outside_window(layer: QuantizedLinear | QuantizedEmbedding) -> float:
     """Share of latent weights beyond their own value, |w| > a: those that the clipped gradient leaves where they are."""
     assert isinstance(layer.quantizer, Quantizer)
-    scale, column = layer.quantizer.scales(layer.weight)
-    magnitude = scale if column is None else scale * column
-    return (layer.quantizer.centered(layer.weight).abs() > magnitude).float().mean().item()
+    return (
+        (layer.quantizer.centered(layer.weight).abs() > layer.quantizer.magnitude(layer.weight)).float().mean().item()
+    )
 
 
 class SignWatch(Callback):

@@ -11,10 +11,8 @@ from torch import Tensor
 from bitmaps.bert import Bert
 from bitmaps.data.module import MaskedSentences
 from bitmaps.measure import Timed, inference_time, memory_mib, resident_mib
-from bitmaps.runs import Row, perplexity
+from bitmaps.runs import SCORES, Row, perplexity
 from bitmaps.training import MaskedLanguageModel
-
-SCORES = ("cross_entropy", "accuracy", "mrr")
 
 
 def evaluate(

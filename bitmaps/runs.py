@@ -24,6 +24,7 @@ from bitmaps import __version__
 from bitmaps.errors import InputError
 
 FORMAT = 1
+SCORES = ("cross_entropy", "accuracy", "mrr")
 PACKAGES = ("torch", "lightning", "transformers", "torchmetrics", "datasets", "hydra-core")
 
 Row = dict[str, Any]

@@ -162,13 +162,19 @@ def test_a_limit_keeps_the_masks_of_the_sentences_that_are_left(minilm: str) -> 
     assert all(row in many for row in few)
 
 
-def test_processes_share_the_evaluation_sentences(minilm: str) -> None:
-    data = module(minilm)
-    alone = rows(data.val_dataloader())
+def shares_of_three(data: MaskedSentences) -> list[list[Any]]:
+    """What each of three processes validates on."""
     shares = []
     for rank in range(3):
         data.trainer = trainer(world_size=3, global_rank=rank)
         shares.append(rows(data.val_dataloader()))
+    return shares
+
+
+def test_processes_share_the_evaluation_sentences(minilm: str) -> None:
+    data = module(minilm)
+    alone = rows(data.val_dataloader())
+    shares = shares_of_three(data)
     assert sorted(row for share in shares for row in share) == sorted(alone)
     assert {len(share) for share in shares} == {66, 67}
 
@@ -213,10 +219,7 @@ def test_validation_while_fitting_takes_the_first_set_of_masks_alone(minilm: str
 def test_processes_share_every_set_of_masks(minilm: str) -> None:
     data = module(minilm, mask_sets=2, limit=61)
     alone = rows(data.val_dataloader())
-    shares = []
-    for rank in range(3):
-        data.trainer = trainer(world_size=3, global_rank=rank)
-        shares.append(rows(data.val_dataloader()))
+    shares = shares_of_three(data)
     assert sorted(row for share in shares for row in share) == sorted(alone)
     assert {len(share) for share in shares} == {40, 41}
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bitmaps.bert import Bert
 from bitmaps.bert.encoder import Layer
 from bitmaps.binary.layers import QuantizedLinear
-from bitmaps.binary.quantize import Quantizer, bits
+from bitmaps.binary.quantize import Quantizer, units
 from bitmaps.data.module import Batch
 
 DAMPING = 0.01  # of the mean square of an input, added to every one: Frantar et al. 2022, section 3.3
@@ -92,8 +92,7 @@ def choose_bits(linear: QuantizedLinear, second_moment: Tensor) -> None:
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
     original = linear.weight.double()[:, order]
     for _ in range(2):
-        scale, column = quantizer.scales(linear.weight)
-        magnitude = (scale if column is None else scale * column).double().expand_as(linear.weight)[:, order]
+        magnitude = quantizer.magnitude(linear.weight).double().expand_as(linear.weight)[:, order]
         middle = magnitude / 2 if values == "01" else torch.zeros_like(magnitude)
         weight, latent, rounded = original.clone(), torch.empty_like(original), torch.empty_like(original)
         for start in range(0, columns, BLOCK):
@@ -101,8 +100,7 @@ def choose_bits(linear: QuantizedLinear, second_moment: Tensor) -> None:
             errors = torch.empty_like(weight[:, start:stop])
             for j in range(start, stop):
                 latent[:, j] = weight[:, j] - middle[:, j]
-                bit = bits(latent[:, j], values).double()
-                rounded[:, j] = magnitude[:, j] * (bit if values == "01" else 2 * bit - 1)
+                rounded[:, j] = magnitude[:, j] * units(latent[:, j], values)
                 errors[:, j - start] = (weight[:, j] - rounded[:, j]) / inverse[j, j]
                 weight[:, j:stop] -= errors[:, j - start, None] * inverse[j, j:stop]
             weight[:, stop:] -= errors @ inverse[start:stop, stop:]

@@ -178,6 +178,11 @@ class Quantizer(nn.Module):
             return scale_of(weight.detach(), self.quantization.values, self.quantization.scale)
         return self.scale, self.column
 
+    def magnitude(self, weight: Tensor) -> Tensor:
+        """What the units of this latent weight are multiplied with, broadcastable against it."""
+        scale, column = self.scales(weight)
+        return scale if column is None else scale * column
+
     def bits(self, weight: Tensor) -> Tensor:
         """Which value each weight has now."""
         return bits(self.centered(weight), self.quantization.values)
