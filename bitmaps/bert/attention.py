@@ -29,13 +29,19 @@ class Attention(nn.Module):
     def split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, length, d)
 
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.query(x), self.key(x), self.value(x)
+
+    def conclude(self, x: Tensor, context: Tensor) -> Tensor:
+        return self.norm(x + self.dropout(self.output(context)))
+
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        query, key, value = self.project(x)
         context = F.scaled_dot_product_attention(
-            self.split_heads(self.query(x)),
-            self.split_heads(self.key(x)),
-            self.split_heads(self.value(x)),
+            self.split_heads(query),
+            self.split_heads(key),
+            self.split_heads(value),
             attn_mask=mask,
             dropout_p=self.attention_dropout if self.training else 0.0,
         )
-        context = context.transpose(1, 2).flatten(-2)
-        return self.norm(x + self.dropout(self.output(context)))
+        return self.conclude(x, context.transpose(1, 2).flatten(-2))

@@ -64,7 +64,7 @@ class BertConfig:
             InputError: when the file describes another architecture than an absolute-position BERT encoder.
         """
         architecture = values.get("model_type", "bert")
-        if architecture != "bert":
+        if architecture not in ("bert", "bitmaps"):  # the second is a packed BERT
             raise InputError(f"model_type {architecture!r} is another architecture; valid is 'bert'")
         positions = values.get("position_embedding_type") or "absolute"
         if positions != "absolute":

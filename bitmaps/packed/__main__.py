@@ -1,0 +1,75 @@
+"""Pack a trained run, take a packed model back to floats, or tell which kernels run here.
+
+    python -m bitmaps.packed <run folder> [<folder>] [--embeddings int8] [--head int8]
+    python -m bitmaps.packed to_float <packed folder> <folder>
+    python -m bitmaps.packed info
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from bitmaps.bert import checkpoint
+from bitmaps.data.module import tokenizer_of
+from bitmaps.errors import InputError
+from bitmaps.packed import folder, native
+
+
+def info() -> None:
+    path, found = native.library_file(), native.kernels()
+    print(f"library       {path.name if path else 'none: there was no C compiler when bitmaps was installed'}")
+    print(f"runs here     {', '.join([*native.instruction_sets(), native.REFERENCE])}   ({native.VARIABLE} chooses)")
+    print(f"in use        {found.name if found else native.REFERENCE}")
+    print(f"threads       {torch.get_num_threads()}")
+
+
+def pack(run: Path, to: Path, embeddings: str | None, head: str | None) -> None:
+    source = checkpoint.locate(str(run))
+    if folder.is_packed(source):
+        raise InputError(f"{source} is packed already")
+    model = checkpoint.load(source)
+    folder.save(model, to, tokenizer_of(str(source)), embeddings, head)  # type: ignore[arg-type]
+    before = (source / folder.FILE).stat().st_size
+    after = (to / folder.FILE).stat().st_size
+    print(f"{to}: {after / 2**20:.2f} MiB, 1/{before / after:.1f} of {source}")
+
+
+def to_float(packed: Path, to: Path) -> None:
+    if not folder.is_packed(packed):
+        raise InputError(f"{packed} is not a packed folder")
+    if to.exists():
+        raise InputError(f"{to} is there already: choose another folder")
+    checkpoint.save(folder.to_float(folder.load(packed, "f32")), to)
+    tokenizer_of(str(packed)).save_pretrained(to)
+    print(f"{to}: an ordinary checkpoint, {(to / folder.FILE).stat().st_size / 2**20:.2f} MiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bitmaps.packed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", help="a run folder (or a model's), to_float, or info")
+    parser.add_argument("folders", nargs="*", type=Path, help="where to; <run folder>/packed unless given")
+    parser.add_argument("--embeddings", choices=("fp16", "int8", "int4"), help="round word, position and type tables to")
+    parser.add_argument("--head", choices=("fp16", "int8"), help="round the head's transform to")
+    arguments = parser.parse_args()
+    what, folders = arguments.what, arguments.folders
+    try:
+        if what == "info" and not folders:
+            info()
+        elif what == "to_float" and len(folders) == 2:
+            to_float(*folders)
+        elif what not in ("info", "to_float") and len(folders) <= 1:
+            pack(Path(what), folders[0] if folders else Path(what) / "packed", arguments.embeddings, arguments.head)
+        else:
+            parser.error(f"{what} does not take {len(folders)} folders")
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""The packed folder: ``config.json``, the tokenizer, and ``model.safetensors`` with weights in real bits. docs/format.md describes it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from bitmaps.bert import Bert, BertConfig
+from bitmaps.bert.checkpoint import hugging_face_name
+from bitmaps.errors import InputError
+from bitmaps.packed.layers import PackedAttention, PackedEmbedding, PackedFeedForward, PackedLinear
+from bitmaps.packed.native import Act
+from bitmaps.packed.weights import Kind, PackedWeight
+
+FORMAT, VERSION = "bitmaps", "1"
+MODEL_TYPE = "bitmaps"  # in config.json: transformers says that it does not know it, instead of starting with random weights
+FILE = "model.safetensors"
+DTYPES = {"bit": torch.uint8, "int8": torch.int8, "int4": torch.uint8, "fp16": torch.float16}
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names, each ended by a zero byte and followed by the tensor's bytes, in the order of the names."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode() + b"\0")
+        found.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def pack_model(model: Bert, embeddings: Kind | None = None, head: Kind | None = None) -> dict[str, nn.Module | Tensor]:
+    """Every parameter of a model as it is to be stored: a ``PackedWeight`` where few bits give it back, else the fp32 tensor.
+
+    Args:
+        embeddings, head: what to round word, position and type tables, and the head's transform, to, where they are not in fewer
+            bits as they are. ``None``: nothing is rounded.
+
+    Raises:
+        InputError: when there is nothing to round.
+    """
+    parts: dict[str, nn.Module | Tensor] = {}
+    for name, parameter in model.named_parameters():
+        weight = parameter.detach().cpu().float()
+        of_tables, of_head = name.startswith("embeddings."), name.startswith("head.transform.")
+        packed = PackedWeight.exactly(weight, name == "embeddings.word.weight") if weight.ndim == 2 else None
+        asked = embeddings if of_tables else head if of_head else None
+        if weight.ndim == 2 and asked is not None and (packed is None or packed.kind == "fp16"):
+            packed = PackedWeight.rounded(weight, asked)
+        parts[name] = weight if packed is None or packed.nbytes >= weight.nbytes else packed
+    return parts
+
+
+def tensors_of(name: str, part: nn.Module | Tensor) -> dict[str, Tensor]:
+    """The tensors that a parameter becomes in the file."""
+    if isinstance(part, Tensor):
+        return {name: part.contiguous()}
+    assert isinstance(part, PackedWeight)
+    suffix = {"bit": ".bits", "fp16": ""}.get(part.kind, f".{part.kind}")
+    found = {name + suffix: part.data}
+    if part.kind != "bit":
+        return found if part.high is None else found | {f"{name}.scale": part.high}
+    assert part.high is not None
+    if part.low is None:
+        found[f"{name}.scale"] = part.high
+    else:
+        found[f"{name}.high"] = part.high
+        if part.low.any():
+            found[f"{name}.low"] = part.low
+    return found if part.column is None else found | {f"{name}.column": part.column}
+
+
+def save(
+    model: Bert, folder: Path, tokenizer: PreTrainedTokenizerBase, embeddings: Kind | None = None, head: Kind | None = None
+) -> None:
+    """Write a model of effective weights as a packed folder, all of it or nothing.
+
+    Raises:
+        InputError: when the folder is there already.
+    """
+    if folder.exists():
+        raise InputError(f"{folder} is there already: choose another folder")
+    parts = pack_model(model, embeddings, head)
+    tensors: dict[str, Tensor] = {}
+    shapes = {}
+    for name, part in parts.items():
+        name = hugging_face_name(name)
+        tensors |= tensors_of(name, part)
+        if isinstance(part, PackedWeight):
+            shapes[name] = list(part.shape)
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    config = model.config.to_dict() | {"model_type": MODEL_TYPE, "architectures": ["bitmaps.packed"]}
+    (draft / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    metadata = {"format": FORMAT, "version": VERSION, "shapes": json.dumps(shapes), "digest": digest(tensors)}
+    save_file(tensors, draft / FILE, metadata=metadata)
+    tokenizer.save_pretrained(draft)
+    draft.rename(folder)
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether a model's folder is a packed one."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """The tensors, which stay in the file until they are used (they are mapped), and the shapes of the packed ones.
+
+    Raises:
+        InputError: for a file that is missing, truncated, of another format or version, or changed since it was written.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is truncated or not a safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path} is no packed model: its format is {metadata.get('format')!r}; valid is {FORMAT!r}")
+    if metadata.get("version") != VERSION:
+        raise InputError(f"{path} has version {metadata.get('version')!r}; this package reads version {VERSION}")
+    if metadata.get("digest") != (actual := digest(tensors)):
+        raise InputError(f"{path} is damaged: its content has digest {actual}, but was written with {metadata.get('digest')}")
+    try:
+        shapes = json.loads(metadata["shapes"])
+        assert all(len(shape) == 2 and min(shape) > 0 for shape in shapes.values())
+    except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise InputError(f"{path} has no table of shapes in its metadata") from error
+    return tensors, shapes
+
+
+def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> PackedWeight | Tensor:
+    """One parameter out of the tensors of a file, from which it is removed.
+
+    Raises:
+        InputError: when it is missing, or a part of it has another shape or type than the model asks for, or is not finite.
+    """
+
+    def part(suffix: str, dtype: torch.dtype, wanted: tuple[int, ...]) -> Tensor:
+        tensor = tensors.pop(name + suffix, None)
+        if tensor is None:
+            raise InputError(f"{name + suffix} is missing")
+        if tuple(tensor.shape) != wanted or tensor.dtype != dtype:
+            raise InputError(
+                f"{name + suffix} is {tensor.dtype} of shape {tuple(tensor.shape)}, but the model asks for {dtype} of {wanted}"
+            )
+        if dtype.is_floating_point and not tensor.isfinite().all():
+            raise InputError(f"{name + suffix} holds a number that is not finite")
+        return tensor
+
+    if name in tensors:
+        if tensors[name].dtype == torch.float16 and len(shape) == 2:
+            return PackedWeight("fp16", shape[1], part("", torch.float16, shape))
+        return part("", torch.float32, shape)
+    if len(shape) != 2:
+        raise InputError(f"{name} is missing")
+    rows, columns = shape
+    for kind, width in (("int8", columns), ("int4", (columns + 1) // 2)):
+        if f"{name}.{kind}" in tensors:
+            data = part(f".{kind}", DTYPES[kind], (rows, width))
+            return PackedWeight(kind, columns, data, part(".scale", torch.float32, (rows,)))  # type: ignore[arg-type]
+    data = part(".bits", torch.uint8, (rows, (columns + 7) // 8))
+    if columns % 8 and (data[:, -1] >> columns % 8).any():
+        raise InputError(f"{name}.bits has bits beyond its {columns} columns")
+    low = None
+    if f"{name}.scale" in tensors:
+        high = part(".scale", torch.float32, (rows,))
+    else:
+        high = part(".high", torch.float32, (rows,))
+        low = part(".low", torch.float32, (rows,)) if f"{name}.low" in tensors else torch.zeros(rows)
+    column = part(".column", torch.float32, (columns,)) if f"{name}.column" in tensors else None
+    return PackedWeight("bit", columns, data, high, low, column)
+
+
+def load(folder: Path, act: Act) -> Bert:
+    """Open a packed folder, in evaluation mode. Nothing is unpacked: weights stay in the file's pages, which processes share.
+
+    Args:
+        act: what activations are rounded to before they are multiplied with one-bit matrices (``bitmaps.packed.operations``).
+
+    Raises:
+        InputError: when the folder is damaged or does not fit its ``config.json``, before anything computes with it.
+    """
+    path = folder / FILE
+    config = BertConfig.from_file(folder / "config.json")
+    tensors, shapes = read(path)
+    with torch.device("meta"):
+        model = Bert(config)
+        for layer in model.encoder.layers:
+            layer.attention = PackedAttention(config)
+            layer.ffnn = PackedFeedForward(config)
+    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    try:
+        for name, shape in wanted.items():
+            theirs = hugging_face_name(name)
+            if theirs in shapes and tuple(shapes.pop(theirs)) != shape:
+                raise InputError(f"{theirs} has another shape than the {shape} of config.json")
+            place(model, name, take(tensors, theirs, shape), act)
+        if tensors or shapes:
+            raise InputError(f"there are tensors that no BERT of its config.json has: {', '.join(sorted({*tensors, *shapes})[:5])}")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return model.requires_grad_(False).eval()
+
+
+def place(model: Bert, name: str, part: PackedWeight | Tensor, act: Act) -> None:
+    """Put one parameter where it belongs, in packed form as a packed layer."""
+    path, _, last = name.rpartition(".")
+    module: Any = model.get_submodule(path)
+    if isinstance(part, Tensor):
+        parameter = nn.Parameter(part, requires_grad=False)
+        if isinstance(module, PackedLinear):  # its matrix came before
+            module.bias = parameter.detach()
+        else:
+            setattr(module, last, parameter)
+        if name == "embeddings.word.weight" and model.config.tie_word_embeddings:
+            model.head.decoder.weight = parameter
+        return
+    above, _, own = path.rpartition(".")
+    if isinstance(module, nn.Embedding):
+        setattr(model.get_submodule(above), own, PackedEmbedding(part))
+        if own == "word" and model.config.tie_word_embeddings:
+            model.head.decoder = PackedLinear(part, model.head.decoder.bias, act)  # type: ignore[assignment]
+    else:
+        setattr(model.get_submodule(above), own, PackedLinear(part, module.bias, act))
+
+
+@torch.no_grad()
+def to_float(model: Bert) -> Bert:
+    """An ordinary ``Bert`` with the weights, in fp32, that a packed one stands for."""
+    plain = Bert(model.config)
+    for name, parameter in plain.named_parameters():
+        path, _, last = name.rpartition(".")
+        part = getattr(model.get_submodule(path), last)
+        parameter.copy_(part.dense() if isinstance(part, PackedWeight) else part)
+    return plain.eval()

@@ -1,0 +1,138 @@
+"""The parts of a packed BERT: what computes with weights that stay in their bits. For prediction alone: nothing here is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitmaps.bert.attention import Attention
+from bitmaps.bert.config import BertConfig
+from bitmaps.bert.ffnn import FeedForward
+from bitmaps.packed import operations
+from bitmaps.packed.native import Act, Packed
+from bitmaps.packed.weights import PackedWeight
+
+ROWS = 4096  # of a table that are there in fp32 at a time, where no kernel reads it as it is
+
+
+def traced(x: Tensor) -> bool:
+    """Whether torch.compile, torch.export or a fake tensor is looking: then only the custom operations may be called."""
+    return torch.compiler.is_compiling() or type(x) is not Tensor
+
+
+class HasMatrices(nn.Module):
+    """A module that multiplies by packed matrices, all of which read the same inputs."""
+
+    _packed: Packed | None = None  # for the kernels; made when it is first needed
+
+    def matrices(self) -> list[PackedLinear]:
+        raise NotImplementedError
+
+    def packed(self) -> Packed:
+        if self._packed is None:
+            parts = zip(*(matrix.tensors() for matrix in self.matrices()), strict=True)
+            self._packed = Packed(*parts, self.matrices()[0].in_features)  # type: ignore[arg-type]
+        return self._packed
+
+    def products(self, x: Tensor, act: Act) -> list[Tensor]:
+        if traced(x):
+            parts = zip(*(matrix.tensors() for matrix in self.matrices()), strict=True)
+            return operations.binary_linears(x, *map(list, parts), act)  # type: ignore[no-any-return]
+        return operations.linears(x, self.packed(), act)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._packed = None  # the tensors move
+        return super()._apply(fn, recurse)
+
+
+class PackedLinear(HasMatrices):
+    """``x W^T + b`` with a packed W. Shapes: (..., in) -> (..., out).
+
+    Attributes:
+        act: what the activations are rounded to (``operations``). A matrix that is not of one bit is a table: int8 rounds them to int8
+            wherever one-bit matrices round them that far, and the other kinds leave them as they are.
+    """
+
+    def __init__(self, weight: PackedWeight, bias: Tensor | None, act: Act) -> None:
+        super().__init__()
+        self.weight, self.act = weight, act
+        self.register_buffer("bias", bias)
+        self.out_features, self.in_features = weight.shape
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """As the operations take them."""
+        return self.weight.data, self.weight.high, self.weight.low, self.bias, self.weight.column
+
+    def matrices(self) -> list[PackedLinear]:
+        return [self]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.kind == "bit":
+            return self.products(x, self.act)[0]
+        if self.weight.kind == "int8" and self.act in ("a8", "a1"):
+            return self.products(x, "a8")[0]
+        rows = (self.weight.dense(slice(i, i + ROWS)) for i in range(0, self.out_features, ROWS))
+        y = torch.cat([F.linear(x.float(), part) for part in rows], -1)
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"act={self.act}"
+
+
+class PackedEmbedding(nn.Module):
+    """Rows of a packed matrix, in fp32. Shapes: (...) -> (..., hidden)."""
+
+    def __init__(self, weight: PackedWeight) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.weight.dense(ids)
+
+
+def is_one_bit(*modules: nn.Module) -> bool:
+    return all(isinstance(module, PackedLinear) and module.weight.kind == "bit" for module in modules)
+
+
+class PackedAttention(Attention, HasMatrices):
+    """``Attention`` that rounds the inputs of queries, keys and values once, and ends in one operation."""
+
+    def matrices(self) -> list[PackedLinear]:
+        return [self.query, self.key, self.value]  # type: ignore[list-item]
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not is_one_bit(self.query, self.key, self.value):
+            return super().project(x)
+        query, key, value = self.products(x, self.query.act)  # type: ignore[arg-type]
+        return query, key, value
+
+    def conclude(self, x: Tensor, context: Tensor) -> Tensor:
+        output: Any = self.output
+        if not is_one_bit(output):
+            return super().conclude(x, context)
+        norm = (self.norm.weight, self.norm.bias, self.norm.eps, output.act)
+        if traced(x):
+            return operations.binary_linear_norm(context, *output.tensors(), x, *norm)  # type: ignore[no-any-return]
+        return operations.linear_norm(context, output.packed(), x, *norm)
+
+
+class PackedFeedForward(FeedForward):
+    """``FeedForward`` in one operation, a block of tokens at a time."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.fused = config.hidden_act == "gelu"  # the exact one
+
+    def forward(self, x: Tensor) -> Tensor:
+        expand: Any = self.expand
+        contract: Any = self.contract
+        if not (self.fused and is_one_bit(expand, contract)):
+            return super().forward(x)
+        norm = (self.norm.weight, self.norm.bias, self.norm.eps, expand.act)
+        if traced(x):
+            return operations.binary_ffnn(x, *expand.tensors(), *contract.tensors(), *norm)  # type: ignore[no-any-return]
+        return operations.ffnn(x, expand.packed(), contract.packed(), *norm)

@@ -1,0 +1,205 @@
+"""The kernels in C, if this installation has them: ``native/*.c``, built with the package where there is a C compiler.
+
+``BITMAPS_KERNELS`` chooses: ``auto`` (the fastest that the processor runs), ``avx512``, ``avx2``, ``generic``, or ``reference``, which is
+PyTorch alone (``operations.py``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bitmaps.errors import InputError
+
+Act = Literal["f32", "a16", "a8", "a1"]
+ACTS: tuple[Act, ...] = ("f32", "a16", "a8", "a1")  # in the order of `enum act` in native/kernels.h
+# A sum of k products of a bit or a byte with an int8 must fit into 32 bits: a16 goes up to 32,639, int8 weights up to 127 * 255.
+LARGEST_K = 2**31 // 2**15
+VARIABLE, REFERENCE = "BITMAPS_KERNELS", "reference"
+
+
+class Matrix(ctypes.Structure):
+    """``struct matrix`` of native/kernels.h."""
+
+    _fields_ = [
+        ("weight", ctypes.c_void_p), ("high", ctypes.c_void_p), ("low", ctypes.c_void_p), ("bias", ctypes.c_void_p),
+        ("column", ctypes.c_void_p), ("n", ctypes.c_int64), ("k", ctypes.c_int64), ("kind", ctypes.c_int32),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The library, and the number and name of the instruction set that is used."""
+
+    library: ctypes.CDLL
+    number: int
+    name: str
+
+
+def library_file() -> Path | None:
+    """What the package's build made of native/*.c; ``None`` where there was no compiler."""
+    return next(iter(sorted(Path(__file__).parent.glob("_kernels*.so"))), None)
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    path = library_file()
+    if path is None:
+        return None
+    loaded = ctypes.CDLL(str(path))
+    pointer, integer, rows = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+    matrices = ctypes.POINTER(Matrix)
+    loaded.bitmaps_isa_name.restype = ctypes.c_char_p
+    loaded.bitmaps_use_openmp.argtypes = [pointer] * 3
+    loaded.bitmaps_linear.argtypes = [
+        integer, integer, integer, matrices, integer, pointer, rows, pointer, pointer, pointer, pointer, ctypes.c_float,
+    ]  # fmt: skip
+    loaded.bitmaps_ffnn.argtypes = [
+        integer, integer, integer, matrices, matrices, pointer, rows, pointer, pointer, pointer, ctypes.c_float,
+    ]  # fmt: skip
+    # PyTorch's own threads: a second pool would fight with those that wait for work
+    process = ctypes.CDLL(None)
+    if all(hasattr(process, name) for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")):
+        loaded.bitmaps_use_openmp(
+            ctypes.cast(process.GOMP_parallel, pointer),
+            ctypes.cast(process.omp_get_thread_num, pointer),
+            ctypes.cast(process.omp_get_num_threads, pointer),
+        )
+    return loaded
+
+
+def instruction_sets() -> dict[str, int]:
+    """Those that this processor runs, the fastest first, with their number in the library."""
+    loaded = library()
+    if loaded is None:
+        return {}
+    names: dict[str, int] = {}
+    number = 0
+    while (name := loaded.bitmaps_isa_name(number)) is not None:
+        if loaded.bitmaps_isa_runs(number):
+            names[name.decode()] = number
+        number += 1
+    return names
+
+
+@cache
+def chosen(wanted: str) -> Kernels | None:
+    available = instruction_sets()
+    if wanted == REFERENCE or (wanted == "auto" and not available):
+        return None
+    if wanted == "auto":
+        wanted = next(iter(available))
+    loaded = library()
+    if loaded is None or wanted not in available:
+        raise InputError(f"{VARIABLE}={wanted} does not run here; valid are auto, {', '.join([*available, REFERENCE])}")
+    return Kernels(loaded, available[wanted], wanted)
+
+
+def kernels() -> Kernels | None:
+    """The kernels to use; ``None``: the reference.
+
+    Raises:
+        InputError: when ``BITMAPS_KERNELS`` names others than there are.
+    """
+    return chosen(os.environ.get(VARIABLE, "auto"))
+
+
+class Packed:
+    """Matrices that read the same inputs, as the library takes them. Keeps the tensors alive that it points to.
+
+    Args:
+        weights: of each, uint8 (n, ceil(k / 8)), bits, the lowest first; or int8 (n, k).
+        highs, lows, biases: fp32 (n); for bits no ``low`` means ``-high``, int8 has none.
+        columns: fp32 (k), what inputs are multiplied with first, or ``None``.
+        k: inputs.
+
+    Raises:
+        ValueError: for tensors that do not fit each other, or more inputs than 32 bits can add up.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        highs: Sequence[Tensor],
+        lows: Sequence[Tensor | None],
+        biases: Sequence[Tensor | None],
+        columns: Sequence[Tensor | None],
+        k: int,
+    ) -> None:
+        if not 0 < k <= LARGEST_K:
+            raise ValueError(f"{k} inputs: valid are 1 to {LARGEST_K}, beyond which 32 bits may not hold a sum")
+        parts = list(zip(weights, highs, lows, biases, columns, strict=True))
+        for weight, high, low, bias, column in parts:
+            bits = weight.dtype == torch.uint8
+            if not bits and weight.dtype != torch.int8:
+                raise ValueError(f"weights of {weight.dtype}; valid are uint8 (bits) and int8")
+            if weight.ndim != 2 or weight.shape[1] != ((k + 7) // 8 if bits else k):
+                raise ValueError(f"weights of shape {tuple(weight.shape)} do not have {k} inputs")
+            for tensor, size in ((high, len(weight)), (low, len(weight)), (bias, len(weight)), (column, k)):
+                if tensor is not None and (tensor.shape != (size,) or tensor.dtype != torch.float32):
+                    raise ValueError(f"{tensor.dtype} of shape {tuple(tensor.shape)} where float32 of ({size},) belongs")
+            if low is not None and not bits:
+                raise ValueError("int8 weights have no low value")
+        self.k, self.sizes = k, [len(weight) for weight in weights]
+        self.has_bytes = any(weight.dtype == torch.int8 for weight in weights)
+        self.tensors = [[None if t is None else t.contiguous() for t in part] for part in parts]
+        pointers = [[None if t is None else t.data_ptr() for t in part] for part in self.tensors]
+        self.array = (Matrix * len(parts))(
+            *(
+                Matrix(*addresses, n, k, int(weight.dtype == torch.int8))
+                for addresses, n, weight in zip(pointers, self.sizes, weights, strict=True)
+            )
+        )
+
+    def __reduce__(self) -> tuple[type[Packed], tuple[object, ...]]:
+        return Packed, (*map(list, zip(*self.tensors, strict=True)), self.k)  # a copy points to its own tensors
+
+
+def run_linears(found: Kernels, packed: Packed, x: Tensor, act: Act) -> list[Tensor]:
+    """x (m, k), contiguous fp32 on the CPU -> one (m, n) a matrix."""
+    outputs = [x.new_empty((len(x), n)) for n in packed.sizes]
+    pointers = (ctypes.c_void_p * len(outputs))(*(y.data_ptr() for y in outputs))
+    failed = found.library.bitmaps_linear(
+        found.number, torch.get_num_threads(), ACTS.index(act), packed.array, len(outputs), x.data_ptr(), len(x), pointers,
+        None, None, None, 0.0,
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("the kernels could not get memory")
+    return outputs
+
+
+def run_linear_norm(
+    found: Kernels, packed: Packed, x: Tensor, residual: Tensor, gain: Tensor, shift: Tensor, epsilon: float, act: Act
+) -> Tensor:
+    """LayerNorm(residual + x W^T + b), all contiguous fp32 on the CPU."""
+    output = torch.empty_like(residual)
+    pointer = (ctypes.c_void_p * 1)(output.data_ptr())
+    failed = found.library.bitmaps_linear(
+        found.number, torch.get_num_threads(), ACTS.index(act), packed.array, 1, x.data_ptr(), len(x), pointer,
+        residual.data_ptr(), gain.data_ptr(), shift.data_ptr(), epsilon,
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("the kernels could not get memory")
+    return output
+
+
+def run_ffnn(
+    found: Kernels, expand: Packed, contract: Packed, x: Tensor, gain: Tensor, shift: Tensor, epsilon: float, act: Act
+) -> Tensor:
+    """LayerNorm(x + contract(gelu(expand(x)))), all contiguous fp32 on the CPU."""
+    output = torch.empty_like(x)
+    failed = found.library.bitmaps_ffnn(
+        found.number, torch.get_num_threads(), ACTS.index(act), expand.array, contract.array, x.data_ptr(), len(x),
+        output.data_ptr(), gain.data_ptr(), shift.data_ptr(), epsilon,
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("the kernels could not get memory")
+    return output

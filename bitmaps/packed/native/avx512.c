@@ -1,0 +1,479 @@
+/* AVX-512 with VNNI (int8 products), VPOPCNTDQ and VBMI: Ice Lake, Zen 4 and later. */
+#if defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vpopcntdq,avx512vbmi,avx2,fma,bmi,bmi2,popcnt")
+#include <immintrin.h>
+
+#include "rowwise.h"
+
+#define INLINE static inline __attribute__((always_inline))
+enum { COLUMNS = 64, VECTORS = COLUMNS / 16, TILE = 6, FEW = 5 };
+
+/* acc + u s, over four bytes a lane: u unsigned, s signed. By hand, because gcc 12 spills arrays of accumulators that it may
+ * combine with the intrinsic, which halves the speed; tests/test_native.py looks for such traffic in the hot loops. */
+INLINE __m512i dot4(__m512i acc, __m512i u, __m512i s)
+{
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s));
+    return acc;
+}
+
+INLINE __m512 load_f32(const float *x, int64_t left) { return _mm512_maskz_loadu_ps(_bzhi_u32(0xffff, left > 16 ? 16 : left), x); }
+
+/* Sixteen rows of 64 bytes -> sixteen vectors, of which the j-th holds the j-th four bytes of every row. */
+INLINE void transpose(__m512i r[16])
+{
+    __m512i t[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i += 4) { /* four by four within 128 bits */
+        __m512i a = _mm512_unpacklo_epi32(r[i], r[i + 1]), b = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+        __m512i c = _mm512_unpacklo_epi32(r[i + 2], r[i + 3]), d = _mm512_unpackhi_epi32(r[i + 2], r[i + 3]);
+        t[i] = _mm512_unpacklo_epi64(a, c);
+        t[i + 1] = _mm512_unpackhi_epi64(a, c);
+        t[i + 2] = _mm512_unpacklo_epi64(b, d);
+        t[i + 3] = _mm512_unpackhi_epi64(b, d);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) { /* then the blocks of 128 bits */
+        __m512i a = _mm512_shuffle_i32x4(t[j], t[j + 4], 0x44), b = _mm512_shuffle_i32x4(t[j], t[j + 4], 0xee);
+        __m512i c = _mm512_shuffle_i32x4(t[j + 8], t[j + 12], 0x44), d = _mm512_shuffle_i32x4(t[j + 8], t[j + 12], 0xee);
+        r[j] = _mm512_shuffle_i32x4(a, c, 0x88);
+        r[j + 4] = _mm512_shuffle_i32x4(a, c, 0xdd);
+        r[j + 8] = _mm512_shuffle_i32x4(b, d, 0x88);
+        r[j + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    }
+}
+
+/* Four bytes a column, of the inputs 4 i to 4 i + 3: 1 where lane's bit 4 i + byte is set, i = 0..7. */
+INLINE __m512i expand(__m512i words, int i)
+{
+    const __m512i spread = _mm512_add_epi8(_mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0), _mm512_set1_epi8(i / 2));
+    const __m512i bit = _mm512_set1_epi32(i % 2 ? (int)0x80402010 : 0x08040201);
+    return _mm512_min_epu8(_mm512_and_si512(_mm512_shuffle_epi8(words, spread), bit), _mm512_set1_epi8(1));
+}
+
+/* What is multiplied with what: a bit and a byte, a byte and a byte, a bit and a sign. */
+enum product { BIT, BYTE, SIGN };
+
+/* The weights of up to 64 rows, column by column of the output: for every four inputs (SIGN: 32) 64 lanes of four bytes. What is
+ * beyond the matrix is 0. Gives to `correction` what has to be taken off the products: see `finish`. */
+static void panel(const struct matrix *w, int64_t n0, int64_t n1, enum product product, __m512i *out, int32_t *correction)
+{
+    const int64_t bytes = row_bytes(w), expanded = product == BIT ? 8 : 1;
+    const __m512i ones = _mm512_set1_epi8(1);
+    for (int v = 0; v < VECTORS; v++) {
+        __m512i total = _mm512_setzero_si512();
+        for (int64_t b = 0; b < bytes; b += 64) {
+            const int64_t left = bytes - b > 64 ? 64 : bytes - b;
+            const __mmask64 mask = _bzhi_u64(~0ull, left);
+            __m512i r[16];
+            for (int i = 0; i < 16; i++) {
+                const int64_t row = n0 + 16 * v + i;
+                r[i] = row < n1 ? _mm512_maskz_loadu_epi8(mask, w->weight + row * bytes + b) : _mm512_setzero_si512();
+            }
+            transpose(r);
+            __m512i *to = out + (b / 4 * expanded) * VECTORS + v;
+            for (int i = 0; i < (left + 3) / 4; i++) {
+                if (expanded == 8) {
+#pragma GCC unroll 8
+                    for (int j = 0; j < 8; j++)
+                        to[(8 * i + j) * VECTORS] = expand(r[i], j);
+                } else {
+                    to[i * VECTORS] = r[i];
+                    total = dot4(total, ones, r[i]);
+                }
+            }
+        }
+        _mm512_storeu_si512(correction + 16 * v, product == BYTE ? _mm512_slli_epi32(total, 7) : _mm512_setzero_si512());
+    }
+}
+
+/* From 16 products of row m to outputs n to n1, at most 16. BYTE: the activations come as q + 128, so 128 sum(w) is taken off.
+ * SIGN: the products are popcount(bits xor signs), and dot(bits, signs) is popcount(signs) less that. */
+INLINE void finish(__m512i acc, enum product product, const struct matrix *w, int64_t n, int64_t n1, const struct rows *x, int64_t m,
+                   __m512i correction, float *y)
+{
+    if (n >= n1)
+        return;
+    const __mmask16 mask = _bzhi_u32(0xffff, n1 - n > 16 ? 16 : n1 - n);
+    if (product == SIGN)
+        acc = _mm512_sub_epi32(_mm512_set1_epi32(((int32_t)x->sum[m] + (int32_t)x->k) / 2), acc);
+    if (product == BYTE)
+        acc = _mm512_sub_epi32(acc, correction);
+    const __m512 high = _mm512_maskz_loadu_ps(mask, w->high + n);
+    __m512 low = _mm512_setzero_ps();
+    if (w->low)
+        low = _mm512_maskz_loadu_ps(mask, w->low + n);
+    else if (w->kind == BITS)
+        low = _mm512_sub_ps(low, high);
+    __m512 value = _mm512_mul_ps(_mm512_sub_ps(high, low), _mm512_cvtepi32_ps(acc));
+    value = _mm512_fmadd_ps(low, _mm512_set1_ps(x->sum[m]), value);
+    const __m512 bias = w->bias ? _mm512_maskz_loadu_ps(mask, w->bias + n) : _mm512_setzero_ps();
+    _mm512_mask_storeu_ps(y + n, mask, _mm512_fmadd_ps(value, _mm512_set1_ps(x->scale[m]), bias));
+}
+
+INLINE __m512i broadcast(const uint8_t *bytes)
+{
+    int32_t word;
+    memcpy(&word, bytes, 4);
+    return _mm512_set1_epi32(word);
+}
+
+/* Six rows by 64 columns: 24 accumulators, four weight vectors and one broadcast fill the 32 registers. */
+INLINE void tile_bytes(const uint8_t *const a[TILE], const struct rows *x, const __m512i *weights, int64_t steps, int int8,
+                       __m512i c[TILE][VECTORS])
+{
+#pragma GCC unroll 6
+    for (int i = 0; i < TILE; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++)
+            c[i][v] = _mm512_setzero_si512();
+    for (int plane = 0; plane < x->planes; plane++) {
+        if (plane)
+#pragma GCC unroll 6
+            for (int i = 0; i < TILE; i++)
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; v++)
+                    c[i][v] = _mm512_slli_epi32(c[i][v], 8);
+        const __m512i *b = weights;
+        for (int64_t s = plane * x->plane, end = s + 4 * steps; s < end; s += 4, b += VECTORS) {
+            const __m512i b0 = b[0], b1 = b[1], b2 = b[2], b3 = b[3];
+#pragma GCC unroll 6
+            for (int i = 0; i < TILE; i++) {
+                const __m512i q = broadcast(a[i] + s);
+                c[i][0] = int8 ? dot4(c[i][0], q, b0) : dot4(c[i][0], b0, q);
+                c[i][1] = int8 ? dot4(c[i][1], q, b1) : dot4(c[i][1], b1, q);
+                c[i][2] = int8 ? dot4(c[i][2], q, b2) : dot4(c[i][2], b2, q);
+                c[i][3] = int8 ? dot4(c[i][3], q, b3) : dot4(c[i][3], b3, q);
+            }
+        }
+    }
+}
+
+/* The same by popcount, 32 inputs a step: four rows, because the differences need registers too. */
+enum { SIGN_TILE = 4 };
+INLINE void tile_signs(const uint8_t *const a[SIGN_TILE], const __m512i *weights, int64_t steps, __m512i c[SIGN_TILE][VECTORS])
+{
+#pragma GCC unroll 4
+    for (int i = 0; i < SIGN_TILE; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++)
+            c[i][v] = _mm512_setzero_si512();
+    for (int64_t s = 0; s < steps; s++, weights += VECTORS) {
+        const __m512i b0 = weights[0], b1 = weights[1], b2 = weights[2], b3 = weights[3];
+#pragma GCC unroll 4
+        for (int i = 0; i < SIGN_TILE; i++) {
+            const __m512i q = broadcast(a[i] + 4 * s);
+            c[i][0] = _mm512_add_epi32(c[i][0], _mm512_popcnt_epi32(_mm512_xor_si512(b0, q)));
+            c[i][1] = _mm512_add_epi32(c[i][1], _mm512_popcnt_epi32(_mm512_xor_si512(b1, q)));
+            c[i][2] = _mm512_add_epi32(c[i][2], _mm512_popcnt_epi32(_mm512_xor_si512(b2, q)));
+            c[i][3] = _mm512_add_epi32(c[i][3], _mm512_popcnt_epi32(_mm512_xor_si512(b3, q)));
+        }
+    }
+}
+
+#define TILES(NAME, HEIGHT, PRODUCT, RUN)                                                                                        \
+    static void NAME(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0, int64_t m1, float *y,     \
+                     int64_t ldy, const __m512i *weights, const int32_t *correction, int64_t steps)                              \
+    {                                                                                                                            \
+        for (int64_t m = m0; m < m1; m += HEIGHT) {                                                                              \
+            const uint8_t *a[HEIGHT];                                                                                            \
+            for (int i = 0; i < HEIGHT; i++) /* the last tile repeats its last row */                                            \
+                a[i] = x->q + (m + i < m1 ? m + i : m1 - 1) * x->stride;                                                         \
+            __m512i c[HEIGHT][VECTORS];                                                                                          \
+            RUN;                                                                                                                 \
+            for (int i = 0; i < HEIGHT && m + i < m1; i++)                                                                       \
+                for (int v = 0; v < VECTORS; v++)                                                                                \
+                    finish(c[i][v], PRODUCT, w, n0 + 16 * v, n1, x, m + i, _mm512_loadu_si512(correction + 16 * v),              \
+                           y + (m + i) * ldy);                                                                                   \
+        }                                                                                                                        \
+    }
+
+TILES(tiles_bit, TILE, BIT, tile_bytes(a, x, weights, steps, 0, c))
+TILES(tiles_byte, TILE, BYTE, tile_bytes(a, x, weights, steps, 1, c))
+TILES(tiles_sign, SIGN_TILE, SIGN, tile_signs(a, weights, steps, c))
+
+/* The sums of four vectors' lanes. */
+INLINE __m128i reduce(__m512i a, __m512i b, __m512i c, __m512i d)
+{
+    const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+/* The next weights of a row: 64 of them as bytes, or 512 bits; `left` bytes are there, or more. */
+INLINE __m512i next_weights(const uint8_t *at, int64_t left, enum product product)
+{
+    if (product != BIT)
+        return left >= 64 ? _mm512_loadu_si512(at) : _mm512_maskz_loadu_epi8(_bzhi_u64(~0ull, left), at);
+    uint64_t bits = 0;
+    if (left >= 8)
+        memcpy(&bits, at, 8);
+    else
+        for (int64_t i = 0; i < left; i++)
+            bits |= (uint64_t)at[i] << 8 * i;
+    return _mm512_maskz_mov_epi8(bits, _mm512_set1_epi8(1));
+}
+
+/* A few rows of activations: straight from the rows of the matrix, for which a panel would not pay. The lanes are inputs, so each
+ * output ends in a sum over lanes. */
+INLINE void few(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0, float *y, int64_t ldy,
+                const int count, const enum product product)
+{
+    const int64_t bytes = row_bytes(w), step = product == BIT ? 8 : 64, whole = bytes / step * step;
+    for (int64_t n = n0; n < n1; n += 16) {
+        __m512i sums[FEW], correction = _mm512_setzero_si512();
+        for (int m = 0; m < FEW; m++)
+            sums[m] = _mm512_setzero_si512();
+        for (int group = 0; group < 4; group++) { /* of four outputs */
+            const uint8_t *row[4];
+            for (int i = 0; i < 4; i++) {
+                const int64_t r = n + 4 * group + i;
+                row[i] = w->weight + (r < n1 ? r : n1 - 1) * bytes;
+            }
+            __m512i c[FEW][4], total[4];
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) {
+                total[i] = _mm512_setzero_si512();
+#pragma GCC unroll 5
+                for (int m = 0; m < count; m++)
+                    c[m][i] = _mm512_setzero_si512();
+            }
+            for (int plane = 0; plane < (product == BIT ? x->planes : 1); plane++) {
+                const uint8_t *q = x->q + m0 * x->stride + plane * x->plane;
+                if (plane)
+#pragma GCC unroll 4
+                    for (int i = 0; i < 4; i++)
+#pragma GCC unroll 5
+                        for (int m = 0; m < count; m++)
+                            c[m][i] = _mm512_slli_epi32(c[m][i], 8);
+#define ADD(LEFT)                                                                                                                \
+    _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++)                                                                          \
+    {                                                                                                                            \
+        const __m512i weight = next_weights(row[i] + b, LEFT, product);                                                          \
+        if (product == BYTE)                                                                                                     \
+            total[i] = dot4(total[i], _mm512_set1_epi8(1), weight);                                                              \
+        _Pragma("GCC unroll 5") for (int m = 0; m < count; m++)                                                                  \
+        {                                                                                                                        \
+            const __m512i a = _mm512_loadu_si512(q + m * x->stride);                                                             \
+            if (product == SIGN)                                                                                                 \
+                c[m][i] = _mm512_add_epi32(c[m][i], _mm512_popcnt_epi32(_mm512_xor_si512(weight, a)));                           \
+            else                                                                                                                 \
+                c[m][i] = product == BYTE ? dot4(c[m][i], a, weight) : dot4(c[m][i], weight, a);                                 \
+        }                                                                                                                        \
+    }
+                int64_t b = 0;
+                for (; b < whole; b += step, q += 64)
+                    ADD(step)
+                if (b < bytes)
+                    ADD(bytes - b)
+#undef ADD
+            }
+            const __mmask16 lanes = (__mmask16)(15 << 4 * group);
+            if (product == BYTE)
+                correction = _mm512_mask_broadcast_i32x4(correction, lanes,
+                                                         _mm_slli_epi32(reduce(total[0], total[1], total[2], total[3]), 7));
+#pragma GCC unroll 5
+            for (int m = 0; m < count; m++)
+                sums[m] = _mm512_mask_broadcast_i32x4(sums[m], lanes, reduce(c[m][0], c[m][1], c[m][2], c[m][3]));
+        }
+        for (int m = 0; m < count; m++)
+            finish(sums[m], product, w, n, n1, x, m0 + m, correction, y + (m0 + m) * ldy);
+    }
+}
+
+/* A single row of activations. Bit b of each byte of the weights, as it stands, is the unsigned byte 0 or 2^b: so 32 bytes of
+ * weights are 256 inputs, with eight accumulators, one for each b, that are shifted right by b in the end. It takes the activations
+ * in the order in which the bits come: first inputs 0, 8, 16, ... of the 256, then 1, 9, 17, ... */
+enum { PLANES = 8, SPAN = 256 };
+
+static void by_bit(const uint8_t *q, int64_t stride, uint64_t *out)
+{
+    const __m512i order = _mm512_set_epi8(
+        63, 55, 47, 39, 31, 23, 15, 7, 62, 54, 46, 38, 30, 22, 14, 6, 61, 53, 45, 37, 29, 21, 13, 5, 60, 52, 44, 36, 28, 20, 12, 4,
+        59, 51, 43, 35, 27, 19, 11, 3, 58, 50, 42, 34, 26, 18, 10, 2, 57, 49, 41, 33, 25, 17, 9, 1, 56, 48, 40, 32, 24, 16, 8, 0);
+    for (int64_t s = 0; s < stride; s += SPAN, out += SPAN / 8)
+        for (int i = 0; i < SPAN / 64; i++) {
+            uint64_t eight[PLANES] = {0};
+            if (s + 64 * i < stride)
+                _mm512_storeu_si512(eight, _mm512_permutexvar_epi8(order, _mm512_loadu_si512(q + s + 64 * i)));
+            for (int b = 0; b < PLANES; b++)
+                out[4 * b + i] = eight[b];
+        }
+}
+
+static void single(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m, float *y, int64_t ldy,
+                   uint64_t *ordered)
+{
+    const int64_t bytes = row_bytes(w), spans = (x->stride + SPAN - 1) / SPAN, whole = bytes / 32 * 32;
+    const __mmask32 rest = _bzhi_u32(~0u, (uint32_t)(bytes - whole));
+    for (int plane = 0; plane < x->planes; plane++)
+        by_bit(x->q + m * x->stride + plane * x->plane, x->stride, ordered + plane * spans * SPAN / 8);
+    const __m512i gather = _mm512_setr_epi32(0, 8, 1, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    for (int64_t n = n0; n < n1; n += 16) {
+        int32_t dots[16];
+        for (int i = 0; i < 16; i += 4) { /* two rows in the halves of a vector, and two such pairs abreast */
+            const uint8_t *row[4];
+            for (int r = 0; r < 4; r++)
+                row[r] = w->weight + (n + i + r < n1 ? n + i + r : n1 - 1) * bytes;
+            __m512i total[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+            for (int plane = 0; plane < x->planes; plane++) {
+                const __m256i *q = (const __m256i *)(ordered + plane * spans * SPAN / 8);
+                __m512i c[2][PLANES];
+#pragma GCC unroll 2
+                for (int r = 0; r < 2; r++)
+#pragma GCC unroll 8
+                    for (int b = 0; b < PLANES; b++)
+                        c[r][b] = _mm512_setzero_si512();
+#define ADD(LOAD)                                                                                                                \
+    {                                                                                                                            \
+        const __m512i first = _mm512_inserti64x4(_mm512_castsi256_si512(LOAD(row[0] + s)), LOAD(row[1] + s), 1);                 \
+        const __m512i second = _mm512_inserti64x4(_mm512_castsi256_si512(LOAD(row[2] + s)), LOAD(row[3] + s), 1);                \
+        _Pragma("GCC unroll 8") for (int b = 0; b < PLANES; b++)                                                                 \
+        {                                                                                                                        \
+            const __m512i bit = _mm512_set1_epi8((char)(1 << b)), a = _mm512_broadcast_i64x4(q[b]);                              \
+            c[0][b] = dot4(c[0][b], _mm512_and_si512(first, bit), a);                                                            \
+            c[1][b] = dot4(c[1][b], _mm512_and_si512(second, bit), a);                                                           \
+        }                                                                                                                        \
+    }
+#define WHOLE(AT) _mm256_loadu_si256((const __m256i *)(AT))
+#define REST(AT) _mm256_maskz_loadu_epi8(rest, AT)
+                int64_t s = 0;
+                for (; s < whole; s += 32, q += PLANES)
+                    ADD(WHOLE)
+                if (s < bytes)
+                    ADD(REST)
+#undef ADD
+#undef WHOLE
+#undef REST
+#pragma GCC unroll 2
+                for (int r = 0; r < 2; r++) {
+                    total[r] = _mm512_slli_epi32(total[r], 8);
+#pragma GCC unroll 8
+                    for (int b = 0; b < PLANES; b++)
+                        total[r] = _mm512_add_epi32(total[r], _mm512_srai_epi32(c[r][b], b));
+                }
+            }
+            __m512i sums = _mm512_add_epi32(_mm512_unpacklo_epi32(total[0], total[1]), _mm512_unpackhi_epi32(total[0], total[1]));
+            sums = _mm512_add_epi32(sums, _mm512_shuffle_epi32(sums, _MM_PERM_BADC));
+            sums = _mm512_add_epi32(sums, _mm512_shuffle_i32x4(sums, sums, 0xb1));
+            _mm_storeu_si128((__m128i *)(dots + i), _mm512_castsi512_si128(_mm512_permutexvar_epi32(gather, sums)));
+        }
+        finish(_mm512_loadu_si512(dots), BIT, w, n, n1, x, m, _mm512_setzero_si512(), y + m * ldy);
+    }
+}
+
+typedef void some(const struct matrix *, int64_t, int64_t, const struct rows *, int64_t, float *, int64_t);
+#define SOME(NAME, COUNT, PRODUCT)                                                                                               \
+    static void NAME(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m, float *y, int64_t ldy)     \
+    {                                                                                                                            \
+        few(w, n0, n1, x, m, y, ldy, COUNT, PRODUCT);                                                                            \
+    }
+#define UP_TO_FIVE(NAME, PRODUCT)                                                                                                \
+    SOME(NAME##1, 1, PRODUCT)                                                                                                    \
+    SOME(NAME##2, 2, PRODUCT)                                                                                                    \
+    SOME(NAME##3, 3, PRODUCT)                                                                                                    \
+    SOME(NAME##4, 4, PRODUCT)                                                                                                    \
+    SOME(NAME##5, 5, PRODUCT)                                                                                                    \
+    static some *const NAME[FEW] = {NAME##1, NAME##2, NAME##3, NAME##4, NAME##5};
+UP_TO_FIVE(few_bit, BIT)
+UP_TO_FIVE(few_byte, BYTE)
+UP_TO_FIVE(few_sign, SIGN)
+
+/* Float activations: sixteen inputs at a time, added where the weight's bit is set. Up to four rows by four columns. */
+enum { FLOAT_TILE = 4 };
+INLINE void tile_floats(const uint8_t *const b[FLOAT_TILE], const float *const a[FLOAT_TILE], int64_t k, const int count,
+                        __m512 c[FLOAT_TILE][FLOAT_TILE])
+{
+    const int64_t whole = k / 16 * 16;
+#pragma GCC unroll 4
+    for (int i = 0; i < count; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < FLOAT_TILE; j++)
+            c[i][j] = _mm512_setzero_ps();
+    for (int64_t s = 0; s < whole; s += 16)
+#pragma GCC unroll 4
+        for (int j = 0; j < FLOAT_TILE; j++) {
+            uint16_t set;
+            memcpy(&set, b[j] + s / 8, 2);
+#pragma GCC unroll 4
+            for (int i = 0; i < count; i++)
+                c[i][j] = _mm512_mask_add_ps(c[i][j], set, c[i][j], _mm512_loadu_ps(a[i] + s));
+        }
+    if (whole < k)
+        for (int j = 0; j < FLOAT_TILE; j++) { /* the last bytes may be a single one */
+            const uint16_t set = (uint16_t)(b[j][whole / 8] | (k - whole > 8 ? b[j][whole / 8 + 1] << 8 : 0));
+#pragma GCC unroll 4
+            for (int i = 0; i < count; i++)
+                c[i][j] = _mm512_mask_add_ps(c[i][j], set, c[i][j], load_f32(a[i] + whole, k - whole));
+        }
+}
+
+static void floats(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0, int64_t m1, float *y,
+                   int64_t ldy)
+{
+    const int64_t bytes = row_bytes(w), k = x->k;
+    for (int64_t m = m0; m < m1; m += FLOAT_TILE)
+        for (int64_t n = n0; n < n1; n += FLOAT_TILE) {
+            const uint8_t *b[FLOAT_TILE];
+            const float *a[FLOAT_TILE];
+            for (int i = 0; i < FLOAT_TILE; i++) {
+                b[i] = w->weight + (n + i < n1 ? n + i : n1 - 1) * bytes;
+                a[i] = x->x + (m + i < m1 ? m + i : m1 - 1) * k;
+            }
+            __m512 c[FLOAT_TILE][FLOAT_TILE];
+            if (m1 - m == 1)
+                tile_floats(b, a, k, 1, c);
+            else
+                tile_floats(b, a, k, FLOAT_TILE, c);
+            for (int i = 0; i < FLOAT_TILE && m + i < m1; i++)
+                for (int j = 0; j < FLOAT_TILE && n + j < n1; j++) {
+                    const float low = low_of(w, n + j), value = (w->high[n + j] - low) * _mm512_reduce_add_ps(c[i][j]);
+                    y[(m + i) * ldy + n + j] = value + low * x->sum[m + i] + (w->bias ? w->bias[n + j] : 0.0f);
+                }
+        }
+}
+
+static int64_t scratch(int64_t k) { return (k + 63) / 32 * 32 * COLUMNS + COLUMNS * (int64_t)sizeof(int32_t) + 64; }
+
+static void block(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0, int64_t m1, float *y,
+                  int64_t ldy, void *memory)
+{
+    const enum product product = x->act == A1 ? SIGN : w->kind == INT8 ? BYTE : BIT;
+    int32_t *correction = memory;
+    __m512i *weights = (__m512i *)((char *)memory + COLUMNS * sizeof(int32_t));
+    if (x->act == F32) {
+        floats(w, n0, n1, x, m0, m1, y, ldy);
+    } else if (m1 - m0 == 1 && product == BIT) {
+        single(w, n0, n1, x, m0, y, ldy, memory);
+    } else if (m1 - m0 <= FEW) {
+        (product == SIGN ? few_sign : product == BYTE ? few_byte : few_bit)[m1 - m0 - 1](w, n0, n1, x, m0, y, ldy);
+    } else {
+        panel(w, n0, n1, product, weights, correction);
+        if (product == SIGN)
+            tiles_sign(w, n0, n1, x, m0, m1, y, ldy, weights, correction, (w->k + 31) / 32);
+        else
+            (product == BYTE ? tiles_byte : tiles_bit)(w, n0, n1, x, m0, m1, y, ldy, weights, correction, (w->k + 3) / 4);
+    }
+}
+
+static void sign_row(const float *x, const struct rows *rows, uint8_t *q, float *scale, float *sum)
+{
+    const int64_t k = rows->k;
+    __m512 total = _mm512_setzero_ps();
+    int64_t set = 0;
+    memset(q, 0, rows->stride);
+    for (int64_t j = 0; j < k; j += 16) {
+        const __m512 v = load_f32(x + j, k - j);
+        const uint16_t bits = _mm512_mask_cmp_ps_mask(_bzhi_u32(0xffff, k - j > 16 ? 16 : k - j), v, _mm512_setzero_ps(), _CMP_GE_OQ);
+        memcpy(q + j / 8, &bits, 2);
+        set += __builtin_popcount(bits);
+        total = _mm512_add_ps(total, _mm512_abs_ps(v));
+    }
+    const float mean = _mm512_reduce_add_ps(total) / (float)k;
+    *scale = isfinite(mean) ? mean : NAN;
+    *sum = (float)(2 * set - k);
+}
+
+const struct isa bitmaps_avx512 = {"avx512", COLUMNS, FEW, 1, scratch, block, round_row, sign_row, gelu, add_norm};
+#endif

@@ -1,0 +1,66 @@
+/* What the driver (binary_linear.c) and the kernels of each instruction set (generic.c, avx2.c, avx512.c) share.
+ *
+ * A packed matrix has n rows of k weights of one bit each, of which row r takes the values low[r] and high[r]. With the
+ * activations of a token rounded to whole numbers q with one scale s, every product is
+ *
+ *     y[r] = s * ((high[r] - low[r]) * dot(bits[r], q) + low[r] * sum(q)) + bias[r]
+ *
+ * so that a kernel only ever computes dot(bits, q).  docs/kernels.md tells how.
+ */
+#ifndef BITMAPS_KERNELS_H
+#define BITMAPS_KERNELS_H
+
+#include <stdint.h>
+
+enum act { F32, A16, A8, A1 };         /* what the activations are rounded to: nothing, two planes of int8, int8, the sign */
+enum kind { BITS, INT8 };              /* what a weight is: one bit, or a signed byte (then low is 0 and high the scale) */
+enum { ROWS = 192, ALIGN = 64 };       /* of activations in one block; bytes to which a row of them is padded */
+
+/* bitmaps/packed/native.py has the same fields. */
+struct matrix {
+    const uint8_t *weight;             /* (n, (k + 7) / 8), the lowest bit first, padded with zeros; or (n, k) bytes */
+    const float *high;                 /* (n) */
+    const float *low;                  /* (n), or NULL: -high for BITS, 0 for INT8 */
+    const float *bias;                 /* (n), or NULL */
+    const float *column;               /* (k), or NULL: what the inputs are multiplied with first */
+    int64_t n, k;
+    int32_t kind;
+};
+
+/* Activations as a kernel wants them; a row is `stride` bytes of each plane, padded with zeros. */
+struct rows {
+    enum act act;
+    int64_t k, stride, plane;          /* bytes from a row to the next, and from the first plane to the second (a16) */
+    int32_t planes;
+    const float *x;                    /* f32: the numbers themselves, k a row */
+    const uint8_t *q;                  /* otherwise: signed bytes, or those + 128 if flipped, or bits */
+    const float *scale, *sum;          /* of each row */
+};
+
+struct isa {
+    const char *name;
+    int64_t columns, few;              /* of the output in one block; rows up to which it may be any number of columns */
+    int flips;                         /* whether it wants q + 128 for INT8 weights */
+    int64_t (*scratch)(int64_t k);     /* bytes that `block` needs for k inputs */
+    /* Outputs m0..m1 (at most ROWS) by n0..n1 (at most `columns`); y is the output (0, 0), ldy numbers a row. */
+    void (*block)(const struct matrix *, int64_t n0, int64_t n1, const struct rows *, int64_t m0, int64_t m1, float *y,
+                  int64_t ldy, void *scratch);
+    void (*round_row)(const float *x, const struct rows *, int flip, uint8_t *q, float *scale, float *sum);
+    void (*sign_row)(const float *x, const struct rows *, uint8_t *q, float *scale, float *sum);
+    void (*gelu)(float *x, int64_t n);
+    void (*add_norm)(float *y, const float *residual, const float *gain, const float *bias, float epsilon, int64_t n);
+};
+
+extern const struct isa bitmaps_generic;
+#if defined(__x86_64__)
+extern const struct isa bitmaps_avx2, bitmaps_avx512;
+#endif
+
+static inline float low_of(const struct matrix *w, int64_t r)
+{
+    return w->low ? w->low[r] : w->kind == BITS ? -w->high[r] : 0.0f;
+}
+
+static inline int64_t row_bytes(const struct matrix *w) { return w->kind == BITS ? (w->k + 7) / 8 : w->k; }
+
+#endif

@@ -1,0 +1,90 @@
+/* What is done to one row of numbers at a time, in plain loops that the compiler vectorizes for whichever instruction set the
+ * including file is compiled for. */
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+
+typedef int32_t __attribute__((may_alias)) pattern; /* of a float's bits */
+
+/* The largest magnitude of a row; infinite or NaN if any number is. Magnitudes are ordered like their bit patterns. */
+static float largest(const float *x, int64_t k)
+{
+    const pattern *bits = (const pattern *)x;
+    int32_t most = 0;
+    for (int64_t j = 0; j < k; j++) {
+        int32_t magnitude = bits[j] & 0x7fffffff;
+        most = most > magnitude ? most : magnitude;
+    }
+    float value;
+    memcpy(&value, &most, sizeof value);
+    return value;
+}
+
+/* int8: x ~ s q with q in -127..127 and s = max|x| / 127.  a16: x ~ s (256 q0 + q1) with bytes q0 and q1, s = max|x| / 32639.
+ * A row that holds an infinity or a NaN gets a scale of NaN, and with it a row of NaN as output. */
+static void round_row(const float *x, const struct rows *rows, int flip, uint8_t *q, float *scale, float *sum)
+{
+    const int64_t k = rows->k;
+    const float most = largest(x, k), top = rows->planes == 2 ? 32639.0f : 127.0f;
+    const float inverse = top / most; /* infinite if the row is 0, or so small that it might as well be */
+    const uint8_t offset = flip ? 128 : 0;
+    int32_t total = 0;
+    if (!isfinite(most) || !isfinite(inverse)) {
+        for (int plane = 0; plane < rows->planes; plane++)
+            memset(q + plane * rows->plane, offset, rows->stride);
+        *scale = isfinite(most) ? 0.0f : NAN;
+        *sum = 0.0f;
+        return;
+    }
+    if (rows->planes == 2) {
+        uint8_t *low = q + rows->plane;
+        for (int64_t j = 0; j < k; j++) {
+            int32_t value = (int32_t)rintf(x[j] * inverse), upper = (value + 128) >> 8;
+            total += value;
+            q[j] = (uint8_t)upper;
+            low[j] = (uint8_t)(value - upper * 256);
+        }
+        memset(low + k, 0, rows->stride - k);
+    } else {
+        for (int64_t j = 0; j < k; j++) {
+            int32_t value = (int32_t)rintf(x[j] * inverse);
+            total += value;
+            q[j] = (uint8_t)(value + offset);
+        }
+    }
+    memset(q + k, offset, rows->stride - k);
+    *scale = most / top;
+    *sum = (float)total;
+}
+
+/* x Phi(x), where Phi is the normal distribution. erf(x / sqrt 2) is fitted by x P(x^2) / Q(x^2) on |x| <= 5.2, the largest error of
+ * x Phi(x) made as small as it gets (2e-8 before rounding); beyond, Phi is 0 or 1 to the last bit that counts. */
+static void gelu(float *x, int64_t n)
+{
+    for (int64_t j = 0; j < n; j++) {
+        const float v = x[j], t = v * v;
+        const float p = ((((4.80782393e-08f * t + 1.29250874e-05f) * t + 3.30301293e-04f) * t + 9.31509574e-03f) * t
+                         + 6.67142242e-02f) * t + 7.97884309e-01f;
+        const float q = ((((1.24298501e-06f * t + 7.31658374e-05f) * t + 1.86339110e-03f) * t + 2.83899229e-02f) * t
+                         + 2.50279192e-01f) * t + 1.0f;
+        const float inside = 0.5f * v * (1.0f + v * p / q);
+        x[j] = v > 5.2f ? v : v < -5.2f ? 0.0f : inside;
+    }
+}
+
+/* LayerNorm(y + residual), in place. */
+static void add_norm(float *y, const float *residual, const float *gain, const float *bias, float epsilon, int64_t n)
+{
+    float mean = 0.0f, variance = 0.0f;
+    for (int64_t j = 0; j < n; j++) {
+        y[j] += residual[j];
+        mean += y[j];
+    }
+    mean /= (float)n;
+    for (int64_t j = 0; j < n; j++)
+        variance += (y[j] - mean) * (y[j] - mean);
+    const float inverse = 1.0f / sqrtf(variance / (float)n + epsilon);
+    for (int64_t j = 0; j < n; j++)
+        y[j] = (y[j] - mean) * inverse * gain[j] + bias[j];
+}

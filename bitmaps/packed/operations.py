@@ -1,0 +1,235 @@
+"""Products with packed matrices, as PyTorch operations: what they compute, in plain PyTorch, and the way to the kernels in C.
+
+A matrix of one bit a weight has rows of two values, low and high. With the activations of a token, times the matrix's column
+scales if it has any, rounded to whole numbers q with a scale s,
+
+    y_r = s * ((high_r - low_r) * dot(bits_r, q) + low_r * sum(q)) + bias_r
+
+``act`` says what q is:
+
+    f32     x itself, s = 1
+    a16     round(x / s), s = max|x| / 32639: two bytes, a relative error below 1e-4
+    a8      round(x / s), s = max|x| / 127
+    a1      1 where x >= 0, else -1; s = mean|x|        (for models that were trained so)
+
+A matrix of int8 has y_r = s * high_r * dot(w_r, q) + bias_r, with ``a8`` alone. A token that holds a NaN or an infinity gets a row of
+NaN, except with ``f32``, which leaves it to the arithmetic.
+
+The reference runs on any device, the kernels on the CPU; both take float32, and convert what is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitmaps.packed import native
+from bitmaps.packed.native import ACTS, Act
+
+TOP = {"a16": 32639.0, "a8": 127.0}
+BLOCK = 1024  # rows of a matrix that the reference unpacks at a time, so that never all of it is there in fp32
+
+
+def unpack(packed: Tensor, k: int) -> Tensor:
+    """uint8 (..., ceil(k / 8)), the lowest bit first -> uint8 (..., k) of 0 and 1."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return ((packed[..., None] >> shifts) & 1).flatten(-2)[..., :k]
+
+
+def pack(bits: Tensor) -> Tensor:
+    """bool or uint8 (n, k) -> uint8 (n, ceil(k / 8)), the lowest bit first: what ``unpack`` takes."""
+    padded = F.pad(bits.to(torch.uint8), (0, -bits.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    return (padded << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1, dtype=torch.uint8)
+
+
+def round_activations(x: Tensor, act: Act) -> tuple[list[Tensor], Tensor]:
+    """q as planes in fp32, of which each counts 256 times the next, and s (..., 1)."""
+    if act == "f32":
+        return [x], torch.ones_like(x[..., :1])
+    if act == "a1":
+        scale = x.abs().mean(-1, keepdim=True)
+        return [torch.where(x >= 0, 1.0, -1.0)], torch.where(scale.isfinite(), scale, torch.nan)
+    most = x.abs().amax(-1, keepdim=True)
+    inverse = TOP[act] / most
+    q = torch.where(most.isfinite() & inverse.isfinite(), (x * inverse).round(), 0.0)
+    scale = torch.where(most.isfinite(), torch.where(inverse.isfinite(), most / TOP[act], 0.0), torch.nan)
+    if act == "a8":
+        return [q], scale
+    upper = ((q + 128) / 256).floor()
+    return [upper, q - 256 * upper], scale
+
+
+def reference_linear(
+    x: Tensor, weight: Tensor, high: Tensor, low: Tensor | None, bias: Tensor | None, column: Tensor | None, act: Act
+) -> Tensor:
+    """One matrix, without the kernels: (..., k) -> (..., n)."""
+    k, is_bits = x.shape[-1], weight.dtype == torch.uint8
+    planes, scale = round_activations(x if column is None else x * column, act)
+    if low is None:
+        low = -high if is_bits else torch.zeros_like(high)
+    whole = planes[0] if len(planes) == 1 else 256 * planes[0] + planes[1]
+    dots = []
+    for rows in weight.split(BLOCK):
+        units = (unpack(rows, k) if is_bits else rows).to(x.dtype)
+        dot = planes[0] @ units.mT
+        dots.append(dot if len(planes) == 1 else 256 * dot + planes[1] @ units.mT)
+    y = scale * ((high - low) * torch.cat(dots, -1) + low * whole.sum(-1, keepdim=True))
+    return y if bias is None else y + bias
+
+
+def native_input(x: Tensor) -> Tensor:
+    """x as the kernels take it: (m, k) contiguous fp32."""
+    return x.reshape(-1, x.shape[-1]).to(torch.float32).contiguous()
+
+
+def uses_kernels(x: Tensor) -> native.Kernels | None:
+    return native.kernels() if x.device.type == "cpu" else None
+
+
+def check(x: Tensor, packed: native.Packed, act: str) -> None:
+    """Raises:
+    ValueError: for inputs of another size, or an ``act`` that does not exist or not for int8 weights."""
+    if x.shape[-1] != packed.k:
+        raise ValueError(f"inputs of {x.shape[-1]} numbers where the matrix takes {packed.k}")
+    valid = ("a8",) if packed.has_bytes else ACTS
+    if act not in valid:
+        raise ValueError(f"act={act!r} is not there for these weights; valid are {', '.join(valid)}")
+    if not x.is_floating_point():
+        raise ValueError(f"inputs of {x.dtype}; valid are floating point numbers")
+
+
+def linears(x: Tensor, packed: native.Packed, act: Act) -> list[Tensor]:
+    """The products of x (..., k) with matrices that all read it: (..., n_i), in x's dtype."""
+    check(x, packed, act)
+    if (found := uses_kernels(x)) is None:
+        return [reference_linear(x.float(), *part, act).to(x.dtype) for part in packed.tensors]
+    outputs = native.run_linears(found, packed, native_input(x), act)
+    return [y.view(*x.shape[:-1], -1).to(x.dtype) for y in outputs]
+
+
+def linear_norm(
+    x: Tensor, packed: native.Packed, residual: Tensor, gain: Tensor, shift: Tensor, epsilon: float, act: Act
+) -> Tensor:
+    """``LayerNorm(residual + x W^T + b)``."""
+    check(x, packed, act)
+    if (found := uses_kernels(x)) is None:
+        y = reference_linear(x.float(), *packed.tensors[0], act)
+        return F.layer_norm(residual.float() + y, gain.shape, gain, shift, epsilon).to(x.dtype)
+    y = native.run_linear_norm(found, packed, native_input(x), native_input(residual), gain, shift, epsilon, act)
+    return y.view(residual.shape).to(x.dtype)
+
+
+def ffnn(
+    x: Tensor, expand: native.Packed, contract: native.Packed, gain: Tensor, shift: Tensor, epsilon: float, act: Act
+) -> Tensor:
+    """``LayerNorm(x + contract(gelu(expand(x))))``, with the exact GELU."""
+    check(x, expand, act)
+    if expand.sizes != [contract.k] or contract.sizes != [expand.k]:
+        raise ValueError(f"a block of {expand.k} to {expand.sizes[0]} and {contract.k} to {contract.sizes[0]} numbers")
+    if (found := uses_kernels(x)) is None:
+        inner = F.gelu(reference_linear(x.float(), *expand.tensors[0], act))
+        y = x.float() + reference_linear(inner, *contract.tensors[0], act)
+        return F.layer_norm(y, gain.shape, gain, shift, epsilon).to(x.dtype)
+    y = native.run_ffnn(found, expand, contract, native_input(x), gain, shift, epsilon, act)
+    return y.view(x.shape).to(x.dtype)
+
+
+# The same as operations that torch.compile and torch.export know, which take tensors alone. Outside of a trace the layers call
+# what is above: a custom operation costs ten microseconds a call, as much as the product of one token with a matrix of BERT-base.
+
+
+@torch.library.custom_op("bitmaps::binary_linears", mutates_args=())
+def binary_linears(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    highs: Sequence[Tensor],
+    lows: Sequence[Tensor | None],
+    biases: Sequence[Tensor | None],
+    columns: Sequence[Tensor | None],
+    act: str,
+) -> list[Tensor]:
+    """``linears``."""
+    packed = native.Packed(weights, highs, lows, biases, columns, x.shape[-1])
+    return linears(x, packed, act)  # type: ignore[arg-type]
+
+
+@binary_linears.register_fake
+def _(x, weights, highs, lows, biases, columns, act):  # type: ignore[no-untyped-def]
+    return [x.new_empty((*x.shape[:-1], weight.shape[0])) for weight in weights]
+
+
+@torch.library.custom_op("bitmaps::binary_linear_norm", mutates_args=())
+def binary_linear_norm(
+    x: Tensor,
+    weight: Tensor,
+    high: Tensor,
+    low: Tensor | None,
+    bias: Tensor | None,
+    column: Tensor | None,
+    residual: Tensor,
+    gain: Tensor,
+    shift: Tensor,
+    epsilon: float,
+    act: str,
+) -> Tensor:
+    """``linear_norm``."""
+    packed = native.Packed([weight], [high], [low], [bias], [column], x.shape[-1])
+    return linear_norm(x, packed, residual, gain, shift, epsilon, act)  # type: ignore[arg-type]
+
+
+@binary_linear_norm.register_fake
+def _(x, weight, high, low, bias, column, residual, gain, shift, epsilon, act):  # type: ignore[no-untyped-def]
+    return x.new_empty(residual.shape)
+
+
+@torch.library.custom_op("bitmaps::binary_ffnn", mutates_args=())
+def binary_ffnn(
+    x: Tensor,
+    expand: Tensor,
+    expand_high: Tensor,
+    expand_low: Tensor | None,
+    expand_bias: Tensor | None,
+    expand_column: Tensor | None,
+    contract: Tensor,
+    contract_high: Tensor,
+    contract_low: Tensor | None,
+    contract_bias: Tensor | None,
+    contract_column: Tensor | None,
+    gain: Tensor,
+    shift: Tensor,
+    epsilon: float,
+    act: str,
+) -> Tensor:
+    """``ffnn``."""
+    first = native.Packed([expand], [expand_high], [expand_low], [expand_bias], [expand_column], x.shape[-1])
+    width = expand.shape[0]
+    second = native.Packed(
+        [contract], [contract_high], [contract_low], [contract_bias], [contract_column], width
+    )
+    return ffnn(x, first, second, gain, shift, epsilon, act)  # type: ignore[arg-type]
+
+
+@binary_ffnn.register_fake
+def _(x, *rest):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x)
+
+
+def binary_linear(
+    x: Tensor,
+    weight: Tensor,
+    high: Tensor,
+    low: Tensor | None = None,
+    bias: Tensor | None = None,
+    column: Tensor | None = None,
+    act: Act = "a8",
+) -> Tensor:
+    """The product with one matrix. Shapes: x (..., k), weight uint8 (n, ceil(k / 8)) or int8 (n, k), high, low and bias (n), column (k)
+    -> (..., n).
+
+    Raises:
+        ValueError: for tensors that do not fit each other, or an ``act`` that does not exist.
+    """
+    return binary_linears(x, [weight], [high], [low], [bias], [column], act)[0]  # type: ignore[no-any-return]

@@ -1,0 +1,152 @@
+"""A matrix in as few bits as give it back: how it is found out, kept and read."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitmaps.binary.quantize import rank_one
+from bitmaps.binary.rounding import BITS
+from bitmaps.packed.operations import pack, unpack
+
+Kind = Literal["bit", "int8", "int4", "fp16"]
+
+
+def numbers_per_row(weight: Tensor) -> int | None:
+    """How many numbers rebuild a matrix from one bit a weight: 1 if its rows are {-a, a} or {0, a}, 2 if they are any two
+    values, ``None`` if some row has more."""
+    low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
+    if not ((weight[:8] == low[:8]) | (weight[:8] == high[:8])).all():
+        return None
+    if not ((weight == low) | (weight == high)).all():
+        return None
+    return 1 if ((low == -high) | (low == 0) | (high == 0) | (low == high)).all() else 2
+
+
+def is_rank_one(weight: Tensor) -> bool:
+    """Whether the magnitudes of a matrix, or where none is negative those that are not 0, are a number a row times one a column."""
+    row, column = rank_one(weight, "01" if bool((weight >= 0).all()) else "pm1")
+    return torch.allclose(torch.where(weight != 0, (row * column).abs(), 0.0), weight.abs(), rtol=1e-5, atol=0)
+
+
+def is_integer(weight: Tensor, bits: int) -> bool:
+    """Whether every row is a whole number, of ``bits`` bits, times the row's largest magnitude over the largest such number."""
+    largest = 2 ** (bits - 1) - 1
+    steps = weight.double() * largest / weight.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+    return torch.allclose(steps, steps.round(), rtol=0, atol=1e-4)
+
+
+def is_half(weight: Tensor) -> bool:
+    return bool((weight.half().to(weight.dtype) == weight).all())
+
+
+class PackedWeight(nn.Module):
+    """A matrix (rows, columns) in few bits; ``dense()`` is what it stands for.
+
+        bit     low[r] or high[r], times column[c] if there are column scales; no ``low`` means -high
+        int8    high[r] * data[r, c]
+        int4    high[r] * (nibble - 8), the lower nibble of a byte first
+        fp16    data[r, c]
+
+    Attributes:
+        data: uint8 (rows, ceil(columns / 8)), the lowest bit first; int8; uint8 (rows, ceil(columns / 2)); or float16.
+        high, low: fp32 (rows) or ``None``.
+        column: fp32 (columns) or ``None``.
+    """
+
+    data: Tensor
+    high: Tensor | None
+    low: Tensor | None
+    column: Tensor | None
+
+    def __init__(
+        self,
+        kind: Kind,
+        columns: int,
+        data: Tensor,
+        high: Tensor | None = None,
+        low: Tensor | None = None,
+        column: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.kind, self.columns = kind, columns
+        self.register_buffer("data", data)
+        self.register_buffer("high", high)
+        self.register_buffer("low", low)
+        self.register_buffer("column", column)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.data), self.columns
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+    @classmethod
+    @torch.no_grad()
+    def one_bit(cls, weight: Tensor) -> PackedWeight | None:
+        """The matrix in one bit a weight: exactly, or up to rounding if it has column scales; ``None`` if it is not of two values."""
+        columns = weight.shape[1]
+        if numbers_per_row(weight) is not None:
+            least, most = weight.amin(-1), weight.amax(-1)
+            constant = least == most
+            if ((least == -most) | constant).all():
+                return cls("bit", columns, pack(weight > 0), most.maximum(-least))
+            if ((least == 0) | (most == 0) | constant).all():
+                high = torch.where(most == 0, least, most)
+                return cls("bit", columns, pack(weight != 0), high, torch.zeros_like(high))
+            return cls("bit", columns, pack(weight == most[:, None]), most, least)
+        if not (is_rank_one(weight[:64]) and is_rank_one(weight)):  # most matrices are not, which a few rows show
+            return None
+        signed = bool((weight < 0).any())
+        row, column = rank_one(weight, "pm1" if signed else "01")
+        low = None if signed else torch.zeros_like(row[:, 0])
+        return cls("bit", columns, pack(weight > 0), row[:, 0].contiguous(), low, column)
+
+    @classmethod
+    @torch.no_grad()
+    def rounded(cls, weight: Tensor, kind: Kind) -> PackedWeight:
+        """The matrix in fp16, or in rows of int8 or int4 (``bitmaps.binary.rounding.rounded``)."""
+        if kind == "fp16":
+            return cls(kind, weight.shape[1], weight.half())
+        largest = 2 ** (BITS[kind] - 1) - 1
+        high = weight.abs().amax(-1) / largest
+        steps = (weight / high.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round().to(torch.int8)
+        if kind == "int8":
+            return cls(kind, weight.shape[1], steps, high)
+        nibbles = F.pad((steps + 8).to(torch.uint8), (0, weight.shape[1] % 2)).unflatten(-1, (-1, 2))
+        return cls(kind, weight.shape[1], nibbles[..., 0] | nibbles[..., 1] << 4, high)
+
+    @classmethod
+    def exactly(cls, weight: Tensor, table: bool) -> PackedWeight | None:
+        """In the fewest bits that give the matrix back; int4, int8 and fp16 only for a ``table``. ``None``: fp32 it is."""
+        if (packed := cls.one_bit(weight)) is not None:
+            return packed
+        few = weight[:64]
+        for kind in ("int4", "int8") if table else ():
+            if is_integer(few, BITS[kind]) and is_integer(weight, BITS[kind]):
+                return cls.rounded(weight, kind)  # type: ignore[arg-type]
+        return cls.rounded(weight, "fp16") if table and is_half(few) and is_half(weight) else None
+
+    def dense(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """The matrix, or some of its rows, in fp32: (..., columns)."""
+        data = self.data[rows]
+        if self.kind == "fp16":
+            return data.float()
+        assert self.high is not None
+        high = self.high[rows][..., None]
+        if self.kind == "int8":
+            return high * data
+        if self.kind == "int4":
+            nibbles = torch.stack([data & 15, data >> 4], -1).flatten(-2)[..., : self.columns]
+            return high * (nibbles.to(torch.int8) - 8)
+        low = -high if self.low is None else self.low[rows][..., None]
+        weight = torch.where(unpack(data, self.columns).bool(), high, low)
+        return weight if self.column is None else weight * self.column
+
+    def extra_repr(self) -> str:
+        return f"{self.kind}, {tuple(self.shape)}"
