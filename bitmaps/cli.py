@@ -162,15 +162,26 @@ def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     Raises:
         InputError: when there is no such run or it came to no model, or an override contradicts it.
     """
-    path = Path(cfg.checkpoint)
+    from bitmaps.packed.folder import is_packed
+
+    path, given = Path(cfg.checkpoint), keys(overrides)
+    real_bits = is_packed(path)
+    if real_bits:
+        if "embeddings" in given:
+            raise InputError(f"embeddings is what checkpoint={cfg.checkpoint} was packed with: leave it out")
+        if "activations" not in given:
+            OmegaConf.update(cfg, "activations", "int8")
+        if not (path.parent / "config.yaml").is_file():  # it was taken elsewhere: there is nothing to compare with
+            model = {"name": "hub", "source": str(path), "adapter": None, "sha256": None}
+            return cast(DictConfig, OmegaConf.merge(cfg, {"model": model, "references": False}))
+        path = path.parent
     metrics = read_metrics(path)
     if not (path / "config.yaml").is_file() or not (path / "model" / "config.json").is_file():
         raise InputError(f"checkpoint={cfg.checkpoint} holds no trained model (its status is {metrics.get('status')})")
-    given = keys(overrides)
     if contradicting := [key for key in given if key.split(".")[0] in (*OF_THE_CHECKPOINT, "calibrate")]:
         raise InputError(f"{contradicting[0]} is what checkpoint={cfg.checkpoint} was trained with: leave it out")
     for key, plain in (("embeddings", "fp32"), ("activations", "float")):
-        if key in given and metrics.get(key) != plain:
+        if key in given and metrics.get(key) != plain and not real_bits:
             raise InputError(
                 f"{key} is {metrics.get(key)} in checkpoint={cfg.checkpoint}, as it was trained: leave it out"
             )

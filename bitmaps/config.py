@@ -210,6 +210,7 @@ class Train(Common):
     schedule: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     resume: str | None = None
+    packed: bool = True
     trainer: Trainer = field(default_factory=Trainer)
 
     def facts(self) -> dict[str, Any]:
@@ -243,6 +244,7 @@ def check(config: Train | Evaluate) -> None:
         InputError: naming the bad value and the valid ones.
     """
     data, measure, model, trainer = config.data, config.measure, config.model, config.trainer
+    checkpoint = config.checkpoint if isinstance(config, Evaluate) else None
     at_least(1, limit=config.limit, data__batch_size=data.batch_size, data__eval_batch_size=data.eval_batch_size)
     at_least(
         1, measure__batch_size=measure.batch_size, measure__length=measure.length, trainer__num_nodes=trainer.num_nodes
@@ -262,7 +264,7 @@ def check(config: Train | Evaluate) -> None:
         raise InputError(f"model={model.name} needs model.source=<Hub id or folder>")
     if model.weights is Weights.random and model.source is None and not model.shape.sizes():
         raise InputError("model.weights=random needs model.shape or a model.source whose config.json gives the shape")
-    if config.activations is Activations.int8 and not config.binarize.components:
+    if config.activations is Activations.int8 and not config.binarize.components and not checkpoint:
         raise InputError("activations=int8 rounds what enters binarized matrices: binarize=none has none")
     if Component.embeddings in config.binarize.components and config.word_table() != "bit":
         raise InputError(

@@ -34,6 +34,7 @@ from bitmaps.data.sources import Source
 from bitmaps.errors import InputError
 from bitmaps.evaluation import evaluate
 from bitmaps.measure import Timed
+from bitmaps.packed import folder as packed
 from bitmaps.runs import Row
 from bitmaps.training import LossWeights, MaskedLanguageModel
 
@@ -176,6 +177,8 @@ class Evaluation(Job):
     def run(self, folder: Path, facts: Row, logger: Logger) -> list[Row]:
         config, components, words = self.config, self.config.component_names(), self.config.word_table()
         if self.checkpoint is not None:
+            if packed.is_packed(locate(self.checkpoint)):
+                return self.packed_rows(facts)
             model = load(self.checkpoint)
             facts = facts | (model.config.bitmaps or {}) | {"row": "trained"}
             references = self.reference_rows(facts)
@@ -201,6 +204,16 @@ class Evaluation(Job):
                 store_words(model, words, config.values)  # type: ignore[arg-type]
         if config.activations.name != "float":
             round_activations(model, components)
+        return [*rows, self.row(model, facts)]
+
+    def packed_rows(self, facts: Row) -> list[Row]:
+        """A packed model, beside what it was made of in floats."""
+        activations = self.config.activations.name
+        model = packed.load(locate(str(self.checkpoint)), "a8" if activations == "int8" else "f32")
+        facts = facts | (model.config.bitmaps or {}) | {"row": "packed", "activations": activations}
+        rows = self.reference_rows(facts)
+        if self.config.references:
+            rows.append(self.row(packed.to_float(model), facts, row="trained", activations="float"))
         return [*rows, self.row(model, facts)]
 
 
@@ -265,21 +278,28 @@ class Training(Job):
             round_activations(effective, components)
         facts = facts | {"row": "trained", "steps": trainer.global_step, "calibrated_on": fitted}
         if trainer.is_global_zero:
-            self.write_model(effective, folder / "model", facts)
+            self.write_model(effective, folder, facts)
         return [*self.reference_rows(facts), self.row(effective, facts)]
 
     def write_model(self, model: Bert, folder: Path, facts: Row) -> None:
-        """Write the effective weights and the tokenizer in Hugging Face's layout. Only when a run is resumed is there one
-        already, of a shorter training: it stays until the new one is complete."""
+        """Write the effective weights in Hugging Face's layout (``model/``) and, if asked, in real bits (``packed/``), each with
+        the tokenizer. When a run is resumed, those of a shorter training are there: they stay until the new ones are complete."""
         kept = (
             "components", "values", "scale", "scope", "recipe", "loss", "embeddings", "activations", "calibrated_on",
             "steps", "seed",
         )  # fmt: skip
         model.config = replace(model.config, bitmaps={name: facts[name] for name in kept})
-        draft = folder.with_name("model.draft")
+        tokenizer = tokenizer_of(self.pretrained.tokenizer)
+        draft = folder / "model.draft"
         shutil.rmtree(draft, ignore_errors=True)
         save(model, draft)
-        tokenizer_of(self.pretrained.tokenizer).save_pretrained(draft)
-        if folder.exists():
-            shutil.rmtree(folder)
-        draft.rename(folder)
+        tokenizer.save_pretrained(draft)
+        drafts = {folder / "model": draft}
+        if self.config.packed and (facts["components"] != "none" or facts["embeddings"] != "fp32"):
+            drafts[folder / "packed"] = folder / "packed.draft"
+            shutil.rmtree(folder / "packed.draft", ignore_errors=True)
+            packed.save(model, folder / "packed.draft", tokenizer)
+        for final, draft in drafts.items():
+            if final.exists():
+                shutil.rmtree(final)
+            draft.rename(final)

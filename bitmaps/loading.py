@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers import BertConfig as TransformersConfig
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
-from bitmaps.bert import Bert
-from bitmaps.bert import checkpoint
+from bitmaps.bert import Bert, checkpoint
 from bitmaps.bert.checkpoint import Head, locate
 from bitmaps.errors import InputError
 from bitmaps.packed import folder as packed
@@ -24,12 +23,12 @@ def load(
     """Open a masked-language BERT, in evaluation mode.
 
     Args:
-        source: a packed folder (``<run>/packed``), a Hugging Face folder or Hub id, a run folder, or ``package:<package>/<folder>``.
-            What is not packed comes in fp32.
+        source: a packed folder (``<run>/packed``), a Hugging Face folder or Hub id, a run folder, or
+            ``package:<package>/<folder>``. What is not packed comes in fp32.
         adapter: a safetensors file to add to it (``apply_adapter``); ``bitmaps.ADAPTERS`` is where the shipped ones lie.
         head: ``"new"`` starts a masked-LM head afresh when the checkpoint has none.
-        act: of a packed model, what activations are rounded to before they are multiplied with one-bit matrices: ``"a8"``, int8 with a
-            scale a token, the default and fast; ``"a16"``; ``"f32"``, exact; or ``"a1"``, for a model that was trained so.
+        act: of a packed model, what activations are rounded to before they meet one-bit matrices: ``"a8"``, int8 with a scale a token,
+            the default and fast; ``"a16"``; ``"f32"``, exact; or ``"a1"``, for a model that was trained so.
 
     Raises:
         InputError: when it cannot be found or read, or is no masked-language BERT.
@@ -37,7 +36,9 @@ def load(
     folder = locate(str(source))
     if not packed.is_packed(folder):
         if act is not None:
-            raise InputError(f"act={act} is of packed models, which {folder} is not: python -m bitmaps.packed <run folder>")
+            raise InputError(
+                f"act={act} is of packed models, which {folder} is not: python -m bitmaps.packed <run folder>"
+            )
         return checkpoint.load(source, adapter=adapter, head=head)
     if adapter is not None or head != "checkpoint":
         raise InputError(f"{folder} is packed: neither an adapter nor a new head can be put on it")
@@ -63,7 +64,7 @@ class TransformersBert(PreTrainedModel):
         token_type_ids: Tensor | None = None,
         **unused: Any,
     ) -> MaskedLMOutput:
-        return MaskedLMOutput(logits=self.bert(input_ids, attention_mask, token_type_ids))  # type: ignore[arg-type]
+        return MaskedLMOutput(logits=self.bert(input_ids, attention_mask, token_type_ids))
 
 
 def to_transformers(model: Bert) -> TransformersBert:
@@ -71,5 +72,7 @@ def to_transformers(model: Bert) -> TransformersBert:
 
     pipeline("fill-mask", model=bitmaps.to_transformers(model), tokenizer=folder)
     """
-    config = TransformersConfig(**{k: v for k, v in model.config.to_dict().items() if k not in ("model_type", "bitmaps")})
+    config = TransformersConfig(
+        **{k: v for k, v in model.config.to_dict().items() if k not in ("model_type", "bitmaps")}
+    )
     return TransformersBert(config, model).eval()

@@ -11,37 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bitmaps.bert import Bert
-from bitmaps.binary.quantize import rank_one
+from bitmaps.packed.weights import is_half, is_integer, is_rank_one, numbers_per_row
 
 MIB = 2**20
-
-
-def numbers_per_row(weight: Tensor) -> int | None:
-    """How many numbers rebuild a matrix from one bit a weight: 1 if its rows are {-a, a} or {0, a}, 2 if they are any two
-    values, ``None`` if some row has more."""
-    low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
-    if not ((weight[:8] == low[:8]) | (weight[:8] == high[:8])).all():
-        return None
-    if not ((weight == low) | (weight == high)).all():
-        return None
-    return 1 if ((low == -high) | (low == 0) | (high == 0) | (low == high)).all() else 2
-
-
-def is_rank_one(weight: Tensor) -> bool:
-    """Whether the magnitudes of a matrix, or where none is negative those that are not 0, are a number a row times one a column."""
-    row, column = rank_one(weight, "01" if bool((weight >= 0).all()) else "pm1")
-    return torch.allclose(torch.where(weight != 0, (row * column).abs(), 0.0), weight.abs(), rtol=1e-5, atol=0)
-
-
-def is_integer(weight: Tensor, bits: int) -> bool:
-    """Whether every row is a whole number, of ``bits`` bits, times the row's largest magnitude over the largest such number."""
-    largest = 2 ** (bits - 1) - 1
-    steps = weight.double() * largest / weight.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
-    return torch.allclose(steps, steps.round(), rtol=0, atol=1e-4)
-
-
-def is_half(weight: Tensor) -> bool:
-    return bool((weight.half().to(weight.dtype) == weight).all())
 
 
 def pseudo_bits(weight: Tensor, table: bool = True) -> int:
@@ -74,9 +46,11 @@ def pseudo_bits(weight: Tensor, table: bool = True) -> int:
 
 
 def memory_mib(model: nn.Module) -> float:
-    """The pseudo size of all parameters in MiB, a tied one counted once: what the model would take in real bits."""
+    """The pseudo size of all parameters in MiB, a tied one counted once: what the model would take in real bits. What a packed
+    model holds in real bits, its buffers, counts as it is."""
     parameters = model.named_parameters()
-    return sum(pseudo_bits(p.detach(), name.endswith("embeddings.word.weight")) for name, p in parameters) / 8 / MIB
+    pseudo = sum(pseudo_bits(p.detach(), name.endswith("embeddings.word.weight")) for name, p in parameters) / 8
+    return (pseudo + sum(buffer.nbytes for buffer in model.buffers())) / MIB
 
 
 def resident_mib(model: nn.Module) -> float:

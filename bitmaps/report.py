@@ -25,7 +25,7 @@ COLUMNS = {  # field -> heading and format
     "memory_mib": ("MiB (pseudo)", ".1f"),
 }
 VALUE_SETS = {"01": "{0,1}", "pm1": "{-1,1}", None: ""}
-ROWS = ("unbinarized", "naive", "calibrated", "trained")
+ROWS = ("unbinarized", "naive", "calibrated", "trained", "packed")
 # columns of their own where rows of one kind differ in them
 VARYING = (
     "model", "weights", "data", "split", "limit", "scope", "recipe", "loss", "embeddings", "activations", "calibrated_on",

@@ -18,7 +18,8 @@ from bitmaps.binary.components import WordTable, binarize_naive, matrices, store
 from bitmaps.binary.quantize import Scale, Values
 from bitmaps.binary.rounding import Stored, rounded
 from bitmaps.config import GROUPS
-from bitmaps.measure import Timed, inference_time, memory_mib, numbers_per_row, pseudo_bits, resident_mib
+from bitmaps.measure import Timed, inference_time, memory_mib, pseudo_bits, resident_mib
+from bitmaps.packed.weights import numbers_per_row
 
 BLOG_POST = {"none": 417, "layers": 103, "layers_except_attention": 208, "layers_except_ffnn": 312, "all": 13}
 

@@ -1,8 +1,8 @@
 """Pack a trained run, take a packed model back to floats, or tell which kernels run here.
 
-    python -m bitmaps.packed <run folder> [<folder>] [--embeddings int8] [--head int8]
-    python -m bitmaps.packed to_float <packed folder> <folder>
-    python -m bitmaps.packed info
+python -m bitmaps.packed <run folder> [<folder>] [--embeddings int8] [--head int8]
+python -m bitmaps.packed to_float <packed folder> <folder>
+python -m bitmaps.packed info
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def main() -> None:
     )
     parser.add_argument("what", help="a run folder (or a model's), to_float, or info")
     parser.add_argument("folders", nargs="*", type=Path, help="where to; <run folder>/packed unless given")
-    parser.add_argument("--embeddings", choices=("fp16", "int8", "int4"), help="round word, position and type tables to")
+    parser.add_argument(
+        "--embeddings", choices=("fp16", "int8", "int4"), help="round word, position and type tables to"
+    )
     parser.add_argument("--head", choices=("fp16", "int8"), help="round the head's transform to")
     arguments = parser.parse_args()
     what, folders = arguments.what, arguments.folders

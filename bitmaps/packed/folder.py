@@ -1,4 +1,4 @@
-"""The packed folder: ``config.json``, the tokenizer, and ``model.safetensors`` with weights in real bits. docs/format.md describes it."""
+"""The packed folder: ``config.json``, the tokenizer, and ``model.safetensors`` with weights in real bits (docs/format.md)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from bitmaps.packed.native import Act
 from bitmaps.packed.weights import Kind, PackedWeight
 
 FORMAT, VERSION = "bitmaps", "1"
-MODEL_TYPE = "bitmaps"  # in config.json: transformers says that it does not know it, instead of starting with random weights
+MODEL_TYPE = (
+    "bitmaps"  # in config.json: transformers says that it does not know it, instead of starting with random weights
+)
 FILE = "model.safetensors"
 DTYPES = {"bit": torch.uint8, "int8": torch.int8, "int4": torch.uint8, "fp16": torch.float16}
 
@@ -33,7 +35,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name in sorted(tensors):
         found.update(name.encode() + b"\0")
-        found.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy())
+        found.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -79,7 +81,11 @@ def tensors_of(name: str, part: nn.Module | Tensor) -> dict[str, Tensor]:
 
 
 def save(
-    model: Bert, folder: Path, tokenizer: PreTrainedTokenizerBase, embeddings: Kind | None = None, head: Kind | None = None
+    model: Bert,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    embeddings: Kind | None = None,
+    head: Kind | None = None,
 ) -> None:
     """Write a model of effective weights as a packed folder, all of it or nothing.
 
@@ -99,7 +105,12 @@ def save(
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
+    words = parts["embeddings.word.weight"]
     config = model.config.to_dict() | {"model_type": MODEL_TYPE, "architectures": ["bitmaps.packed"]}
+    if model.config.bitmaps is not None:
+        config["bitmaps"] = model.config.bitmaps | {
+            "embeddings": words.kind if isinstance(words, PackedWeight) else "fp32"
+        }
     (draft / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     metadata = {"format": FORMAT, "version": VERSION, "shapes": json.dumps(shapes), "digest": digest(tensors)}
     save_file(tensors, draft / FILE, metadata=metadata)
@@ -135,7 +146,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
     if metadata.get("version") != VERSION:
         raise InputError(f"{path} has version {metadata.get('version')!r}; this package reads version {VERSION}")
     if metadata.get("digest") != (actual := digest(tensors)):
-        raise InputError(f"{path} is damaged: its content has digest {actual}, but was written with {metadata.get('digest')}")
+        raise InputError(
+            f"{path} is damaged: its content has digest {actual}, but was written with {metadata.get('digest')}"
+        )
     try:
         shapes = json.loads(metadata["shapes"])
         assert all(len(shape) == 2 and min(shape) > 0 for shape in shapes.values())
@@ -212,7 +225,9 @@ def load(folder: Path, act: Act) -> Bert:
                 raise InputError(f"{theirs} has another shape than the {shape} of config.json")
             place(model, name, take(tensors, theirs, shape), act)
         if tensors or shapes:
-            raise InputError(f"there are tensors that no BERT of its config.json has: {', '.join(sorted({*tensors, *shapes})[:5])}")
+            raise InputError(
+                f"there are tensors that no BERT of its config.json has: {', '.join(sorted({*tensors, *shapes})[:5])}"
+            )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return model.requires_grad_(False).eval()

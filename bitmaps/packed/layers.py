@@ -13,7 +13,7 @@ from bitmaps.bert.attention import Attention
 from bitmaps.bert.config import BertConfig
 from bitmaps.bert.ffnn import FeedForward
 from bitmaps.packed import operations
-from bitmaps.packed.native import Act, Packed
+from bitmaps.packed.native import Act, Packed, Part
 from bitmaps.packed.weights import PackedWeight
 
 ROWS = 4096  # of a table that are there in fp32 at a time, where no kernel reads it as it is
@@ -34,14 +34,14 @@ class HasMatrices(nn.Module):
 
     def packed(self) -> Packed:
         if self._packed is None:
-            parts = zip(*(matrix.tensors() for matrix in self.matrices()), strict=True)
-            self._packed = Packed(*parts, self.matrices()[0].in_features)  # type: ignore[arg-type]
+            matrices = self.matrices()
+            self._packed = Packed([matrix.part() for matrix in matrices], matrices[0].in_features)
         return self._packed
 
     def products(self, x: Tensor, act: Act) -> list[Tensor]:
         if traced(x):
-            parts = zip(*(matrix.tensors() for matrix in self.matrices()), strict=True)
-            return operations.binary_linears(x, *map(list, parts), act)  # type: ignore[no-any-return]
+            lists = map(list, zip(*(matrix.part() for matrix in self.matrices()), strict=True))
+            return operations.binary_linears(x, *lists, act)
         return operations.linears(x, self.packed(), act)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -53,9 +53,11 @@ class PackedLinear(HasMatrices):
     """``x W^T + b`` with a packed W. Shapes: (..., in) -> (..., out).
 
     Attributes:
-        act: what the activations are rounded to (``operations``). A matrix that is not of one bit is a table: int8 rounds them to int8
-            wherever one-bit matrices round them that far, and the other kinds leave them as they are.
+        act: what the activations are rounded to (``operations``). A matrix that is not of one bit is a table: one of int8 rounds them
+            to int8 where one-bit matrices round them that far, and the other kinds leave them as they are.
     """
+
+    bias: Tensor | None
 
     def __init__(self, weight: PackedWeight, bias: Tensor | None, act: Act) -> None:
         super().__init__()
@@ -63,9 +65,11 @@ class PackedLinear(HasMatrices):
         self.register_buffer("bias", bias)
         self.out_features, self.in_features = weight.shape
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """As the operations take them."""
-        return self.weight.data, self.weight.high, self.weight.low, self.bias, self.weight.column
+    def part(self) -> Part:
+        """As the operations take it."""
+        weight = self.weight
+        assert weight.high is not None
+        return weight.data, weight.high, weight.low, self.bias, weight.column
 
     def matrices(self) -> list[PackedLinear]:
         return [self]
@@ -116,7 +120,7 @@ class PackedAttention(Attention, HasMatrices):
             return super().conclude(x, context)
         norm = (self.norm.weight, self.norm.bias, self.norm.eps, output.act)
         if traced(x):
-            return operations.binary_linear_norm(context, *output.tensors(), x, *norm)  # type: ignore[no-any-return]
+            return operations.binary_linear_norm(context, *output.part(), x, *norm)
         return operations.linear_norm(context, output.packed(), x, *norm)
 
 
@@ -134,5 +138,5 @@ class PackedFeedForward(FeedForward):
             return super().forward(x)
         norm = (self.norm.weight, self.norm.bias, self.norm.eps, expand.act)
         if traced(x):
-            return operations.binary_ffnn(x, *expand.tensors(), *contract.tensors(), *norm)  # type: ignore[no-any-return]
+            return operations.binary_ffnn(x, *expand.part(), *contract.part(), *norm)
         return operations.ffnn(x, expand.packed(), contract.packed(), *norm)

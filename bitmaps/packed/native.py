@@ -1,6 +1,6 @@
 """The kernels in C, if this installation has them: ``native/*.c``, built with the package where there is a C compiler.
 
-``BITMAPS_KERNELS`` chooses: ``auto`` (the fastest that the processor runs), ``avx512``, ``avx2``, ``generic``, or ``reference``, which is
+``BITMAPS_KERNELS`` chooses: ``auto`` (the fastest that the processor runs), ``avx512``, ``avx2``, ``generic``, or ``reference``:
 PyTorch alone (``operations.py``).
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from bitmaps.errors import InputError
 
 Act = Literal["f32", "a16", "a8", "a1"]
+Part = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]  # weight, high, low, bias, column
 ACTS: tuple[Act, ...] = ("f32", "a16", "a8", "a1")  # in the order of `enum act` in native/kernels.h
 # A sum of k products of a bit or a byte with an int8 must fit into 32 bits: a16 goes up to 32,639, int8 weights up to 127 * 255.
 LARGEST_K = 2**31 // 2**15
@@ -116,27 +117,18 @@ class Packed:
     """Matrices that read the same inputs, as the library takes them. Keeps the tensors alive that it points to.
 
     Args:
-        weights: of each, uint8 (n, ceil(k / 8)), bits, the lowest first; or int8 (n, k).
-        highs, lows, biases: fp32 (n); for bits no ``low`` means ``-high``, int8 has none.
-        columns: fp32 (k), what inputs are multiplied with first, or ``None``.
+        parts: of each, the weight, uint8 (n, ceil(k / 8)), bits, the lowest first, or int8 (n, k); then high, low and bias, fp32 (n),
+            and column, fp32 (k), what inputs are multiplied with first. The last three may be ``None``: for bits no ``low`` means
+            ``-high``, and int8 has none.
         k: inputs.
 
     Raises:
         ValueError: for tensors that do not fit each other, or more inputs than 32 bits can add up.
     """
 
-    def __init__(
-        self,
-        weights: Sequence[Tensor],
-        highs: Sequence[Tensor],
-        lows: Sequence[Tensor | None],
-        biases: Sequence[Tensor | None],
-        columns: Sequence[Tensor | None],
-        k: int,
-    ) -> None:
+    def __init__(self, parts: Sequence[Part], k: int) -> None:
         if not 0 < k <= LARGEST_K:
             raise ValueError(f"{k} inputs: valid are 1 to {LARGEST_K}, beyond which 32 bits may not hold a sum")
-        parts = list(zip(weights, highs, lows, biases, columns, strict=True))
         for weight, high, low, bias, column in parts:
             bits = weight.dtype == torch.uint8
             if not bits and weight.dtype != torch.int8:
@@ -145,22 +137,22 @@ class Packed:
                 raise ValueError(f"weights of shape {tuple(weight.shape)} do not have {k} inputs")
             for tensor, size in ((high, len(weight)), (low, len(weight)), (bias, len(weight)), (column, k)):
                 if tensor is not None and (tensor.shape != (size,) or tensor.dtype != torch.float32):
-                    raise ValueError(f"{tensor.dtype} of shape {tuple(tensor.shape)} where float32 of ({size},) belongs")
+                    raise ValueError(
+                        f"{tensor.dtype} of shape {tuple(tensor.shape)} where float32 of ({size},) belongs"
+                    )
             if low is not None and not bits:
                 raise ValueError("int8 weights have no low value")
-        self.k, self.sizes = k, [len(weight) for weight in weights]
-        self.has_bytes = any(weight.dtype == torch.int8 for weight in weights)
-        self.tensors = [[None if t is None else t.contiguous() for t in part] for part in parts]
+        self.k, self.sizes = k, [len(weight) for weight, *_ in parts]
+        kinds = [int(weight.dtype == torch.int8) for weight, *_ in parts]
+        self.has_bytes = any(kinds)
+        self.tensors = [cast(Part, tuple(None if t is None else t.contiguous() for t in part)) for part in parts]
         pointers = [[None if t is None else t.data_ptr() for t in part] for part in self.tensors]
         self.array = (Matrix * len(parts))(
-            *(
-                Matrix(*addresses, n, k, int(weight.dtype == torch.int8))
-                for addresses, n, weight in zip(pointers, self.sizes, weights, strict=True)
-            )
+            *(Matrix(*pointer, n, k, kind) for pointer, n, kind in zip(pointers, self.sizes, kinds, strict=True))
         )
 
     def __reduce__(self) -> tuple[type[Packed], tuple[object, ...]]:
-        return Packed, (*map(list, zip(*self.tensors, strict=True)), self.k)  # a copy points to its own tensors
+        return Packed, (self.tensors, self.k)  # a copy points to its own tensors
 
 
 def run_linears(found: Kernels, packed: Packed, x: Tensor, act: Act) -> list[Tensor]:

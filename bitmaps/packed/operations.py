@@ -12,8 +12,8 @@ scales if it has any, rounded to whole numbers q with a scale s,
     a8      round(x / s), s = max|x| / 127
     a1      1 where x >= 0, else -1; s = mean|x|        (for models that were trained so)
 
-A matrix of int8 has y_r = s * high_r * dot(w_r, q) + bias_r, with ``a8`` alone. A token that holds a NaN or an infinity gets a row of
-NaN, except with ``f32``, which leaves it to the arithmetic.
+A matrix of int8 has y_r = s * high_r * dot(w_r, q) + bias_r, with ``a8`` alone. A token that holds a NaN or an infinity gets a row
+of NaN, except with ``f32``, which leaves it to the arithmetic.
 
 The reference runs on any device, the kernels on the CPU; both take float32, and convert what is not.
 """
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitmaps.packed import native
-from bitmaps.packed.native import ACTS, Act
+from bitmaps.packed.native import ACTS, Act, Packed, Part
 
 TOP = {"a16": 32639.0, "a8": 127.0}
 BLOCK = 1024  # rows of a matrix that the reference unpacks at a time, so that never all of it is there in fp32
@@ -45,7 +45,7 @@ def pack(bits: Tensor) -> Tensor:
     return (padded << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1, dtype=torch.uint8)
 
 
-def round_activations(x: Tensor, act: Act) -> tuple[list[Tensor], Tensor]:
+def whole_numbers(x: Tensor, act: Act) -> tuple[list[Tensor], Tensor]:
     """q as planes in fp32, of which each counts 256 times the next, and s (..., 1)."""
     if act == "f32":
         return [x], torch.ones_like(x[..., :1])
@@ -62,12 +62,11 @@ def round_activations(x: Tensor, act: Act) -> tuple[list[Tensor], Tensor]:
     return [upper, q - 256 * upper], scale
 
 
-def reference_linear(
-    x: Tensor, weight: Tensor, high: Tensor, low: Tensor | None, bias: Tensor | None, column: Tensor | None, act: Act
-) -> Tensor:
+def reference_linear(x: Tensor, part: Part, act: Act) -> Tensor:
     """One matrix, without the kernels: (..., k) -> (..., n)."""
+    weight, high, low, bias, column = part
     k, is_bits = x.shape[-1], weight.dtype == torch.uint8
-    planes, scale = round_activations(x if column is None else x * column, act)
+    planes, scale = whole_numbers(x if column is None else x * column, act)
     if low is None:
         low = -high if is_bits else torch.zeros_like(high)
     whole = planes[0] if len(planes) == 1 else 256 * planes[0] + planes[1]
@@ -89,7 +88,7 @@ def uses_kernels(x: Tensor) -> native.Kernels | None:
     return native.kernels() if x.device.type == "cpu" else None
 
 
-def check(x: Tensor, packed: native.Packed, act: str) -> None:
+def check(x: Tensor, packed: Packed, act: str) -> None:
     """Raises:
     ValueError: for inputs of another size, or an ``act`` that does not exist or not for int8 weights."""
     if x.shape[-1] != packed.k:
@@ -101,37 +100,35 @@ def check(x: Tensor, packed: native.Packed, act: str) -> None:
         raise ValueError(f"inputs of {x.dtype}; valid are floating point numbers")
 
 
-def linears(x: Tensor, packed: native.Packed, act: Act) -> list[Tensor]:
+def linears(x: Tensor, packed: Packed, act: Act) -> list[Tensor]:
     """The products of x (..., k) with matrices that all read it: (..., n_i), in x's dtype."""
     check(x, packed, act)
     if (found := uses_kernels(x)) is None:
-        return [reference_linear(x.float(), *part, act).to(x.dtype) for part in packed.tensors]
+        return [reference_linear(x.float(), part, act).to(x.dtype) for part in packed.tensors]
     outputs = native.run_linears(found, packed, native_input(x), act)
     return [y.view(*x.shape[:-1], -1).to(x.dtype) for y in outputs]
 
 
 def linear_norm(
-    x: Tensor, packed: native.Packed, residual: Tensor, gain: Tensor, shift: Tensor, epsilon: float, act: Act
+    x: Tensor, packed: Packed, residual: Tensor, gain: Tensor, shift: Tensor, epsilon: float, act: Act
 ) -> Tensor:
     """``LayerNorm(residual + x W^T + b)``."""
     check(x, packed, act)
     if (found := uses_kernels(x)) is None:
-        y = reference_linear(x.float(), *packed.tensors[0], act)
+        y = reference_linear(x.float(), packed.tensors[0], act)
         return F.layer_norm(residual.float() + y, gain.shape, gain, shift, epsilon).to(x.dtype)
     y = native.run_linear_norm(found, packed, native_input(x), native_input(residual), gain, shift, epsilon, act)
     return y.view(residual.shape).to(x.dtype)
 
 
-def ffnn(
-    x: Tensor, expand: native.Packed, contract: native.Packed, gain: Tensor, shift: Tensor, epsilon: float, act: Act
-) -> Tensor:
+def ffnn(x: Tensor, expand: Packed, contract: Packed, gain: Tensor, shift: Tensor, epsilon: float, act: Act) -> Tensor:
     """``LayerNorm(x + contract(gelu(expand(x))))``, with the exact GELU."""
     check(x, expand, act)
     if expand.sizes != [contract.k] or contract.sizes != [expand.k]:
         raise ValueError(f"a block of {expand.k} to {expand.sizes[0]} and {contract.k} to {contract.sizes[0]} numbers")
     if (found := uses_kernels(x)) is None:
-        inner = F.gelu(reference_linear(x.float(), *expand.tensors[0], act))
-        y = x.float() + reference_linear(inner, *contract.tensors[0], act)
+        inner = F.gelu(reference_linear(x.float(), expand.tensors[0], act))
+        y = x.float() + reference_linear(inner, contract.tensors[0], act)
         return F.layer_norm(y, gain.shape, gain, shift, epsilon).to(x.dtype)
     y = native.run_ffnn(found, expand, contract, native_input(x), gain, shift, epsilon, act)
     return y.view(x.shape).to(x.dtype)
@@ -152,7 +149,7 @@ def binary_linears(
     act: str,
 ) -> list[Tensor]:
     """``linears``."""
-    packed = native.Packed(weights, highs, lows, biases, columns, x.shape[-1])
+    packed = Packed(list(zip(weights, highs, lows, biases, columns, strict=True)), x.shape[-1])
     return linears(x, packed, act)  # type: ignore[arg-type]
 
 
@@ -176,7 +173,7 @@ def binary_linear_norm(
     act: str,
 ) -> Tensor:
     """``linear_norm``."""
-    packed = native.Packed([weight], [high], [low], [bias], [column], x.shape[-1])
+    packed = Packed([(weight, high, low, bias, column)], x.shape[-1])
     return linear_norm(x, packed, residual, gain, shift, epsilon, act)  # type: ignore[arg-type]
 
 
@@ -204,11 +201,8 @@ def binary_ffnn(
     act: str,
 ) -> Tensor:
     """``ffnn``."""
-    first = native.Packed([expand], [expand_high], [expand_low], [expand_bias], [expand_column], x.shape[-1])
-    width = expand.shape[0]
-    second = native.Packed(
-        [contract], [contract_high], [contract_low], [contract_bias], [contract_column], width
-    )
+    first = Packed([(expand, expand_high, expand_low, expand_bias, expand_column)], x.shape[-1])
+    second = Packed([(contract, contract_high, contract_low, contract_bias, contract_column)], expand.shape[0])
     return ffnn(x, first, second, gain, shift, epsilon, act)  # type: ignore[arg-type]
 
 
@@ -226,10 +220,10 @@ def binary_linear(
     column: Tensor | None = None,
     act: Act = "a8",
 ) -> Tensor:
-    """The product with one matrix. Shapes: x (..., k), weight uint8 (n, ceil(k / 8)) or int8 (n, k), high, low and bias (n), column (k)
-    -> (..., n).
+    """The product with one matrix: x (..., k) -> (..., n). Weight is uint8 (n, ceil(k / 8)) or int8 (n, k), high, low and bias are
+    fp32 (n), column (k).
 
     Raises:
         ValueError: for tensors that do not fit each other, or an ``act`` that does not exist.
     """
-    return binary_linears(x, [weight], [high], [low], [bias], [column], act)[0]  # type: ignore[no-any-return]
+    return binary_linears(x, [weight], [high], [low], [bias], [column], act)[0]

@@ -89,7 +89,7 @@ class PackedWeight(nn.Module):
     @classmethod
     @torch.no_grad()
     def one_bit(cls, weight: Tensor) -> PackedWeight | None:
-        """The matrix in one bit a weight: exactly, or up to rounding if it has column scales; ``None`` if it is not of two values."""
+        """The matrix in one bit a weight: exactly, or up to rounding with column scales; else ``None``."""
         columns = weight.shape[1]
         if numbers_per_row(weight) is not None:
             least, most = weight.amin(-1), weight.amax(-1)
@@ -129,7 +129,7 @@ class PackedWeight(nn.Module):
         few = weight[:64]
         for kind in ("int4", "int8") if table else ():
             if is_integer(few, BITS[kind]) and is_integer(weight, BITS[kind]):
-                return cls.rounded(weight, kind)  # type: ignore[arg-type]
+                return cls.rounded(weight, kind)
         return cls.rounded(weight, "fp16") if table and is_half(few) and is_half(weight) else None
 
     def dense(self, rows: Tensor | slice = slice(None)) -> Tensor:
