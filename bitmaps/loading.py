@@ -27,8 +27,8 @@ def load(
             ``package:<package>/<folder>``. What is not packed comes in fp32.
         adapter: a safetensors file to add to it (``apply_adapter``); ``bitmaps.ADAPTERS`` is where the shipped ones lie.
         head: ``"new"`` starts a masked-LM head afresh when the checkpoint has none.
-        act: of a packed model, what activations are rounded to before they meet one-bit matrices: ``"a8"``, int8 with a scale a token,
-            the default and fast; ``"a16"``; ``"f32"``, exact; or ``"a1"``, for a model that was trained so.
+        act: of a packed model, what activations are rounded to before they meet one-bit matrices: ``"a8"``, int8 with a scale a
+            token, the default and fast; ``"a16"``; ``"f32"``, exact; or ``"a1"``, for a model that was trained so.
 
     Raises:
         InputError: when it cannot be found or read, or is no masked-language BERT.

@@ -53,8 +53,8 @@ class PackedLinear(HasMatrices):
     """``x W^T + b`` with a packed W. Shapes: (..., in) -> (..., out).
 
     Attributes:
-        act: what the activations are rounded to (``operations``). A matrix that is not of one bit is a table: one of int8 rounds them
-            to int8 where one-bit matrices round them that far, and the other kinds leave them as they are.
+        act: what the activations are rounded to (``operations``). A matrix that is not of one bit is a table: one of int8 rounds
+            them to int8 where one-bit matrices round them that far, and the other kinds leave them as they are.
     """
 
     bias: Tensor | None
