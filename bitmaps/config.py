@@ -97,10 +97,11 @@ class Loss:
     directions: float = 0.0
     attention: float = 0.0
     relations: float = 0.0
+    more_masked: list[float] = field(default_factory=lambda: [0.0, 0.0])
 
     def weights(self) -> dict[str, float]:
         """What each part weighs."""
-        return {name: weight for name, weight in asdict(self).items() if name != "name"}
+        return {name: weight for name, weight in asdict(self).items() if name not in ("name", "more_masked")}
 
 
 @dataclass
@@ -304,6 +305,13 @@ def check(config: Train | Evaluate) -> None:
             )
         weights = config.loss.weights()
         at_least(0, **{f"loss__{name}": weight for name, weight in weights.items()})
+        shares = config.loss.more_masked
+        if len(shares) != 2 or not all(0 <= share <= 1 for share in shares):
+            raise InputError(
+                f"loss.more_masked={shares} is not two shares, of the first step and the last; valid are 0 to 1"
+            )
+        if any(shares) and not any(weight for name, weight in weights.items() if name != "cross_entropy"):
+            raise InputError(f"loss.more_masked={shares} masks tokens to be distilled, but no part of loss distils")
         if not any(weights.values()):
             raise InputError("all parts of loss weigh 0; one at least must weigh more")
         if config.binarize.components and config.binarize.scope is not Scope.matrices:

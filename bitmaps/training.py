@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
@@ -146,6 +147,9 @@ class MaskedLanguageModel(LightningModule):
         loss: what the parts of the loss weigh.
         optimizer: takes the parameters.
         schedule: takes the optimizer; stepped once a training step. ``None``: a constant rate.
+        more_masked: the share of the pieces that are no targets which are masked all the same: what the teacher predicts there is
+            more to distil from each sentence.
+        seed: of ``more_masked``.
         sentences: how many there are, to leave ``sentence_sums`` for each (``SentenceSums``) when the model is scored; or 0.
     """
 
@@ -156,6 +160,8 @@ class MaskedLanguageModel(LightningModule):
         loss: LossWeights | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         schedule: Callable[[Optimizer], LRScheduler] | None = None,
+        more_masked: float = 0.0,
+        seed: int = 0,
         sentences: int = 0,
     ) -> None:
         super().__init__()
@@ -164,6 +170,7 @@ class MaskedLanguageModel(LightningModule):
         if self.loss.distill and teacher is None:
             raise ValueError("distillation needs a teacher")
         self._teacher = (teacher.eval().requires_grad_(False),) if teacher is not None and self.loss.distill else ()
+        self.more_masked, self.seed = more_masked, seed
         self.optimizer, self.schedule = optimizer, schedule
         self.scores = MetricCollection(
             {"cross_entropy": MaskedCrossEntropy(), "accuracy": MaskedAccuracy(), "mrr": MaskedMRR()},
@@ -188,17 +195,19 @@ class MaskedLanguageModel(LightningModule):
             teacher.to(self.device)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        kept, tokens, loss = batch["labels"] != IGNORE, batch["attention_mask"].bool(), self.loss
+        targets, tokens, loss = batch["labels"] != IGNORE, batch["attention_mask"].bool(), self.loss
         related = bool(loss.attention or loss.relations)
+        ids, kept = self.mask_more(batch["input_ids"], targets)
         with projections(self.model, related) as ours:
-            states = self.model.encode(batch["input_ids"], batch["attention_mask"])
+            states = self.model.encode(ids, batch["attention_mask"])
         logits = self.model.head(states[-1][kept])
         # a small batch may come without a single masked token: 0, not the NaN of a mean over nothing
-        cross_entropy = F.cross_entropy(logits.float(), batch["labels"][kept], reduction="sum") / max(1, len(logits))
+        of_targets = logits[targets[kept]].float()
+        cross_entropy = F.cross_entropy(of_targets, batch["labels"][targets], reduction="sum") / max(1, len(of_targets))
         parts = {"cross_entropy": cross_entropy}
         for teacher in self._teacher:
             with torch.no_grad(), projections(teacher, related) as theirs:
-                teacher_states = teacher.encode(batch["input_ids"], batch["attention_mask"])
+                teacher_states = teacher.encode(ids, batch["attention_mask"])
                 teacher_logits = teacher.head(teacher_states[-1][kept])
             if loss.logits:
                 parts["logits"] = distillation(logits, teacher_logits)
@@ -216,6 +225,19 @@ class MaskedLanguageModel(LightningModule):
         self.log_dict({f"train/{name}": part.detach() for name, part in parts.items()})
         self.log("train/loss", total.detach(), prog_bar=True)
         return total
+
+    def mask_more(self, input_ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch with ``more_masked`` of its other pieces masked, special ones apart, and which are masked or targets now. The
+        draw depends on the seed and the batch's number alone, so that a run that is resumed makes the same one."""
+        if not self.more_masked:
+            return input_ids, targets
+        vocabulary = self.trainer.datamodule.vocabulary  # type: ignore[attr-defined]
+        number = self.trainer.fit_loop.total_batch_idx
+        seed = np.random.SeedSequence([self.seed, number, self.global_rank]).generate_state(1)[0]
+        draw = torch.rand(input_ids.shape, generator=torch.Generator().manual_seed(int(seed)))
+        special = torch.tensor([vocabulary.pad, vocabulary.mask, *vocabulary.untouched], device=input_ids.device)
+        chosen = (draw.to(input_ids.device) < self.more_masked) & ~targets & ~torch.isin(input_ids, special)
+        return input_ids.masked_fill(chosen, vocabulary.mask), targets | chosen
 
     def validation_step(self, batch: Batch, _: int) -> None:
         kept = batch["labels"] != IGNORE

@@ -39,17 +39,16 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def pack_model(model: Bert, embeddings: Kind | None = None, head: Kind | None = None) -> dict[str, nn.Module | Tensor]:
+def pack_model(
+    model: Bert, embeddings: Kind | None = None, head: Kind | None = None
+) -> dict[str, PackedWeight | Tensor]:
     """Every parameter of a model as it is to be stored: a ``PackedWeight`` where few bits give it back, else the fp32 tensor.
 
     Args:
         embeddings, head: what to round word, position and type tables, and the head's transform, to, where they are not in fewer
             bits as they are. ``None``: nothing is rounded.
-
-    Raises:
-        InputError: when there is nothing to round.
     """
-    parts: dict[str, nn.Module | Tensor] = {}
+    parts: dict[str, PackedWeight | Tensor] = {}
     for name, parameter in model.named_parameters():
         weight = parameter.detach().cpu().float()
         of_tables, of_head = name.startswith("embeddings."), name.startswith("head.transform.")
@@ -61,11 +60,10 @@ def pack_model(model: Bert, embeddings: Kind | None = None, head: Kind | None = 
     return parts
 
 
-def tensors_of(name: str, part: nn.Module | Tensor) -> dict[str, Tensor]:
+def tensors_of(name: str, part: PackedWeight | Tensor) -> dict[str, Tensor]:
     """The tensors that a parameter becomes in the file."""
     if isinstance(part, Tensor):
         return {name: part.contiguous()}
-    assert isinstance(part, PackedWeight)
     suffix = {"bit": ".bits", "fp16": ""}.get(part.kind, f".{part.kind}")
     found = {name + suffix: part.data}
     if part.kind != "bit":
@@ -212,24 +210,35 @@ def load(folder: Path, act: Act) -> Bert:
     path = folder / FILE
     config = BertConfig.from_file(folder / "config.json")
     tensors, shapes = read(path)
+    parts: dict[str, PackedWeight | Tensor] = {}
+    try:
+        for name, parameter in on_meta(config).named_parameters():
+            theirs, shape = hugging_face_name(name), tuple(parameter.shape)
+            if theirs in shapes and tuple(shapes.pop(theirs)) != shape:
+                raise InputError(f"{theirs} has another shape than the {shape} of config.json")
+            parts[name] = take(tensors, theirs, shape)
+        if left := sorted({*tensors, *shapes}):
+            raise InputError(f"there are tensors that no BERT of its config.json has: {', '.join(left[:5])}")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return assemble(config, parts, act)
+
+
+def on_meta(config: BertConfig) -> Bert:
+    """A model with the blocks that can run packed, without a number in it."""
     with torch.device("meta"):
         model = Bert(config)
         for layer in model.encoder.layers:
             layer.attention = PackedAttention(config)
             layer.ffnn = PackedFeedForward(config)
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    try:
-        for name, shape in wanted.items():
-            theirs = hugging_face_name(name)
-            if theirs in shapes and tuple(shapes.pop(theirs)) != shape:
-                raise InputError(f"{theirs} has another shape than the {shape} of config.json")
-            place(model, name, take(tensors, theirs, shape), act)
-        if tensors or shapes:
-            raise InputError(
-                f"there are tensors that no BERT of its config.json has: {', '.join(sorted({*tensors, *shapes})[:5])}"
-            )
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    return model
+
+
+def assemble(config: BertConfig, parts: Mapping[str, PackedWeight | Tensor], act: Act) -> Bert:
+    """A model of these parameters (``pack_model``), in evaluation mode."""
+    model = on_meta(config)
+    for name, part in parts.items():
+        place(model, name, part, act)
     return model.requires_grad_(False).eval()
 
 

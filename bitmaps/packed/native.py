@@ -118,8 +118,8 @@ class Packed:
 
     Args:
         parts: of each, the weight, uint8 (n, ceil(k / 8)), bits, the lowest first, or int8 (n, k); then high, low and bias, fp32
-            (n), and column, fp32 (k), what inputs are multiplied with first. The last three may be ``None``: for bits no ``low`` means
-            ``-high``, and int8 has none.
+            (n), and column, fp32 (k), what inputs are multiplied with first. The last three may be ``None``: for bits no ``low``
+            means ``-high``, and int8 has none.
         k: inputs.
 
     Raises:

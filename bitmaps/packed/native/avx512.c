@@ -55,34 +55,41 @@ enum product { BIT, BYTE, SIGN };
 
 /* The weights of up to 64 rows, column by column of the output: for every four inputs (SIGN: 32) 64 lanes of four bytes. What is
  * beyond the matrix is 0. Gives to `correction` what has to be taken off the products: see `finish`. */
-static void panel(const struct matrix *w, int64_t n0, int64_t n1, enum product product, __m512i *out, int32_t *correction)
+INLINE void panel(const struct matrix *w, int64_t n0, int64_t n1, enum product product, __m512i *out, int32_t *correction)
 {
     const int64_t bytes = row_bytes(w), expanded = product == BIT ? 8 : 1;
-    const __m512i ones = _mm512_set1_epi8(1);
     for (int v = 0; v < VECTORS; v++) {
-        __m512i total = _mm512_setzero_si512();
+        __m512i total[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++)
+            total[i] = _mm512_setzero_si512();
         for (int64_t b = 0; b < bytes; b += 64) {
-            const int64_t left = bytes - b > 64 ? 64 : bytes - b;
-            const __mmask64 mask = _bzhi_u64(~0ull, left);
+            const int64_t left = bytes - b;
+            const __mmask64 mask = left >= 64 ? ~0ull : _bzhi_u64(~0ull, left);
+            const uint8_t *from = w->weight + (n0 + 16 * v) * bytes + b;
             __m512i r[16];
-            for (int i = 0; i < 16; i++) {
-                const int64_t row = n0 + 16 * v + i;
-                r[i] = row < n1 ? _mm512_maskz_loadu_epi8(mask, w->weight + row * bytes + b) : _mm512_setzero_si512();
-            }
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; i++)
+                r[i] = _mm512_maskz_loadu_epi8(n0 + 16 * v + i < n1 ? mask : 0, from + i * bytes);
             transpose(r);
-            __m512i *to = out + (b / 4 * expanded) * VECTORS + v;
-            for (int i = 0; i < (left + 3) / 4; i++) {
-                if (expanded == 8) {
+            __m512i *to = out + b / 4 * expanded * VECTORS + v;
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; i++) {
+                if (4 * i >= left)
+                    break;
+                if (product == BIT) {
 #pragma GCC unroll 8
                     for (int j = 0; j < 8; j++)
                         to[(8 * i + j) * VECTORS] = expand(r[i], j);
                 } else {
                     to[i * VECTORS] = r[i];
-                    total = dot4(total, ones, r[i]);
+                    if (product == BYTE)
+                        total[i % 4] = dot4(total[i % 4], _mm512_set1_epi8(1), r[i]);
                 }
             }
         }
-        _mm512_storeu_si512(correction + 16 * v, product == BYTE ? _mm512_slli_epi32(total, 7) : _mm512_setzero_si512());
+        const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(total[0], total[1]), _mm512_add_epi32(total[2], total[3]));
+        _mm512_storeu_si512(correction + 16 * v, _mm512_slli_epi32(sum, 7));
     }
 }
 
@@ -449,11 +456,16 @@ static void block(const struct matrix *w, int64_t n0, int64_t n1, const struct r
     } else if (m1 - m0 <= FEW) {
         (product == SIGN ? few_sign : product == BYTE ? few_byte : few_bit)[m1 - m0 - 1](w, n0, n1, x, m0, y, ldy);
     } else {
-        panel(w, n0, n1, product, weights, correction);
-        if (product == SIGN)
+        if (product == SIGN) {
+            panel(w, n0, n1, SIGN, weights, correction);
             tiles_sign(w, n0, n1, x, m0, m1, y, ldy, weights, correction, (w->k + 31) / 32);
-        else
-            (product == BYTE ? tiles_byte : tiles_bit)(w, n0, n1, x, m0, m1, y, ldy, weights, correction, (w->k + 3) / 4);
+        } else if (product == BYTE) {
+            panel(w, n0, n1, BYTE, weights, correction);
+            tiles_byte(w, n0, n1, x, m0, m1, y, ldy, weights, correction, (w->k + 3) / 4);
+        } else {
+            panel(w, n0, n1, BIT, weights, correction);
+            tiles_bit(w, n0, n1, x, m0, m1, y, ldy, weights, correction, (w->k + 3) / 4);
+        }
     }
 }
 
