@@ -97,7 +97,7 @@ class Loss:
     directions: float = 0.0
     attention: float = 0.0
     relations: float = 0.0
-    more_masked: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    more_masked: float = 0.0
 
     def weights(self) -> dict[str, float]:
         """What each part weighs."""
@@ -305,13 +305,11 @@ def check(config: Train | Evaluate) -> None:
             )
         weights = config.loss.weights()
         at_least(0, **{f"loss__{name}": weight for name, weight in weights.items()})
-        shares = config.loss.more_masked
-        if len(shares) != 2 or not all(0 <= share <= 1 for share in shares):
-            raise InputError(
-                f"loss.more_masked={shares} is not two shares, of the first step and the last; valid are 0 to 1"
-            )
-        if any(shares) and not any(weight for name, weight in weights.items() if name != "cross_entropy"):
-            raise InputError(f"loss.more_masked={shares} masks tokens to be distilled, but no part of loss distils")
+        share = config.loss.more_masked
+        if not 0 <= share <= 1:
+            raise InputError(f"loss.more_masked={share} is no share; valid are 0 to 1")
+        if share and not any(weight for name, weight in weights.items() if name != "cross_entropy"):
+            raise InputError(f"loss.more_masked={share} masks tokens to be distilled, but no part of loss distils")
         if not any(weights.values()):
             raise InputError("all parts of loss weigh 0; one at least must weigh more")
         if config.binarize.components and config.binarize.scope is not Scope.matrices:

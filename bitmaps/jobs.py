@@ -263,9 +263,8 @@ class Training(Job):
             for part in (model.embeddings, model.encoder, model.head):
                 part.compile(dynamic=True)
         teacher = self.pretrained.load() if loss.distill else None
-        more_masked = (config.loss.more_masked[0], config.loss.more_masked[1])
         module = MaskedLanguageModel(
-            model.train(), teacher, loss, self.optimizer, self.schedule, more_masked, config.seed
+            model.train(), teacher, loss, self.optimizer, self.schedule, config.loss.more_masked, config.seed
         )
         for callback in self.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
