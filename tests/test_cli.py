@@ -24,6 +24,7 @@ from bitmaps import cli
 from bitmaps.bert import Bert
 from bitmaps.data.module import masked
 from bitmaps.data.sources import Source
+from bitmaps.packed.__main__ import main as packed_main
 from bitmaps.runs import Row
 
 WORDS = "the a cat dog bird sat ran flew on under over mat log sky and then it was very big small red blue".split()  # noqa: SIM905
@@ -807,3 +808,157 @@ def test_a_word_table_in_one_bit_has_a_row_for_each_value_set_of_a_sweep(command
     assert command("evaluate", *alone, "hydra.run.dir=r")[0] == 0
     assert metrics("s/1")["cross_entropy"] == metrics("r")["cross_entropy"]
     assert metrics("s/0")["cross_entropy"] != metrics("s/1")["cross_entropy"]
+
+
+# Packed models
+
+SCORED = ("measure=none",)
+
+
+def test_training_writes_the_model_in_real_bits_too(trained: Command) -> None:
+    ids = torch.tensor([[2, 7, 4, 9, 3]])
+    packed, plain = bitmaps.load("r/packed", act="f32"), bitmaps.load("r")
+    torch.testing.assert_close(packed(ids), plain(ids), atol=1e-4, rtol=0)
+    assert packed.config == plain.config
+    assert packed.config.bitmaps is not None
+    assert packed.config.bitmaps["embeddings"] == "fp32"
+    assert Path("r/packed/model.safetensors").stat().st_size < Path("r/model/model.safetensors").stat().st_size / 2
+    assert transformers.AutoTokenizer.from_pretrained("r/packed").tokenize("the cat") == ["the", "cat"]
+    assert not [path.name for path in Path("r").iterdir() if "draft" in path.name]
+
+
+@pytest.mark.parametrize("options", [["binarize=ffnn", "packed=false"], ["binarize=none"]])
+def test_training_writes_no_real_bits_where_there_are_none_or_none_are_wanted(
+    command: Command, options: list[str]
+) -> None:
+    code, _, err = command("train", *options, "hydra.run.dir=r", *SHORT, "references=false", "measure=none")
+    assert code == 0, err
+    assert Path("r/model/config.json").is_file()
+    assert not Path("r/packed").exists()
+
+
+def test_a_word_table_alone_is_a_reason_for_real_bits(command: Command) -> None:
+    options = ("binarize=none", "embeddings=int8", "hydra.run.dir=r", "references=false", "measure=none")
+    code, _, err = command("train", *options, *SHORT)
+    assert code == 0, err
+    assert {name for name in load_file("r/packed/model.safetensors") if "word" in name} == {
+        "bert.embeddings.word_embeddings.weight.int8", "bert.embeddings.word_embeddings.weight.scale"
+    }  # fmt: skip
+
+
+def test_a_run_that_is_resumed_has_the_later_model_in_real_bits(command: Command) -> None:
+    short = ("binarize=ffnn", "hydra.run.dir=r", "references=false", "measure=none")
+    assert command("train", *short, "trainer.max_steps=2", *SHORT[1:])[0] == 0
+    before = Path("r/packed/model.safetensors").read_bytes()
+    code, _, err = command("train", "resume=r", "trainer.max_steps=4", defaults=())
+    assert code == 0, err
+    assert Path("r/packed/model.safetensors").read_bytes() != before
+    assert bitmaps.load("r/packed").config.bitmaps["steps"] == 4  # type: ignore[index]
+    ids = torch.tensor([[2, 7, 4, 9, 3]])
+    torch.testing.assert_close(bitmaps.load("r/packed", act="f32")(ids), bitmaps.load("r")(ids), atol=1e-4, rtol=0)
+
+
+def test_a_packed_model_is_scored_beside_what_it_was_made_of(
+    trained: Command, model_folder: Path, text_folder: Path
+) -> None:
+    code, out, err = trained("evaluate", "checkpoint=r/packed", "hydra.run.dir=e", defaults=SCORED)
+    assert code == 0, err
+    rows, before = rows_of("e"), metrics("r")
+    assert list(rows) == list(sums_of("e")) == ["unbinarized", "naive", "trained", "packed"]
+    assert "packed" in out
+    assert [row["activations"] for row in rows.values()] == ["float", "float", "float", "int8"]
+    assert metrics("e")["row"] == "packed"
+    assert [rows["trained"][name] for name in SCORES] == pytest.approx([before[name] for name in SCORES], rel=1e-4)
+    for name in ("recipe", "loss", "steps", "components", "values", "scale", "scope", "embeddings"):
+        assert rows["packed"][name] == rows["trained"][name] == before[name], name
+    plain = loss_of(bitmaps.load(model_folder), model_folder, text_folder)
+    assert rows["unbinarized"]["cross_entropy"] == pytest.approx(plain, rel=1e-5)
+    packed = loss_of(bitmaps.load("r/packed"), model_folder, text_folder)
+    assert rows["packed"]["cross_entropy"] == pytest.approx(packed, rel=1e-3)
+    assert 0 < abs(rows["packed"]["cross_entropy"] - rows["trained"]["cross_entropy"]) < 0.05
+    assert rows["packed"]["memory_mib"] == pytest.approx(rows["trained"]["memory_mib"], rel=1e-6)
+    assert rows["packed"]["resident_mib"] < rows["trained"]["resident_mib"] / 2
+    for kind, row in rows.items():
+        assert_sums_give(sums_of("e")[kind], row)
+
+
+def test_a_packed_model_may_be_scored_alone_and_without_rounding(trained: Command) -> None:
+    options = ("references=false", "activations=float", "hydra.run.dir=e")
+    code, _, err = trained("evaluate", "checkpoint=r/packed", *options, defaults=SCORED)
+    assert code == 0, err
+    assert list(rows_of("e")) == ["packed"]
+    assert metrics("e")["activations"] == "float"
+    before = metrics("r")
+    assert [metrics("e")[name] for name in SCORES] == pytest.approx([before[name] for name in SCORES], rel=1e-4)
+
+
+def test_a_packed_model_is_timed_and_may_be_scored_on_other_text(trained: Command, text_folder: Path) -> None:
+    timed = ("measure.batch_size=2", "measure.length=8", "measure.repeats=1", "references=false")
+    options = ("data.split=test", "limit=20", "hydra.run.dir=e")
+    code, _, err = trained("evaluate", "checkpoint=r/packed", *options, *timed, defaults=())
+    assert code == 0, err
+    assert metrics("e")["inference_ms"] > 0
+    assert (metrics("e")["split"], metrics("e")["limit"]) == ("test", 20)
+
+
+def test_a_packed_model_that_was_taken_elsewhere_is_scored_alone(trained: Command, text_folder: Path) -> None:
+    assert trained("evaluate", "checkpoint=r/packed", "hydra.run.dir=here", defaults=SCORED)[0] == 0
+    shutil.move("r/packed", "elsewhere")
+    text = ("data=text", f"data.dir={text_folder}", "data.eval_batch_size=16")
+    code, _, err = trained("evaluate", "checkpoint=elsewhere", *text, "hydra.run.dir=e", defaults=SCORED)
+    assert code == 0, err
+    assert list(rows_of("e")) == ["packed"]
+    here = metrics("here")
+    for name in (
+        *SCORES,
+        "components",
+        "values",
+        "scale",
+        "recipe",
+        "steps",
+        "embeddings",
+        "activations",
+        "memory_mib",
+    ):
+        assert metrics("e")[name] == pytest.approx(here[name]), name
+
+
+def test_a_packed_model_with_rounded_tables_says_so(trained: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["bitmaps.packed", "r", "r/small", "--embeddings", "int8", "--head", "int8"])
+    packed_main()
+    code, _, err = trained("evaluate", "checkpoint=r/small", "hydra.run.dir=e", defaults=SCORED)
+    assert code == 0, err
+    rows = rows_of("e")
+    assert {kind: row["embeddings"] for kind, row in rows.items()} == {
+        "unbinarized": "fp32", "naive": "fp32", "trained": "int8", "packed": "int8"
+    }  # fmt: skip
+    assert rows["packed"]["memory_mib"] < metrics("r")["memory_mib"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("embeddings=int8", "embeddings is what checkpoint=r/packed was packed with: leave it out"),
+        ("binarize=all", "binarize is what"),
+        ("values=01", "values is what"),
+        ("calibrate=9", "calibrate is what"),
+        ("model=minilm", "model is what"),
+    ],
+)
+def test_a_packed_model_decides_what_it_is(trained: Command, override: str, message: str) -> None:
+    code, _, err = trained("evaluate", "checkpoint=r/packed", override, "hydra.run.dir=e", defaults=SCORED)
+    assert code == 2
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not Path("e/metrics.json").exists()
+
+
+def test_a_damaged_packed_model_ends_in_one_clear_error(trained: Command) -> None:
+    path = Path("r/packed/model.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    code, _, err = trained("evaluate", "checkpoint=r/packed", "hydra.run.dir=e", defaults=SCORED)
+    assert code == 2
+    assert "r/packed/model.safetensors is damaged" in err
+    assert "Traceback" not in err

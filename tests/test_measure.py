@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Pack
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bitmaps import measure
 from bitmaps.bert import Bert, BertConfig
-from bitmaps.binary.components import WordTable, binarize_naive, matrices, store_words
+from bitmaps.binary.components import COMPONENTS, WordTable, binarize_naive, matrices, store_words
 from bitmaps.binary.quantize import Scale, Values
 from bitmaps.binary.rounding import Stored, rounded
 from bitmaps.config import GROUPS
 from bitmaps.measure import Timed, inference_time, memory_mib, pseudo_bits, resident_mib
+from bitmaps.packed.folder import FILE, assemble, load, pack_model
 from bitmaps.packed.weights import numbers_per_row
 
 BLOG_POST = {"none": 417, "layers": 103, "layers_except_attention": 208, "layers_except_ffnn": 312, "all": 13}
@@ -277,3 +280,33 @@ def test_timing_is_in_evaluation_mode_without_gradients_and_restores_the_mode(
 
 def test_time_of_a_real_clock_is_positive(tiny: Bert) -> None:
     assert inference_time(tiny, Timed(batch_size=2, length=5, repeats=1)).inference_ms > 0
+
+
+@pytest.mark.parametrize("scale", ["row", "rank_one"])
+def test_memory_of_a_packed_model_is_what_its_bits_take(tiny: Bert, scale: Scale) -> None:
+    store_words(binarize_naive(tiny, ["attention", "ffnn"], "pm1", scale, "matrices"), "int8")
+    packed = assemble(tiny.config, pack_model(tiny, head="fp16"), "a8")
+    held = {id(t): t.nbytes for t in (*packed.parameters(), *packed.buffers())}
+    assert memory_mib(packed) * 2**20 == sum(held.values())
+    in_floats = tiny.get_parameter("head.transform.weight").numel() * 4
+    assert memory_mib(packed) * 2**20 == memory_mib(tiny) * 2**20 - in_floats / 2
+
+
+@pytest.mark.parametrize("values", ["pm1", "01"])
+def test_a_packed_model_occupies_what_is_in_its_file(tiny: Bert, pack: Pack, values: Values) -> None:
+    folder = pack(binarize_naive(tiny, COMPONENTS, values, "row", "matrices"))
+    size = (folder / FILE).stat().st_size
+    lows = (
+        4 * sum(len(p) for p in matrices(tiny, COMPONENTS).values()) if values == "01" else 0
+    )  # not in the file: all 0
+    tensors = sum(t.nbytes for t in load_file(folder / FILE).values())
+    model = load(folder, "a8")
+    assert memory_mib(model) * 2**20 == tensors + lows
+    assert tensors <= resident_mib(model) * 2**20 <= size + lows
+
+
+def test_a_packed_model_is_timed(tiny: Bert) -> None:
+    binarize_naive(tiny, COMPONENTS, "pm1", "row", "matrices")
+    packed = assemble(tiny.config, pack_model(tiny), "a8")
+    for masked_only in (False, True):
+        assert inference_time(packed, Timed(batch_size=2, length=5, repeats=1), masked_only).inference_ms > 0

@@ -5,15 +5,15 @@ scales if it has any, rounded to whole numbers q with a scale s,
 
     y_r = s * ((high_r - low_r) * dot(bits_r, q) + low_r * sum(q)) + bias_r
 
-``act`` says what q is:
+which is s * high_r * (2 dot(bits_r, q) - sum(q)) + bias_r where low is -high. ``act`` says what q is:
 
     f32     x itself, s = 1
     a16     round(x / s), s = max|x| / 32639: two bytes, a relative error below 1e-4
     a8      round(x / s), s = max|x| / 127
     a1      1 where x >= 0, else -1; s = mean|x|        (for models that were trained so)
 
-A matrix of int8 has y_r = s * high_r * dot(w_r, q) + bias_r, with ``a8`` alone. A token that holds a NaN or an infinity gets a row
-of NaN, except with ``f32``, which leaves it to the arithmetic.
+A matrix of int8 has y_r = s * high_r * dot(w_r, q) + bias_r, with ``a8`` alone. A token that holds a NaN or an infinity, or
+with ``a1`` numbers so large that their mean is infinite, gets a row of NaN, except with ``f32``, which leaves it to the arithmetic.
 
 The reference runs on any device, the kernels on the CPU; both take float32, and convert what is not.
 """
@@ -53,7 +53,9 @@ def whole_numbers(x: Tensor, act: Act) -> tuple[list[Tensor], Tensor]:
         scale = x.abs().mean(-1, keepdim=True)
         return [torch.where(x >= 0, 1.0, -1.0)], torch.where(scale.isfinite(), scale, torch.nan)
     most = x.abs().amax(-1, keepdim=True)
-    inverse = TOP[act] / most
+    inverse = (
+        torch.full_like(most, TOP[act]) / most
+    )  # a number divided by a tensor is a product with its rounded reciprocal
     q = torch.where(most.isfinite() & inverse.isfinite(), (x * inverse).round(), 0.0)
     scale = torch.where(most.isfinite(), torch.where(inverse.isfinite(), most / TOP[act], 0.0), torch.nan)
     if act == "a8":
@@ -67,21 +69,31 @@ def reference_linear(x: Tensor, part: Part, act: Act) -> Tensor:
     weight, high, low, bias, column = part
     k, is_bits = x.shape[-1], weight.dtype == torch.uint8
     planes, scale = whole_numbers(x if column is None else x * column, act)
-    if low is None:
-        low = -high if is_bits else torch.zeros_like(high)
     whole = planes[0] if len(planes) == 1 else 256 * planes[0] + planes[1]
     dots = []
     for rows in weight.split(BLOCK):
         units = (unpack(rows, k) if is_bits else rows).to(x.dtype)
         dot = planes[0] @ units.mT
         dots.append(dot if len(planes) == 1 else 256 * dot + planes[1] @ units.mT)
-    y = scale * ((high - low) * torch.cat(dots, -1) + low * whole.sum(-1, keepdim=True))
+    dot, total = torch.cat(dots, -1), whole.sum(-1, keepdim=True)
+    products = high * (2 * dot - total if is_bits else dot) if low is None else (high - low) * dot + low * total
+    y = scale * products
     return y if bias is None else y + bias
 
 
 def native_input(x: Tensor) -> Tensor:
     """x as the kernels take it: (m, k) contiguous fp32."""
     return x.reshape(-1, x.shape[-1]).to(torch.float32).contiguous()
+
+
+def norm_input(tensor: Tensor, size: int) -> Tensor:
+    """Gain or shift of a LayerNorm as the kernels take it.
+
+    Raises:
+        ValueError: when it is not (size) of float32."""
+    if tensor.shape != (size,) or tensor.dtype != torch.float32:
+        raise ValueError(f"{tensor.dtype} of shape {tuple(tensor.shape)} where float32 of ({size},) belongs")
+    return tensor.contiguous()
 
 
 def uses_kernels(x: Tensor) -> native.Kernels | None:
@@ -106,7 +118,7 @@ def linears(x: Tensor, packed: Packed, act: Act) -> list[Tensor]:
     if (found := uses_kernels(x)) is None:
         return [reference_linear(x.float(), part, act).to(x.dtype) for part in packed.tensors]
     outputs = native.run_linears(found, packed, native_input(x), act)
-    return [y.view(*x.shape[:-1], -1).to(x.dtype) for y in outputs]
+    return [y.view(*x.shape[:-1], n).to(x.dtype) for y, n in zip(outputs, packed.sizes, strict=True)]
 
 
 def linear_norm(
@@ -114,6 +126,11 @@ def linear_norm(
 ) -> Tensor:
     """``LayerNorm(residual + x W^T + b)``."""
     check(x, packed, act)
+    if len(packed.sizes) != 1 or residual.shape != (*x.shape[:-1], packed.sizes[0]):
+        raise ValueError(
+            f"a residual of {tuple(residual.shape)} to products of {tuple(x.shape)} with matrices of {packed.sizes}"
+        )
+    gain, shift = norm_input(gain, packed.sizes[0]), norm_input(shift, packed.sizes[0])
     if (found := uses_kernels(x)) is None:
         y = reference_linear(x.float(), packed.tensors[0], act)
         return F.layer_norm(residual.float() + y, gain.shape, gain, shift, epsilon).to(x.dtype)
@@ -125,7 +142,10 @@ def ffnn(x: Tensor, expand: Packed, contract: Packed, gain: Tensor, shift: Tenso
     """``LayerNorm(x + contract(gelu(expand(x))))``, with the exact GELU."""
     check(x, expand, act)
     if expand.sizes != [contract.k] or contract.sizes != [expand.k]:
-        raise ValueError(f"a block of {expand.k} to {expand.sizes[0]} and {contract.k} to {contract.sizes[0]} numbers")
+        raise ValueError(f"a block of {expand.k} to {expand.sizes} and {contract.k} to {contract.sizes} numbers")
+    if contract.has_bytes and act != "a8":
+        raise ValueError(f"act={act!r} is not there for these weights; valid is a8")
+    gain, shift = norm_input(gain, expand.k), norm_input(shift, expand.k)
     if (found := uses_kernels(x)) is None:
         inner = F.gelu(reference_linear(x.float(), expand.tensors[0], act))
         y = x.float() + reference_linear(inner, contract.tensors[0], act)
@@ -208,7 +228,7 @@ def binary_ffnn(
 
 @binary_ffnn.register_fake
 def _(x, *rest):  # type: ignore[no-untyped-def]
-    return torch.empty_like(x)
+    return x.new_empty(x.shape)
 
 
 def binary_linear(

@@ -9,7 +9,7 @@
 enum { COLUMNS = 64, VECTORS = COLUMNS / 16, TILE = 6, FEW = 5 };
 
 /* acc + u s, over four bytes a lane: u unsigned, s signed. By hand, because gcc 12 spills arrays of accumulators that it may
- * combine with the intrinsic, which halves the speed; tests/test_native.py looks for such traffic in the hot loops. */
+ * combine with the intrinsic, which halves the speed; tests/test_packed_native.py looks for such traffic in the hot loops. */
 INLINE __m512i dot4(__m512i acc, __m512i u, __m512i s)
 {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s));
@@ -105,14 +105,16 @@ INLINE void finish(__m512i acc, enum product product, const struct matrix *w, in
         acc = _mm512_sub_epi32(_mm512_set1_epi32(((int32_t)x->sum[m] + (int32_t)x->k) / 2), acc);
     if (product == BYTE)
         acc = _mm512_sub_epi32(acc, correction);
-    const __m512 high = _mm512_maskz_loadu_ps(mask, w->high + n);
-    __m512 low = _mm512_setzero_ps();
-    if (w->low)
-        low = _mm512_maskz_loadu_ps(mask, w->low + n);
-    else if (w->kind == BITS)
-        low = _mm512_sub_ps(low, high);
-    __m512 value = _mm512_mul_ps(_mm512_sub_ps(high, low), _mm512_cvtepi32_ps(acc));
-    value = _mm512_fmadd_ps(low, _mm512_set1_ps(x->sum[m]), value);
+    const __m512 high = _mm512_maskz_loadu_ps(mask, w->high + n), sum = _mm512_set1_ps(x->sum[m]);
+    __m512 value = _mm512_cvtepi32_ps(acc);
+    if (w->low) {
+        const __m512 low = _mm512_maskz_loadu_ps(mask, w->low + n);
+        value = _mm512_fmadd_ps(low, sum, _mm512_mul_ps(_mm512_sub_ps(high, low), value));
+    } else {
+        if (product != BYTE) /* low is -high: whole numbers, so that what cancels is 0 */
+            value = _mm512_fmsub_ps(_mm512_set1_ps(2.0f), value, sum);
+        value = _mm512_mul_ps(high, value);
+    }
     const __m512 bias = w->bias ? _mm512_maskz_loadu_ps(mask, w->bias + n) : _mm512_setzero_ps();
     _mm512_mask_storeu_ps(y + n, mask, _mm512_fmadd_ps(value, _mm512_set1_ps(x->scale[m]), bias));
 }
@@ -177,8 +179,9 @@ INLINE void tile_signs(const uint8_t *const a[SIGN_TILE], const __m512i *weights
     }
 }
 
+/* Not inlined, because gcc 12 then spills accumulators after all. */
 #define TILES(NAME, HEIGHT, PRODUCT, RUN)                                                                                        \
-    static void NAME(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0, int64_t m1, float *y,     \
+    static __attribute__((noinline)) void NAME(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0, int64_t m1, float *y,     \
                      int64_t ldy, const __m512i *weights, const int32_t *correction, int64_t steps)                              \
     {                                                                                                                            \
         for (int64_t m = m0; m < m1; m += HEIGHT) {                                                                              \
@@ -309,7 +312,7 @@ static void by_bit(const uint8_t *q, int64_t stride, uint64_t *out)
         }
 }
 
-static void single(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m, float *y, int64_t ldy,
+static __attribute__((noinline)) void single(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m, float *y, int64_t ldy,
                    uint64_t *ordered)
 {
     const int64_t bytes = row_bytes(w), spans = (x->stride + SPAN - 1) / SPAN, whole = bytes / 32 * 32;
@@ -435,8 +438,7 @@ static void floats(const struct matrix *w, int64_t n0, int64_t n1, const struct 
                 tile_floats(b, a, k, FLOAT_TILE, c);
             for (int i = 0; i < FLOAT_TILE && m + i < m1; i++)
                 for (int j = 0; j < FLOAT_TILE && n + j < n1; j++) {
-                    const float low = low_of(w, n + j), value = (w->high[n + j] - low) * _mm512_reduce_add_ps(c[i][j]);
-                    y[(m + i) * ldy + n + j] = value + low * x->sum[m + i] + (w->bias ? w->bias[n + j] : 0.0f);
+                    y[(m + i) * ldy + n + j] = output_of(w, n + j, x, m + i, _mm512_reduce_add_ps(c[i][j]));
                 }
         }
 }

@@ -18,7 +18,7 @@ enum { ROWS = 192, ALIGN = 64 };       /* of activations in one block; bytes to 
 
 /* bitmaps/packed/native.py has the same fields. */
 struct matrix {
-    const uint8_t *weight;             /* (n, (k + 7) / 8), the lowest bit first, padded with zeros; or (n, k) bytes */
+    const uint8_t *weight;             /* (n, (k + 7) / 8), the lowest bit first, the rest of a row 0; or (n, k) bytes */
     const float *high;                 /* (n) */
     const float *low;                  /* (n), or NULL: -high for BITS, 0 for INT8 */
     const float *bias;                 /* (n), or NULL */
@@ -56,9 +56,12 @@ extern const struct isa bitmaps_generic;
 extern const struct isa bitmaps_avx2, bitmaps_avx512;
 #endif
 
-static inline float low_of(const struct matrix *w, int64_t r)
+/* From a product to an output. Where low is -high it is high (2 dot - sum): whole numbers, so that what cancels is 0. */
+static inline float output_of(const struct matrix *w, int64_t n, const struct rows *x, int64_t m, float dot)
 {
-    return w->low ? w->low[r] : w->kind == BITS ? -w->high[r] : 0.0f;
+    const float high = w->high[n], sum = x->sum[m];
+    const float value = w->low ? (high - w->low[n]) * dot + w->low[n] * sum : w->kind == BITS ? high * (2.0f * dot - sum) : high * dot;
+    return value * x->scale[m] + (w->bias ? w->bias[n] : 0.0f);
 }
 
 static inline int64_t row_bytes(const struct matrix *w) { return w->kind == BITS ? (w->k + 7) / 8 : w->k; }

@@ -12,8 +12,7 @@ static void spread_bits(const uint8_t *bits, int64_t k, int8_t *out)
 
 static void output(const struct matrix *w, int64_t n, const struct rows *x, int64_t m, float dot, float *y, int64_t ldy)
 {
-    const float low = low_of(w, n), value = (w->high[n] - low) * dot + low * x->sum[m];
-    y[m * ldy + n] = value * x->scale[m] + (w->bias ? w->bias[n] : 0.0f);
+    y[m * ldy + n] = output_of(w, n, x, m, dot);
 }
 
 /* dot(bits, signs) is this less popcount(bits xor signs). */
