@@ -134,6 +134,8 @@ def onnx_runs(linear: nn.Linear, x: Tensor) -> dict[str, Run]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.log_severity_level = 3
+    # its idle threads would wait in a loop, on the cores of whoever is timed next
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     feed = {"x": x.numpy()}
     runs: dict[str, Run] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -166,7 +168,7 @@ def linears(rounds: int, quick: bool, there: set[str]) -> Iterator[Ratio]:
             assert weight is not None
             runs: dict[str, Run] = {
                 "torch fp32": partial(linear, x),
-                "torch int8 dynamic": partial(int8_dynamic(linear), x),
+                "torch int8 dynamic": partial(int8_dynamic(nn.Sequential(linear)), x),  # it replaces children alone
                 **onnx_runs(linear, x),
             }
             for act in native.ACTS:

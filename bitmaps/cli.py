@@ -165,6 +165,8 @@ def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     from bitmaps.packed.folder import is_packed
 
     path, given = Path(cfg.checkpoint), keys(overrides)
+    if contradicting := [key for key in given if key.split(".")[0] in (*OF_THE_CHECKPOINT, "calibrate")]:
+        raise InputError(f"{contradicting[0]} is what checkpoint={cfg.checkpoint} was trained with: leave it out")
     real_bits = is_packed(path)
     if real_bits:
         if "embeddings" in given:
@@ -172,14 +174,14 @@ def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         if "activations" not in given:
             OmegaConf.update(cfg, "activations", "int8")
         if not (path.parent / "config.yaml").is_file():  # it was taken elsewhere: there is nothing to compare with
+            if "references" in given and cfg.references:
+                raise InputError(f"references=true: there is no run beside checkpoint={cfg.checkpoint} to refer to")
             model = {"name": "hub", "source": str(path), "adapter": None, "sha256": None}
             return cast(DictConfig, OmegaConf.merge(cfg, {"model": model, "references": False}))
         path = path.parent
     metrics = read_metrics(path)
     if not (path / "config.yaml").is_file() or not (path / "model" / "config.json").is_file():
         raise InputError(f"checkpoint={cfg.checkpoint} holds no trained model (its status is {metrics.get('status')})")
-    if contradicting := [key for key in given if key.split(".")[0] in (*OF_THE_CHECKPOINT, "calibrate")]:
-        raise InputError(f"{contradicting[0]} is what checkpoint={cfg.checkpoint} was trained with: leave it out")
     for key, plain in (("embeddings", "fp32"), ("activations", "float")):
         if key in given and metrics.get(key) != plain and not real_bits:
             raise InputError(

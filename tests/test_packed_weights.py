@@ -273,3 +273,13 @@ def test_it_is_a_module_of_buffers(kind: Kind) -> None:
     assert torch.equal(packed.dense(), other.dense())
     assert kind in repr(packed)
     assert "(6, 11)" in repr(packed)
+
+
+def test_a_row_whose_scale_became_negative_is_still_one_bit() -> None:
+    """{0,1} with a scale a row and a column: learned scales may cross 0."""
+    generator = torch.Generator().manual_seed(0)
+    row, column = torch.randn(40, 1, generator=generator), 0.1 + torch.rand(70, generator=generator)
+    weight = row * column * (torch.rand(40, 70, generator=generator) < 0.5)
+    packed = PackedWeight.one_bit(weight)
+    assert packed is not None
+    torch.testing.assert_close(packed.dense(), weight, rtol=1e-5, atol=0)

@@ -192,7 +192,7 @@ LEARNED: dict[str, dict[str, tuple[int, ...]]] = {  # of a weight (6, 10)
     "students": {"scale": (1, 1)},
 }
 LOSSES = {  # the name of the loss, and what its parts weigh, if not 0
-    "bitmaps": ("common", {"cross_entropy": 0.1, "logits": 1.0, "hidden": 25.0}),
+    "bitmaps": ("common", {"cross_entropy": 0.1, "logits": 1.0, "hidden": 100.0}),
     "students": ("tokens", {"cross_entropy": 1.0}),
     "bwn": ("bwn", {"logits": 1.0, "hidden": 1.0, "attention": 1.0}),
     "bibert": ("bibert", {"logits": 1.0, "hidden": 1.0, "relations": 1.0}),

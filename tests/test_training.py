@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -643,3 +644,34 @@ def test_scoring_nan_weights_stops_and_names_the_module(run: str) -> None:
     module = MaskedLanguageModel(poison(tiny(), "head.transform.bias"), sentences=11)
     with pytest.raises(FloatingPointError, match=r": head\.transform$"):
         getattr(trainer(), run)(module, datamodule=Sentences(), verbose=False)
+
+
+def test_more_tokens_are_masked_than_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are neither targets nor special, a share of them, the same for the same batch of the same seed alone."""
+    vocabulary = Vocabulary(mask=4, pad=0, unknown=1, untouched=(2, 3), replacements=np.arange(5, 60))
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(60, (50, 40), generator=generator)
+    targets = torch.rand(ids.shape, generator=generator) < 0.15
+
+    def masked(share: float, number: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        trainer = SimpleNamespace(
+            datamodule=SimpleNamespace(vocabulary=vocabulary), fit_loop=SimpleNamespace(total_batch_idx=number)
+        )
+        monkeypatch.setattr(MaskedLanguageModel, "trainer", trainer)
+        module = MaskedLanguageModel(tiny(), tiny(), LossWeights(logits=1.0), more_masked=share, seed=seed)
+        return module.mask_more(ids, targets)
+
+    same, kept = masked(0.0, 0)
+    assert torch.equal(same, ids)
+    assert torch.equal(kept, targets)
+    found, kept = masked(0.3, 7)
+    chosen = kept & ~targets
+    assert kept[targets].all()
+    assert not torch.isin(ids[chosen], torch.tensor([0, 2, 3, 4])).any()
+    assert torch.equal(found, torch.where(chosen, 4, ids))
+    free = ~targets & ~torch.isin(ids, torch.tensor([0, 2, 3, 4]))
+    assert chosen.sum() / free.sum() == pytest.approx(0.3, abs=0.05)
+    assert torch.equal(masked(0.3, 7)[1], kept)
+    assert not torch.equal(masked(0.3, 8)[1], kept)
+    assert not torch.equal(masked(0.3, 7, seed=1)[1], kept)
+    assert masked(1.0, 7)[1].sum() == (free | targets).sum()

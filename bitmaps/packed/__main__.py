@@ -33,7 +33,7 @@ def pack(run: Path, to: Path, embeddings: str | None, head: str | None) -> None:
         raise InputError(f"{source} is packed already")
     model = checkpoint.load(source)
     folder.save(model, to, tokenizer_of(str(source)), embeddings, head)  # type: ignore[arg-type]
-    before = (source / folder.FILE).stat().st_size
+    before = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     after = (to / folder.FILE).stat().st_size
     print(f"{to}: {after / 2**20:.2f} MiB, 1/{before / after:.1f} of {source}")
 
@@ -43,6 +43,10 @@ def to_float(packed: Path, to: Path) -> None:
         raise InputError(f"{packed} is not a packed folder")
     if to.exists():
         raise InputError(f"{to} is there already: choose another folder")
+    try:
+        to.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{to} cannot be made: {error}") from error
     checkpoint.save(folder.to_float(folder.load(packed, "f32")), to)
     tokenizer_of(str(packed)).save_pretrained(to)
     print(f"{to}: an ordinary checkpoint, {(to / folder.FILE).stat().st_size / 2**20:.2f} MiB")

@@ -17,10 +17,11 @@ from transformers import PreTrainedTokenizerBase
 
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.bert.checkpoint import hugging_face_name
+from bitmaps.binary.rounding import BITS, Stored
 from bitmaps.errors import InputError
 from bitmaps.packed.layers import PackedAttention, PackedEmbedding, PackedFeedForward, PackedLinear
 from bitmaps.packed.native import Act
-from bitmaps.packed.weights import Kind, PackedWeight
+from bitmaps.packed.weights import PackedWeight
 
 FORMAT, VERSION = "bitmaps", "1"
 MODEL_TYPE = (
@@ -40,22 +41,34 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def pack_model(
-    model: Bert, embeddings: Kind | None = None, head: Kind | None = None
+    model: Bert, embeddings: Stored | None = None, head: Stored | None = None
 ) -> dict[str, PackedWeight | Tensor]:
     """Every parameter of a model as it is to be stored: a ``PackedWeight`` where few bits give it back, else the fp32 tensor.
 
     Args:
-        embeddings, head: what to round word, position and type tables, and the head's transform, to, where they are not in fewer
-            bits as they are. ``None``: nothing is rounded.
+        embeddings, head: what to round word, position and type tables (and a decoder of its own), and the head's transform, to,
+            where they are not in fewer bits as they are. ``None``: nothing is rounded.
+
+    Raises:
+        InputError: for a weight that is not finite, or would not be.
     """
     parts: dict[str, PackedWeight | Tensor] = {}
     for name, parameter in model.named_parameters():
         weight = parameter.detach().cpu().float()
-        of_tables, of_head = name.startswith("embeddings."), name.startswith("head.transform.")
+        if not weight.isfinite().all():
+            raise InputError(f"{name} holds a number that is not finite")
+        of_tables = name.startswith(("embeddings.", "head.decoder."))
+        of_head = name.startswith("head.transform.")
         packed = PackedWeight.exactly(weight, name == "embeddings.word.weight") if weight.ndim == 2 else None
         asked = embeddings if of_tables else head if of_head else None
-        if weight.ndim == 2 and asked is not None and (packed is None or packed.kind == "fp16"):
+        if (
+            weight.ndim == 2
+            and asked is not None
+            and BITS[asked] < (32 if packed is None else BITS.get(packed.kind, 1))
+        ):
             packed = PackedWeight.rounded(weight, asked)
+            if not packed.data.isfinite().all():
+                raise InputError(f"{name} holds a number that {asked} does not")
         parts[name] = weight if packed is None or packed.nbytes >= weight.nbytes else packed
     return parts
 
@@ -82,8 +95,8 @@ def save(
     model: Bert,
     folder: Path,
     tokenizer: PreTrainedTokenizerBase,
-    embeddings: Kind | None = None,
-    head: Kind | None = None,
+    embeddings: Stored | None = None,
+    head: Stored | None = None,
 ) -> None:
     """Write a model of effective weights as a packed folder, all of it or nothing.
 
@@ -102,7 +115,10 @@ def save(
             shapes[name] = list(part.shape)
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    try:
+        draft.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error}") from error
     words = parts["embeddings.word.weight"]
     config = model.config.to_dict() | {"model_type": MODEL_TYPE, "architectures": ["bitmaps.packed"]}
     if model.config.bitmaps is not None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,9 +32,9 @@ class HasMatrices(nn.Module):
         raise NotImplementedError
 
     def packed(self) -> Packed:
-        if self._packed is None:
-            matrices = self.matrices()
-            self._packed = Packed([matrix.part() for matrix in matrices], matrices[0].in_features)
+        parts = [matrix.part() for matrix in self.matrices()]
+        if self._packed is None or not self._packed.points_to(parts):
+            self._packed = Packed(parts, self.matrices()[0].in_features)
         return self._packed
 
     def products(self, x: Tensor, act: Act) -> list[Tensor]:
@@ -43,10 +42,6 @@ class HasMatrices(nn.Module):
             lists = map(list, zip(*(matrix.part() for matrix in self.matrices()), strict=True))
             return operations.binary_linears(x, *lists, act)
         return operations.linears(x, self.packed(), act)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._packed = None  # the tensors move
-        return super()._apply(fn, recurse)
 
 
 class PackedLinear(HasMatrices):

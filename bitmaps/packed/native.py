@@ -142,6 +142,7 @@ class Packed:
                     )
             if low is not None and not bits:
                 raise ValueError("int8 weights have no low value")
+        self.given = list(parts)
         self.k, self.sizes = k, [len(weight) for weight, *_ in parts]
         kinds = [int(weight.dtype == torch.int8) for weight, *_ in parts]
         self.has_bytes = any(kinds)
@@ -151,8 +152,13 @@ class Packed:
             *(Matrix(*pointer, n, k, kind) for pointer, n, kind in zip(pointers, self.sizes, kinds, strict=True))
         )
 
+    def points_to(self, parts: Sequence[Part]) -> bool:
+        """Whether it was made of these very tensors, which may have been replaced since."""
+        mine = (tensor for part in self.given for tensor in part)
+        return all(a is b for a, b in zip(mine, (tensor for part in parts for tensor in part), strict=True))
+
     def __reduce__(self) -> tuple[type[Packed], tuple[object, ...]]:
-        return Packed, (self.tensors, self.k)  # a copy points to its own tensors
+        return Packed, (self.given, self.k)  # a copy points to its own tensors
 
 
 def run_linears(found: Kernels, packed: Packed, x: Tensor, act: Act) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitmaps.binary.quantize import rank_one
-from bitmaps.binary.rounding import BITS
+from bitmaps.binary.rounding import BITS, Stored
 from bitmaps.packed.operations import pack, unpack
 
 Kind = Literal["bit", "int8", "int4", "fp16"]
@@ -100,16 +100,22 @@ class PackedWeight(nn.Module):
                 high = torch.where(most == 0, least, most)
                 return cls("bit", columns, pack(weight != 0), high, torch.zeros_like(high))
             return cls("bit", columns, pack(weight == most[:, None]), most, least)
-        if not (is_rank_one(weight[:64]) and is_rank_one(weight)):  # most matrices are not, which a few rows show
+        if (weight == 0).any():  # {0, 1}: a learned scale may have become negative, and its row with it
+            sign = torch.where((weight < 0).any(-1, keepdim=True), -1.0, 1.0)
+            weight = weight * sign
+            if not (is_rank_one(weight[:64]) and is_rank_one(weight)):  # most are not, which a few rows show
+                return None
+            row, column = rank_one(weight, "01")
+            high = (row * sign)[:, 0].contiguous()
+            return cls("bit", columns, pack(weight > 0), high, torch.zeros_like(high), column)
+        if not (is_rank_one(weight[:64]) and is_rank_one(weight)):
             return None
-        signed = bool((weight < 0).any())
-        row, column = rank_one(weight, "pm1" if signed else "01")
-        low = None if signed else torch.zeros_like(row[:, 0])
-        return cls("bit", columns, pack(weight > 0), row[:, 0].contiguous(), low, column)
+        row, column = rank_one(weight, "pm1")
+        return cls("bit", columns, pack(weight > 0), row[:, 0].contiguous(), None, column)
 
     @classmethod
     @torch.no_grad()
-    def rounded(cls, weight: Tensor, kind: Kind) -> PackedWeight:
+    def rounded(cls, weight: Tensor, kind: Stored) -> PackedWeight:
         """The matrix in fp16, or in rows of int8 or int4 (``bitmaps.binary.rounding.rounded``)."""
         if kind == "fp16":
             return cls(kind, weight.shape[1], weight.half())
