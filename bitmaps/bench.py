@@ -54,7 +54,7 @@ SHAPES = {
 }
 MATRICES = ((768, 768), (3072, 768), (768, 3072))  # outputs, inputs
 TOKENS = {True: (1, 64, 1024), False: (1, 8, 64, 512, 8192)}  # quick or not
-BATCHES = {True: (1, 32), False: (1, 32, 128)}
+BATCHES = {True: (1, 8), False: (1, 32, 128)}
 AVX2 = {  # what restricts torch, and the libraries that it calls, to AVX2
     "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", native.VARIABLE: "avx2",
 }  # fmt: skip

@@ -308,8 +308,6 @@ def check(config: Train | Evaluate) -> None:
         share = config.loss.more_masked
         if not 0 <= share <= 1:
             raise InputError(f"loss.more_masked={share} is no share; valid are 0 to 1")
-        if share and not any(weight for name, weight in weights.items() if name != "cross_entropy"):
-            raise InputError(f"loss.more_masked={share} masks tokens to be distilled, but no part of loss distils")
         if not any(weights.values()):
             raise InputError("all parts of loss weigh 0; one at least must weigh more")
         if config.binarize.components and config.binarize.scope is not Scope.matrices:

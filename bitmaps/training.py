@@ -148,7 +148,7 @@ class MaskedLanguageModel(LightningModule):
         optimizer: takes the parameters.
         schedule: takes the optimizer; stepped once a training step. ``None``: a constant rate.
         more_masked: the share of the pieces that are no targets which are masked all the same: what the teacher predicts there is
-            more to distil from each sentence.
+            more to distil from each sentence. Without a teacher nothing is.
         seed: of ``more_masked``.
         sentences: how many there are, to leave ``sentence_sums`` for each (``SentenceSums``) when the model is scored; or 0.
     """
@@ -170,7 +170,7 @@ class MaskedLanguageModel(LightningModule):
         if self.loss.distill and teacher is None:
             raise ValueError("distillation needs a teacher")
         self._teacher = (teacher.eval().requires_grad_(False),) if teacher is not None and self.loss.distill else ()
-        self.more_masked, self.seed = more_masked, seed
+        self.more_masked, self.seed = more_masked if self._teacher else 0.0, seed
         self.optimizer, self.schedule = optimizer, schedule
         self.scores = MetricCollection(
             {"cross_entropy": MaskedCrossEntropy(), "accuracy": MaskedAccuracy(), "mrr": MaskedMRR()},

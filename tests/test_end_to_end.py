@@ -36,6 +36,10 @@ def test_the_default_training_keeps_nine_tenths_of_the_accuracy_in_one_bit(tmp_p
     assert trained["accuracy"] >= 0.9 * before["accuracy"]
     assert naive["accuracy"] < 0.1 * before["accuracy"]
     assert trained["memory_mib"] < 0.75 * before["memory_mib"]
+    packed = tmp_path / "packed"
+    run("evaluate.py", f"checkpoint={folder}/packed", "measure=none", "references=false", f"hydra.run.dir={packed}")
+    assert rows(packed)["packed"]["accuracy"] == pytest.approx(trained["accuracy"], abs=0.01)
+    assert (folder / "packed" / "model.safetensors").stat().st_size < 0.75 * before["memory_mib"] * 2**20
 
 
 def test_the_naive_sweep_prints_its_table(tmp_path):
@@ -93,7 +97,9 @@ def test_a_wheel_carries_the_configuration_and_the_adapter(tmp_path):
 def test_the_quick_bench_measures_every_row(tmp_path):
     run("-m", "bitmaps.bench", "--quick", "--rounds", "1", "--output", tmp_path / "bench.json")
     content = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
-    assert {row["contender"] for row in content["rows"]} == {"A/A", "our step", "our step, layers binarized"}
+    wanted = {"A/A", "our step", "our step, layers binarized", "torch int8 dynamic", "fair fp32"}
+    wanted |= {f"one bit, {act}" for act in ("f32", "a16", "a8", "a1")}
+    assert {row["contender"] for row in content["rows"]} >= wanted
     assert all(row["median"] > 0 for row in content["rows"])
 
 

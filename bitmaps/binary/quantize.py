@@ -84,15 +84,18 @@ def rank_one(weight: Tensor, values: Values) -> tuple[Tensor, Tensor]:
     least squares.
 
     Each is the solution given the other, in turn. For {-1,1} that is the power iteration for the first singular vectors of |W|
-    (Xu et al. 2024, OneBit, proposition 1), which for weights that are not all but separable settles within a few rounds.
+    (Xu et al. 2024, OneBit, proposition 1), which settles within a few rounds; {0,1} takes some dozens.
     """
     unit = units(weight, values).double().flatten(0, -2)
     along, covered = weight.double().flatten(0, -2) * unit, unit.square()
     v = torch.ones_like(along[0])
-    for _ in range(20):
+    for _ in range(100):
+        before = v
         u = along @ v / (covered @ v.square()).clamp(min=TINY)
         v = u @ along / (u.square() @ covered).clamp(min=TINY)
         v = v / v.mean().clamp(min=TINY)
+        if (v - before).abs().max() < 1e-10:
+            break
     u = along @ v / (covered @ v.square()).clamp(min=TINY)
     return u.reshape(*weight.shape[:-1], 1).to(weight.dtype), v.to(weight.dtype)
 

@@ -43,11 +43,12 @@ def to_float(packed: Path, to: Path) -> None:
         raise InputError(f"{packed} is not a packed folder")
     if to.exists():
         raise InputError(f"{to} is there already: choose another folder")
+    model = folder.to_float(folder.load(packed, "f32"))
     try:
         to.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"{to} cannot be made: {error}") from error
-    checkpoint.save(folder.to_float(folder.load(packed, "f32")), to)
+    checkpoint.save(model, to)
     tokenizer_of(str(packed)).save_pretrained(to)
     print(f"{to}: an ordinary checkpoint, {(to / folder.FILE).stat().st_size / 2**20:.2f} MiB")
 

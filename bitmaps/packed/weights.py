@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitmaps.binary.quantize import rank_one
+from bitmaps.binary.quantize import Values, rank_one
 from bitmaps.binary.rounding import BITS, Stored
 from bitmaps.packed.operations import pack, unpack
 
@@ -26,9 +26,18 @@ def numbers_per_row(weight: Tensor) -> int | None:
     return 1 if ((low == -high) | (low == 0) | (high == 0) | (low == high)).all() else 2
 
 
+def rank_one_form(weight: Tensor) -> tuple[Tensor, Values]:
+    """What ``rank_one`` takes, and the values that it is of. Zeros tell {0,1}, where a learned scale may have become negative, and
+    its row with it: the row's sign is taken off."""
+    if not (weight == 0).any():
+        return weight, "pm1"
+    return torch.where((weight < 0).any(-1, keepdim=True), -weight, weight), "01"
+
+
 def is_rank_one(weight: Tensor) -> bool:
-    """Whether the magnitudes of a matrix, or where none is negative those that are not 0, are a number a row times one a column."""
-    row, column = rank_one(weight, "01" if bool((weight >= 0).all()) else "pm1")
+    """Whether the magnitudes of a matrix, or if there are zeros those that are not 0, are a number a row times one a column."""
+    weight, values = rank_one_form(weight)
+    row, column = rank_one(weight, values)
     return torch.allclose(torch.where(weight != 0, (row * column).abs(), 0.0), weight.abs(), rtol=1e-5, atol=0)
 
 
@@ -100,18 +109,14 @@ class PackedWeight(nn.Module):
                 high = torch.where(most == 0, least, most)
                 return cls("bit", columns, pack(weight != 0), high, torch.zeros_like(high))
             return cls("bit", columns, pack(weight == most[:, None]), most, least)
-        if (weight == 0).any():  # {0, 1}: a learned scale may have become negative, and its row with it
-            sign = torch.where((weight < 0).any(-1, keepdim=True), -1.0, 1.0)
-            weight = weight * sign
-            if not (is_rank_one(weight[:64]) and is_rank_one(weight)):  # most are not, which a few rows show
-                return None
-            row, column = rank_one(weight, "01")
-            high = (row * sign)[:, 0].contiguous()
-            return cls("bit", columns, pack(weight > 0), high, torch.zeros_like(high), column)
-        if not (is_rank_one(weight[:64]) and is_rank_one(weight)):
+        if not (is_rank_one(weight[:64]) and is_rank_one(weight)):  # most matrices are not, which a few rows show
             return None
-        row, column = rank_one(weight, "pm1")
-        return cls("bit", columns, pack(weight > 0), row[:, 0].contiguous(), None, column)
+        form, values = rank_one_form(weight)
+        row, column = rank_one(form, values)
+        if values == "pm1":
+            return cls("bit", columns, pack(form > 0), row[:, 0].contiguous(), None, column)
+        high = torch.where((weight < 0).any(-1), -row[:, 0], row[:, 0])
+        return cls("bit", columns, pack(form > 0), high, torch.zeros_like(high), column)
 
     @classmethod
     @torch.no_grad()
