@@ -84,16 +84,20 @@ def compare(part: str, what: str, peer: str, runs: dict[str, Run], rounds: int) 
     runs = runs | {"A/A": runs[peer]}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     calls = dict.fromkeys(names, 1)
-    for number in range(-2, rounds):
+
+    def timed(name: str) -> float:
+        start = time.perf_counter()
+        for _ in range(calls[name]):
+            runs[name]()
+        return time.perf_counter() - start
+
+    for name in names:
+        timed(name)
+        while timed(name) < LEAST:
+            calls[name] *= 2
+    for number in range(rounds):
         for name in np.roll(names, number).tolist():
-            start = time.perf_counter()
-            for _ in range(calls[name]):
-                runs[name]()
-            took = (time.perf_counter() - start) / calls[name]
-            if number == -1:
-                calls[name] = max(1, round(LEAST / took))
-            elif number >= 0:
-                seconds[name].append(took)
+            seconds[name].append(timed(name) / calls[name])
     times = {name: np.array(values) for name, values in seconds.items()}
     for name in names[1:]:
         lower, median, upper = np.percentile(times[peer] / times[name], (25, 50, 75))
