@@ -106,6 +106,18 @@ def test_transformers_interface_gives_the_same_logits(kind: str, folders: dict[s
     assert torch.equal(theirs(input_ids=ids, attention_mask=mask, return_dict=True).logits, found(ids, mask))
 
 
+def test_transformers_knows_a_packed_folder_and_has_no_model_for_it(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned: list[object] = []
+    monkeypatch.setattr(transformers.configuration_utils.logger, "warning", lambda *said: warned.append(said))
+    assert transformers.AutoTokenizer.from_pretrained(folders["packed"]).tokenize("the cat") == ["the", "cat"]
+    assert not warned
+    assert transformers.AutoConfig.from_pretrained(folders["packed"]).model_type == "bitmaps"
+    with pytest.raises(ValueError, match="PackedConfig"):
+        transformers.AutoModelForMaskedLM.from_pretrained(folders["packed"])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pipeline_fills_the_mask(kind: str, folders: dict[str, Path]) -> None:
     found = bitmaps.load(folders[kind])

@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import BertConfig as TransformersConfig
 
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.bert.checkpoint import hugging_face_name
@@ -24,11 +25,18 @@ from bitmaps.packed.native import Act
 from bitmaps.packed.weights import PackedWeight
 
 FORMAT, VERSION = "bitmaps", "1"
-MODEL_TYPE = (
-    "bitmaps"  # in config.json: transformers says that it does not know it, instead of starting with random weights
-)
 FILE = "model.safetensors"
 DTYPES = {"bit": torch.uint8, "int8": torch.int8, "int4": torch.uint8, "fp16": torch.float16}
+
+
+class PackedConfig(TransformersConfig):
+    """What ``transformers`` takes ``config.json`` for. Its tokenizers open in a packed folder; of a model it says that there is
+    none for this configuration, instead of starting with random weights."""
+
+    model_type = "bitmaps"
+
+
+AutoConfig.register(PackedConfig.model_type, PackedConfig, exist_ok=True)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -120,7 +128,7 @@ def save(
     except OSError as error:
         raise InputError(f"{folder} cannot be made: {error}") from error
     words = parts["embeddings.word.weight"]
-    config = model.config.to_dict() | {"model_type": MODEL_TYPE, "architectures": ["bitmaps.packed"]}
+    config = model.config.to_dict() | {"model_type": PackedConfig.model_type, "architectures": ["bitmaps.packed"]}
     if model.config.bitmaps is not None:
         config["bitmaps"] = model.config.bitmaps | {
             "embeddings": words.kind if isinstance(words, PackedWeight) else "fp32"
@@ -138,7 +146,7 @@ def is_packed(folder: Path) -> bool:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
+    return isinstance(config, dict) and config.get("model_type") == PackedConfig.model_type
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
