@@ -23,12 +23,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bitmaps.config import Devices, Evaluate, Train, check, conf_dir
 from bitmaps.errors import InputError
-from bitmaps.runs import Row, RunFolder, commit, read_metrics, read_rows, read_sentences, versions
+from bitmaps.runs import Row, RunFolder, commit, read_analyses, read_metrics, read_rows, read_sentences, versions
 
 log = logging.getLogger(__name__)
 
 SWEEPS: list[Path] = []  # the folder of the sweep that has ended, if this command was one
-RESUMABLE = ("trainer", "callbacks", "logger", "measure")  # what may differ from the run that is resumed
+RESUMABLE = (
+    "trainer",
+    "callbacks",
+    "logger",
+    "measure",
+    "analysis",
+    "text",
+)  # what may differ from the run that is resumed
 OF_THE_CHECKPOINT = ("model", "binarize", "values", "scale")  # what a trained run decides
 
 
@@ -54,13 +61,15 @@ def main(command: str) -> None:
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(lambda cfg: run(command, cfg))()
     while SWEEPS:
-        from bitmaps.report import collect, print_table, write_report
+        from bitmaps.report import table
+        from bitmaps.report.page import write_page
 
         sweep = SWEEPS.pop()
-        rows = collect(sorted((f for f in sweep.iterdir() if f.is_dir()), key=lambda f: (len(f.name), f.name)))
-        write_report(rows, sweep)
-        print_table(rows)
-        print(f"{sweep}: results.csv, results.md, results.png")
+        rows = table.collect(table.run_folders(sweep))
+        table.write(rows, sweep)
+        write_page(rows, sweep / "results.html")
+        table.print_table(rows)
+        print(f"{sweep}: results.html, results.csv, results.md, results.png")
         if any(row["status"] != "ok" for row in rows):
             sys.exit(1)
 
@@ -77,7 +86,7 @@ def run(command: str, cfg: DictConfig) -> None:
     )  # takes seconds: not before Hydra has found what is mistyped
 
     from bitmaps.jobs import Evaluation, Training
-    from bitmaps.report import print_table
+    from bitmaps.report.table import print_analyses, print_sentences, print_table
     from bitmaps.tracking import tracking
 
     hydra_config = HydraConfig.get()
@@ -111,9 +120,14 @@ def run(command: str, cfg: DictConfig) -> None:
         with tracking(config.logger, folder.path, facts, group=folder.path.parent.name if in_sweep else None) as track:
             rows = read_rows(twin) if twin else job.run(folder.path, facts, track.logger)
             track.summarize(rows[-1])
-        folder.finish(rows, read_sentences(twin) if twin else job.sentences)
+        analyses = read_analyses(twin) if twin else job.analyses
+        folder.finish(rows, read_sentences(twin) if twin else job.sentences, analyses)
         if folder.writes and not in_sweep:
             print_table([{"status": "ok"} | row for row in rows])
+            if config.analysis:
+                print_analyses(analyses)
+            if config.analysis or config.text is not None:
+                print_sentences(analyses, None if config.analysis else 1)
             print(f"{folder.path}: metrics.json")
     except (InputError, OmegaConfBaseException) as error:
         if in_sweep and not folder.claimed:  # so that the sweep's table has a row for it

@@ -161,6 +161,8 @@ class Common:
     mask_seed: int = 481
     mask_sets: int = 1
     references: bool = True
+    analysis: bool = False
+    text: str | None = None
 
     def component_names(self) -> list[str]:
         return [component.name for component in self.binarize.components]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning import Trainer
 from torch import Tensor
 
+from bitmaps.analysis import Predicted
 from bitmaps.bert import Bert
 from bitmaps.data.module import MaskedSentences
 from bitmaps.measure import Timed, inference_time, memory_mib, resident_mib
@@ -15,20 +17,29 @@ from bitmaps.runs import SCORES, Row, perplexity
 from bitmaps.training import MaskedLanguageModel
 
 
-def evaluate(
-    model: Bert, data: MaskedSentences, split: str, timed: Timed, devices: dict[str, Any]
-) -> tuple[Row, Tensor]:
+@dataclass(frozen=True)
+class Evaluated:
+    """How a model came out.
+
+    Attributes:
+        row: cross_entropy (nats), perplexity, accuracy, mrr and masked_tokens; the same without [UNK] targets as ``known``;
+            inference_ms and inference_masked_ms a sequence and the repeats they are medians of; memory_mib (pseudo) and
+            resident_mib; device, threads and the dtype that was timed (scores are in fp32).
+        sentence_sums: of each sentence (``SentenceSums``).
+        predicted: for each masked token.
+    """
+
+    row: Row
+    sentence_sums: Tensor
+    predicted: Predicted
+
+
+def evaluate(model: Bert, data: MaskedSentences, split: str, timed: Timed, devices: dict[str, Any]) -> Evaluated:
     """Score a model on a split and measure it.
 
     Args:
         split: ``validation`` or ``test``.
         devices: arguments of ``lightning.Trainer`` that say where, such as accelerator and precision.
-
-    Returns:
-        cross_entropy (nats), perplexity, accuracy, mrr and masked_tokens; the same without [UNK] targets as ``known``;
-        inference_ms and inference_masked_ms a sequence and the repeats they are medians of; memory_mib (pseudo) and
-        resident_mib; device, threads and the dtype that was timed (scores are in fp32). And the sums of each sentence
-        (``SentenceSums``).
 
     Raises:
         FloatingPointError: when the model makes NaN or infinite logits, naming the module that made them first.
@@ -41,6 +52,7 @@ def evaluate(
     run(module, datamodule=data, verbose=False)
     results = module.results
     assert module.sentence_sums is not None
+    assert module.predicted is not None
     timer = Trainer(**devices, **quiet)
     model.to(timer.strategy.root_device)
     full, at_masks = None, None
@@ -68,7 +80,7 @@ def evaluate(
         "threads": torch.get_num_threads(),
         "dtype": str(timer.precision),
     }
-    return row, module.sentence_sums
+    return Evaluated(row, module.sentence_sums, module.predicted)
 
 
 def device_name(device: torch.device) -> str:

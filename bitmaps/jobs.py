@@ -24,6 +24,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 
 from bitmaps import ADAPTERS
 from bitmaps import config as schema
+from bitmaps.analysis import analyse, chosen_sentences, fill, sentence_of
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.bert.checkpoint import check_sha256, load, locate, save
 from bitmaps.binary.calibrate import calibrate
@@ -111,6 +112,7 @@ class Job:
         data, self.config = config.data, config
         self.split, self.timed = data.split.name, Timed(**asdict(config.measure))
         self.sentences: dict[str, torch.Tensor] = {}  # the kind of a row -> SentenceSums
+        self.analyses: dict[str, dict[str, Any]] = {}  # the kind of a row -> what it predicts, of which `shown` in full
         self.devices = {
             f: getattr(devices, f) for f in ("accelerator", "devices", "num_nodes", "strategy", "precision")
         }
@@ -133,14 +135,23 @@ class Job:
             mask_seed=config.mask_seed,
             mask_sets=config.mask_sets,
         )
+        self.tokenizer = tokenizer_of(self.pretrained.tokenizer)
+        own, positions = config.text, self.pretrained.shape.max_position_embeddings
+        self.shown = [] if own is None else [sentence_of(own, self.tokenizer, positions)]
         for split in {*splits, self.split}:  # what is wrong with the text is found before a model is read
             self.data.read(split)
+        self.shown += chosen_sentences(self.data.masked(self.split), config.mask_seed)
 
     def row(self, model: Bert, facts: Row, **changed: Any) -> Row:
-        """One row: what was run, and how it came out. What each sentence came to is kept in ``sentences``."""
+        """One row: what was run, and how it came out. What each sentence came to is kept in ``sentences``, what is predicted in
+        ``analyses``."""
         facts = facts | changed
-        scores, self.sentences[facts["row"]] = evaluate(model, self.data, self.split, self.timed, self.devices)
-        return facts | scores
+        kind = facts["row"]
+        evaluated = evaluate(model, self.data, self.split, self.timed, self.devices)
+        self.sentences[kind] = evaluated.sentence_sums
+        self.analyses[kind] = analyse(evaluated.predicted, self.tokenizer, self.data.occurrences(self.split))
+        self.analyses[kind]["sentences"] = fill(model, self.shown, self.tokenizer)
+        return facts | evaluated.row
 
     def calibrate(self, model: Bert, already: bool = False) -> int:
         """Fit a binarized model to the original, unless it is already, on sentences of the train split; gives how many."""
@@ -291,16 +302,15 @@ class Training(Job):
             "steps", "seed",
         )  # fmt: skip
         model.config = replace(model.config, bitmaps={name: facts[name] for name in kept})
-        tokenizer = tokenizer_of(self.pretrained.tokenizer)
         draft = folder / "model.draft"
         shutil.rmtree(draft, ignore_errors=True)
         save(model, draft)
-        tokenizer.save_pretrained(draft)
+        self.tokenizer.save_pretrained(draft)
         drafts = {folder / "model": draft}
         if self.config.packed and (facts["components"] != "none" or facts["embeddings"] != "fp32"):
             drafts[folder / "packed"] = folder / "packed.draft"
             shutil.rmtree(folder / "packed.draft", ignore_errors=True)
-            packed.save(model, folder / "packed.draft", tokenizer)
+            packed.save(model, folder / "packed.draft", self.tokenizer)
         for final, draft in drafts.items():
             if final.exists():
                 shutil.rmtree(final)

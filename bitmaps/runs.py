@@ -103,10 +103,12 @@ class RunFolder:
         if self.claimed:
             write_json(self.path / "metrics.json", {"format": FORMAT} | state)
 
-    def finish(self, rows: list[Row], sentences: dict[str, Any]) -> None:
-        """Write the rows, of which the last is the run's own, and what the sentences came to: one array a kind of row."""
+    def finish(self, rows: list[Row], sentences: dict[str, Any], analyses: dict[str, Any]) -> None:
+        """Write the rows, of which the last is the run's own, what the sentences came to, one array a kind of row, and what is
+        predicted, one object a kind of row."""
         if self.claimed:
             write_json(self.path / "rows.json", rows)
+            write_json(self.path / "analysis.json", analyses)
             np.savez_compressed(self.path / "sentences.npz", **sentences)
         self.write({"status": "ok", "error": None} | rows[-1])
 
@@ -147,6 +149,16 @@ def read_rows(folder: Path) -> list[Row]:
     """
     rows: list[Row] = read_json(folder / "rows.json")
     return rows
+
+
+def read_analyses(folder: Path) -> dict[str, Any]:
+    """What a run that ended well predicts: the kind of a row -> its error analysis (``bitmaps.analysis.analyse``).
+
+    Raises:
+        InputError: when ``analysis.json`` is missing or not JSON.
+    """
+    analyses: dict[str, Any] = read_json(folder / "analysis.json")
+    return analyses
 
 
 def read_sentences(folder: Path) -> dict[str, NDArray[Any]]:

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection, SumMetric
 
+from bitmaps.analysis import Predicted, Predictions
 from bitmaps.bert import Bert
 from bitmaps.bert.encoder import Layer
 from bitmaps.data.module import Batch
@@ -150,7 +151,8 @@ class MaskedLanguageModel(LightningModule):
         more_masked: the share of the pieces that are no targets which are masked all the same: what the teacher predicts there is
             more to distil from each sentence. Without a teacher nothing is.
         seed: of ``more_masked``.
-        sentences: how many there are, to leave ``sentence_sums`` for each (``SentenceSums``) when the model is scored; or 0.
+        sentences: how many there are, to leave what each came to (``sentence_sums``) and what is predicted for each masked token
+            (``predicted``) when the model is scored; or 0.
     """
 
     def __init__(
@@ -179,7 +181,9 @@ class MaskedLanguageModel(LightningModule):
         self.unknown_scores = self.scores.clone()  # of the targets that the tokenizer does not know
         self.masked_tokens, self.unknown_tokens = SumMetric(), SumMetric()
         self.by_sentence = SentenceSums(sentences) if sentences else None
+        self.predictions = Predictions() if sentences else None
         self.sentence_sums: Tensor | None = None
+        self.predicted: Predicted | None = None
         self.results: dict[str, float] = {}
 
     def configure_optimizers(self) -> Any:
@@ -252,6 +256,8 @@ class MaskedLanguageModel(LightningModule):
         self.unknown_tokens.update(int(unknown.sum()))
         if self.by_sentence is not None:
             self.by_sentence.update(logits, labels, batch["sentences"][:, None].expand_as(kept)[kept])
+        if self.predictions is not None:
+            self.predictions.update(logits, labels, batch["input_ids"][kept])
 
     def on_validation_epoch_end(self) -> None:
         """Leaves ``results``, at full precision: the scores and, prefixed ``known_``, those without [UNK] targets."""
@@ -267,6 +273,9 @@ class MaskedLanguageModel(LightningModule):
         if self.by_sentence is not None:
             self.sentence_sums = self.by_sentence.compute().cpu()
             self.by_sentence.reset()
+        if self.predictions is not None:
+            self.predicted = self.predictions.compute()
+            self.predictions.reset()
         for metric in (self.scores, self.unknown_scores, self.masked_tokens, self.unknown_tokens):
             metric.reset()
         if self.trainer.state.fn is not TrainerFn.FITTING:

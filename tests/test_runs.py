@@ -17,6 +17,7 @@ from bitmaps.runs import Row, RunFolder, commit, perplexity, read_metrics, read_
 FACTS: Row = {"model": "minilm", "components": "ffnn", "seed": 0}
 ROWS: list[Row] = [{**FACTS, "row": "unbinarized", "accuracy": 0.5}, {**FACTS, "row": "naive", "accuracy": 0.25}]
 SENTENCES = {"unbinarized": torch.rand(3, 4, dtype=torch.float64), "naive": torch.zeros(3, 4, dtype=torch.float64)}
+ANALYSES = {"naive": {"verdict": "collapsed"}}
 
 
 def claimed(path: Path) -> RunFolder:
@@ -33,13 +34,13 @@ def test_a_claimed_folder_says_that_it_is_running(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_has_its_last_row_as_its_own(tmp_path: Path) -> None:
-    claimed(tmp_path).finish(ROWS, SENTENCES)
+    claimed(tmp_path).finish(ROWS, SENTENCES, ANALYSES)
     assert read_rows(tmp_path) == ROWS
     assert read_metrics(tmp_path) == {"format": 1, "status": "ok", "error": None, **ROWS[-1]}
 
 
 def test_a_finished_run_has_what_the_sentences_of_each_row_came_to(tmp_path: Path) -> None:
-    claimed(tmp_path).finish(ROWS, SENTENCES)
+    claimed(tmp_path).finish(ROWS, SENTENCES, ANALYSES)
     with np.load(tmp_path / "sentences.npz", allow_pickle=False) as found:
         assert set(found) == {"unbinarized", "naive"}
         for name, sums in SENTENCES.items():
@@ -63,8 +64,10 @@ def test_a_failed_run_says_why_beside_what_was_to_be_run(tmp_path: Path, error: 
 
 
 def test_nothing_is_left_beside_the_files_of_a_run(tmp_path: Path) -> None:
-    claimed(tmp_path).finish(ROWS, SENTENCES)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "metrics.json", "rows.json", "sentences.npz"}
+    claimed(tmp_path).finish(ROWS, SENTENCES, ANALYSES)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.yaml", "metrics.json", "rows.json", "sentences.npz", "analysis.json",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "metrics.json"])
@@ -75,7 +78,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path: Path, 
         folder.claim("new", FACTS)
     assert str(tmp_path) in str(caught.value)
     folder.fail(caught.value, FACTS)
-    folder.finish(ROWS, SENTENCES)
+    folder.finish(ROWS, SENTENCES, ANALYSES)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(file, "as it was")]
 
 
@@ -95,7 +98,7 @@ def test_a_run_may_be_resumed(tmp_path: Path) -> None:
 def test_a_process_that_does_not_write_leaves_no_trace(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", writes=False)
     folder.claim("seed: 0\n", FACTS)
-    folder.finish(ROWS, SENTENCES)
+    folder.finish(ROWS, SENTENCES, ANALYSES)
     folder.fail(RuntimeError(), FACTS)
     assert not folder.claimed
     assert not list(tmp_path.iterdir())
@@ -110,7 +113,7 @@ def test_a_process_that_does_not_write_minds_no_run_of_the_first(tmp_path: Path)
 def test_nan_is_never_written(tmp_path: Path, bad: float) -> None:
     folder = claimed(tmp_path)
     with pytest.raises(ValueError, match="JSON compliant"):
-        folder.finish([ROWS[0], ROWS[1] | {"known": {"accuracy": bad}}], SENTENCES)
+        folder.finish([ROWS[0], ROWS[1] | {"known": {"accuracy": bad}}], SENTENCES, ANALYSES)
     assert read_metrics(tmp_path)["status"] == "running"
     assert not (tmp_path / "rows.json").exists()
     assert not (tmp_path / "sentences.npz").exists()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -211,6 +212,11 @@ class MaskedSentences(LightningDataModule):
     def count(self, split: str) -> int:
         """Sentences in a split."""
         return len(tokenized(self.source, split, self.tokenizer_folder, self.length, self.limit))
+
+    def occurrences(self, split: str) -> NDArray[np.int64]:
+        """How often each piece of the tokenizer is in a split, (pieces,)."""
+        pieces = tokenized(self.source, split, self.tokenizer_folder, self.length, self.limit)
+        return np.bincount(np.concatenate(pieces), minlength=len(tokenizer_of(self.tokenizer_folder)))
 
     def masked(self, split: str) -> list[Example]:
         fitting = self.trainer is not None and self.trainer.state.fn is TrainerFn.FITTING

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from bitmaps.errors import InputError
-from bitmaps.report import COLUMNS, collect, draw, markdown, order, print_table, write_report
+from bitmaps.report.table import COLUMNS, collect, draw, markdown, order, print_table, write
 from bitmaps.runs import Row, RunFolder
 
 GROUPS = ["none", "all", "layers", "layers_except_attention", "layers_except_ffnn"]  # in the blog post's order
@@ -49,7 +49,7 @@ def row(components: str, values: str | None, kind: str = "naive", **more: Any) -
 def finished(path: Path, *rows: Row) -> Path:
     folder = RunFolder(path)
     folder.claim("", {})
-    folder.finish(list(rows), {})
+    folder.finish(list(rows), {}, {})
     return path
 
 
@@ -202,7 +202,7 @@ def test_an_error_cannot_break_the_markdown_table() -> None:
 def test_a_report_is_csv_markdown_and_a_picture(tmp_path: Path) -> None:
     (tmp_path / "report").mkdir()
     rows = collect(sweep(tmp_path))
-    write_report(rows, tmp_path / "report")
+    write(rows, tmp_path / "report")
     assert (tmp_path / "report" / "results.md").read_text() == markdown(rows)
     with (tmp_path / "report" / "results.csv").open(newline="") as file:
         read = list(csv.DictReader(file))
@@ -243,7 +243,7 @@ def test_rows_that_differ_in_the_seed_alone_have_bars_of_their_own(
 
 
 def test_nothing_is_drawn_when_every_run_failed(tmp_path: Path) -> None:
-    write_report([{"status": "failed", "error": "x"}], tmp_path)
+    write([{"status": "failed", "error": "x"}], tmp_path)
     assert not (tmp_path / "results.png").exists()
     assert "failed: x" in (tmp_path / "results.md").read_text()
 

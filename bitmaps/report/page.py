@@ -1,0 +1,275 @@
+"""``results.html``: what a set of runs came to, as one file that needs no network: the table, pictures, and what the models say."""
+
+from __future__ import annotations
+
+import csv
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import jinja2
+import vl_convert
+
+from bitmaps.errors import InputError
+from bitmaps.report.table import COLUMNS, cells, columns, label, notes, pooled, splits
+from bitmaps.runs import Row, read_analyses
+
+Points = list[dict[str, Any]]
+
+MEASURES = {
+    "cross_entropy": "cross entropy, nats",
+    "accuracy": "accuracy",
+    "mrr": "mean reciprocal rank, top 32",
+    "inference_ms": "milliseconds a sequence",
+    "memory_mib": "MiB (pseudo)",
+}
+CURVES = {
+    "val/cross_entropy": "cross entropy on validation text, nats",
+    "train/loss": "training loss",
+    "flips/all": "share of the signs that flip, a step",
+}
+
+
+def write_page(rows: list[Row], path: Path, title: str = "Binarized transformers, compared") -> None:
+    """Write the page of these rows, which ``table.collect`` gives."""
+    shown = pooled(rows)
+    names = columns(shown)
+    lines = []
+    for row, note in zip(shown, notes(shown), strict=True):
+        analysis, missing = analysis_of(row)
+        lines.append(
+            {
+                "row": row,
+                "label": label(row, names),
+                "cells": [
+                    {"text": text, "value": row.get(name) if form else None, "numeric": bool(form)}
+                    for text, (name, (_, form)) in zip(cells(row, names), names.items(), strict=True)
+                ],
+                "analysis": analysis,
+                "splits": list(splits(analysis)) if analysis else [],
+                "note": "; ".join(filter(None, (note, missing))),
+            }
+        )
+    charts = charts_of(lines)
+    page = template().render(
+        title=title,
+        headings=[{"text": heading, "numeric": bool(form)} for heading, form in names.values()],
+        lines=lines,
+        analysed=[line for line in lines if line["analysis"]],
+        sentences=sentences_of(lines),
+        charts=charts,
+        specs=json.dumps([spec for group in charts.values() for spec in group]).replace("<", "\\u003c"),
+        script=bundle() if any(charts.values()) else "",
+        runs=runs_of(rows),
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+@cache
+def template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("bitmaps.report", "")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("page.html")
+
+
+@cache
+def bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed, to be put into the page."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
+
+
+def analysis_of(row: Row) -> tuple[dict[str, Any] | None, str]:
+    """The error analysis of a row, or ``None`` and why there is none."""
+    if row["status"] != "ok":
+        return None, ""
+    try:
+        return read_analyses(Path(row["run"]))[row["row"]], ""
+    except (InputError, KeyError):
+        return None, "no error analysis in its folder: evaluate it again"
+
+
+def runs_of(rows: list[Row]) -> list[Row]:
+    """What made the rows: one line a run."""
+    return list({row["run"]: row for row in rows}.values())
+
+
+def sentences_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every sentence that some model was shown: its pieces, and what each model makes of each masked token."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        for sentence in line["analysis"]["sentences"] if line["analysis"] else ():
+            numbers = {masked["position"]: number for number, masked in enumerate(sentence["masked"], 1)}
+            key = json.dumps([sentence["pieces"], sorted(numbers)])
+            pieces = [
+                {
+                    "text": piece.removeprefix("##") if place else piece,
+                    "joined": place > 0 and piece.startswith("##"),
+                    "number": numbers.get(place),
+                }
+                for place, piece in enumerate(sentence["pieces"])
+            ]
+            trues = [masked["true"] for masked in sentence["masked"]]
+            same = found.setdefault(key, {"pieces": pieces, "trues": trues, "models": []})
+            guesses = [masked["predictions"] for masked in sentence["masked"]]
+            same["models"].append({"label": line["label"], "guesses": guesses})
+    return list(found.values())
+
+
+def charts_of(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The pictures of each section, as Vega-Lite specifications."""
+    done = [line for line in lines if line["row"]["status"] == "ok"]
+    sections: dict[str, list[Any]] = {
+        "quality": [quality(done)] if done else [],
+        "measures": [
+            bars(done, name, title)
+            for name, title in MEASURES.items()
+            if any(line["row"].get(name) is not None for line in done)
+        ],
+        "confidence": [confidences(line) for line in done if line["analysis"]],
+        "curves": curve_charts(done),
+    }
+    return {name: [finished(chart) for chart in charts] for name, charts in sections.items()}
+
+
+def finished(chart: Any) -> dict[str, Any]:
+    """Colours that are readable on a light page and on a dark one; what is text takes the page's own."""
+    quiet = {"gridColor": "#8883", "domainColor": "#888", "tickColor": "#888"}
+    chart = chart.configure(background="transparent").configure_view(stroke=None).configure_axis(**quiet)
+    return chart.to_dict()
+
+
+def pareto_front(points: Points) -> Points:
+    """Those that no other point is as good as in both size and cross entropy and better in one, the smallest first.
+
+    >>> [p["mib"] for p in pareto_front([{"mib": m, "ce": c} for m, c in [(1, 9), (2, 9), (2, 5), (4, 5), (4, 4)]])]
+    [1, 2, 4]
+    """
+    front: Points = []
+    for point in sorted(points, key=lambda point: (point["mib"], point["ce"])):
+        if not front or point["ce"] < front[-1]["ce"]:
+            front.append(point)
+    return front
+
+
+def quality(lines: list[dict[str, Any]]) -> Any:
+    """Size against cross entropy."""
+    points: Points = [
+        {
+            "mib": line["row"]["memory_mib"], "ce": line["row"]["cross_entropy"], "model": line["label"],
+            "kind": line["row"]["row"], "accuracy": line["row"]["accuracy"],
+        }
+        for line in lines
+    ]  # fmt: skip
+    x = alt.X("mib:Q", title="size in MiB (pseudo), log scale").scale(type="log", nice=False, padding=20)
+    y = alt.Y("ce:Q", title="cross entropy in nats, log scale").scale(type="log", nice=False, padding=20)
+    tooltip = [alt.Tooltip("model:N"), *(alt.Tooltip(f"{name}:Q", format=".4~f") for name in ("ce", "accuracy", "mib"))]
+    front = alt.Chart(alt.Data(values=pareto_front(points))).mark_line(
+        interpolate="step-after", strokeDash=[4, 4], color="#888"
+    )
+    dots = alt.Chart(alt.Data(values=points)).mark_point(size=90, filled=True, opacity=0.9)
+    color = alt.Color("kind:N", title=None).legend(orient="top").scale(scheme="tableau10")
+    shape = alt.Shape("kind:N", title=None)
+    description = f"Size against cross entropy of {len(points)} models; the dashed line is the Pareto front."
+    return alt.layer(
+        front.encode(x=x, y=y), dots.encode(x=x, y=y, color=color, shape=shape, tooltip=tooltip)
+    ).properties(width="container", height=320, description=description)
+
+
+def bars(lines: list[dict[str, Any]], name: str, title: str) -> Any:
+    """One measure, a bar a row, with the standard deviation over seeds where there are several."""
+    form = COLUMNS[name][1]
+    points: Points = [
+        {"model": line["label"], "value": value, "kind": line["row"]["row"], "low": value - spread, "high": value + spread}
+        for line in lines
+        if (value := line["row"].get(name)) is not None
+        for spread in [line["row"].get("deviation", {}).get(name, 0.0)]
+    ]  # fmt: skip
+    base = alt.Chart(alt.Data(values=points)).encode(y=alt.Y("model:N", title=None, sort=None).axis(labelLimit=190))
+    value = alt.X("value:Q", title=title)
+    tooltip = [alt.Tooltip("model:N"), alt.Tooltip("value:Q", title=title, format=form)]
+    color = alt.Color("kind:N", legend=None).scale(scheme="tableau10")
+    layers: list[Any] = [base.mark_bar().encode(x=value, color=color, tooltip=tooltip)]
+    if any(point["low"] < point["high"] for point in points):
+        layers.append(base.mark_rule().encode(x="low:Q", x2="high:Q"))
+    layers.append(base.mark_text(align="left", dx=4).encode(x=value, text=alt.Text("value:Q", format=form)))
+    description = f"{title}, a bar for each of {len(points)} models"
+    return alt.layer(*layers).properties(width="container", height=alt.Step(20), description=description)
+
+
+def confidences(line: dict[str, Any]) -> alt.Chart:
+    """How probable a model finds its own predictions: a share of the masked tokens for each of equal bins of 0 to 1."""
+    found = line["analysis"]["confidence"]
+    counts, total = found["histogram"], sum(found["histogram"])
+    width = 1 / len(counts)
+    points: Points = [
+        {"from": n * width, "to": (n + 1) * width, "share": count / total} for n, count in enumerate(counts)
+    ]
+    form = ".2f"
+    return (
+        alt.Chart(alt.Data(values=points), title=alt.TitleParams(line["label"], limit=230, fontSize=11))
+        .mark_rect()
+        .encode(
+            x=alt.X("from:Q", title="confidence").scale(domain=[0, 1]).axis(values=[0, 0.5, 1]),
+            x2="to:Q",
+            y=alt.Y("share:Q", title="share").axis(tickCount=3, format="%").scale(domainMin=0),
+            y2=alt.datum(0),
+            tooltip=[alt.Tooltip("from:Q", format=form), alt.Tooltip("to:Q", format=form), alt.Tooltip("share:Q", format=".1%")],
+        )
+        .properties(width="container", height=90, description=f"{line['label']}: mean confidence {found['mean']:.3f}")
+    )  # fmt: skip
+
+
+def curve_charts(lines: list[dict[str, Any]]) -> list[alt.Chart]:
+    """What was logged in the course of each training that has a log in CSV."""
+    logged = [(line["label"], name, points) for line in lines for name, points in read_curves(line["row"]).items()]
+    charts = []
+    for name, title in CURVES.items():
+        points: Points = [
+            {"model": model, "step": step, "value": value}
+            for model, measure, found in logged
+            if measure == name
+            for step, value in found
+        ]
+        if not points:
+            continue
+        hover = [alt.Tooltip("model:N"), alt.Tooltip("step:Q"), alt.Tooltip("value:Q", format=".4~g")]
+        charts.append(
+            alt.Chart(alt.Data(values=points))
+            .mark_line(point={"size": 18})
+            .encode(
+                x=alt.X("step:Q", title="step"),
+                y=alt.Y("value:Q", title=title).scale(zero=False, type="log" if name == "flips/all" else "linear"),
+                color=alt.Color("model:N", title=None).legend(orient="top", columns=1, labelLimit=260),
+                tooltip=hover,
+            )
+            .properties(width="container", height=220, description=f"{title}, by training step")
+        )
+    return charts
+
+
+def read_curves(row: Row) -> dict[str, list[tuple[int, float]]]:
+    """The points (step, value) of each of ``CURVES`` in the CSV logs of a trained row's run: one file a start, where a later one
+    goes on from a step of an earlier one and replaces what comes after."""
+    if row["row"] != "trained":
+        return {}
+    found: dict[str, dict[int, float]] = {}
+    files = Path(row["run"]).glob("logs/version_*/metrics.csv")
+    for file in sorted(files, key=lambda file: int(file.parent.name.removeprefix("version_"))):
+        with file.open(encoding="utf-8", newline="") as lines:
+            points = [
+                (name, int(line["step"]), float(line[name]))
+                for line in csv.DictReader(lines)
+                for name in CURVES
+                if line.get(name) and line.get("step")
+            ]
+        start = min((step for _, step, _ in points), default=0)
+        for name in found:
+            found[name] = {step: value for step, value in found[name].items() if step < start}
+        for name, step, value in points:
+            if value > 0 or name != "flips/all":  # on a log scale
+                found.setdefault(name, {})[step] = value
+    return {name: sorted(points.items()) for name, points in found.items()}

@@ -1,0 +1,300 @@
+"""The table of a set of runs: in the terminal, and as CSV, Markdown and a picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bitmaps.config import GROUPS
+from bitmaps.errors import InputError
+from bitmaps.runs import Row, read_metrics, read_rows
+
+COLUMNS = {  # field -> heading and format
+    "components": ("components", ""),
+    "values": ("values", ""),
+    "row": ("row", ""),
+    "cross_entropy": ("CE", ".4f"),
+    "accuracy": ("accuracy", ".4f"),
+    "mrr": ("MRR", ".4f"),
+    "inference_ms": ("ms", ".2f"),
+    "memory_mib": ("MiB (pseudo)", ".1f"),
+}
+VALUE_SETS = {"01": "{0,1}", "pm1": "{-1,1}", None: ""}
+ROWS = ("unbinarized", "naive", "calibrated", "trained", "packed")
+# columns of their own where rows of one kind differ in them
+VARYING = (
+    "model", "weights", "data", "split", "limit", "scope", "recipe", "loss", "embeddings", "activations", "calibrated_on",
+    "steps", "seed", "mask_seed", "mask_sets", "dtype",
+)  # fmt: skip
+# what differs between two measurements of one row
+MEASURED = ("run", "command", "commit", "versions", "seed", "inference_ms", "inference_masked_ms", "inference_repeats")
+TEXT = ("data", "split", "limit", "mask_seed", "mask_sets")  # two rows that differ here are not comparable
+
+
+def order(row: Row) -> tuple[Any, ...]:
+    """The blog post's: by group, within it by value set; then untrained before trained; anything else after."""
+    groups, rows, values = list(GROUPS), list(ROWS), list(VALUE_SETS)
+
+    def place(value: Any, known: list[Any]) -> int:
+        return known.index(value) if value in known else len(known)
+
+    components = row.get("components")
+    return (
+        str(row.get("model")), str(row.get("data")), place(components, groups), str(components),
+        place(row.get("values"), values), place(row.get("row"), rows), str(row.get("scale")), row.get("seed") or 0,
+    )  # fmt: skip
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The runs in a folder: itself if it is one, else the folders right below it (a sweep's jobs), in the order of their names.
+
+    Raises:
+        InputError: when there is no such folder, or it holds no run.
+    """
+    if (folder / "metrics.json").is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: a run or a sweep is wanted")
+    found = sorted((f for f in folder.iterdir() if f.is_dir()), key=lambda f: (len(f.name), f.name))
+    if not any((f / name).is_file() for f in found for name in ("metrics.json", "config.yaml")):
+        raise InputError(f"{folder} holds no results: neither it nor a folder in it is a run")
+    return found
+
+
+def rows_of(folder: Path) -> list[Row]:
+    """The rows of a run folder; one that failed, is not finished or cannot be read is a row that says so."""
+    try:
+        metrics = read_metrics(folder)
+        rows = [{"status": "ok"} | row for row in read_rows(folder)] if metrics["status"] == "ok" else [metrics]
+    except InputError as error:
+        rows = [{"status": "failed", "error": str(error)}]
+    return [row | {"run": str(folder)} for row in rows]
+
+
+def collect(folders: list[Path]) -> list[Row]:
+    """The rows of these runs in order, each with the ``run`` that it is of. What several runs have beside their own row, the
+    unbinarized and the naive model, stands there once; so does the row that a job of a sweep took over from another one."""
+    unique: dict[str, Row] = {}
+    for folder in folders:
+        *references, own = rows_of(folder)
+        for row in references:
+            unique.setdefault(json.dumps({k: v for k, v in row.items() if k not in MEASURED}), row)
+        taken_over = {k: v for k, v in own.items() if k != "run"} if own["status"] == "ok" else str(folder)
+        unique.setdefault(json.dumps(taken_over), own)
+    return sorted(unique.values(), key=order)
+
+
+def pooled(rows: list[Row]) -> list[Row]:
+    """The rows, with those that differ in their seed alone as one: the mean of each measure, and its standard deviation over the
+    seeds (n - 1) as ``deviation``."""
+    groups: dict[str, list[Row]] = {}
+    measures = [name for name, (_, form) in COLUMNS.items() if form]
+    for number, row in enumerate(rows):
+        facts = {name: row.get(name) for name in ("row", "components", "values", "scale", *VARYING) if name != "seed"}
+        alone = None if row["status"] == "ok" else number
+        groups.setdefault(json.dumps([facts, alone]), []).append(row)
+    return [group[0] if len(group) == 1 else group[0] | mean_of(group, measures) for group in groups.values()]
+
+
+def mean_of(rows: list[Row], measures: list[str]) -> Row:
+    measured = {name: [row[name] for row in rows if row.get(name) is not None] for name in measures}
+    return {
+        "seed": ", ".join(str(row["seed"]) for row in rows),
+        "deviation": {name: statistics.stdev(found) for name, found in measured.items() if len(found) > 1},
+        **{name: statistics.mean(found) if found else None for name, found in measured.items()},
+    }
+
+
+def notes(rows: list[Row]) -> list[str]:
+    """What has to be known of each row beside its numbers: that there are none, and why, or that it cannot be compared with the
+    others, because it was scored on another text."""
+    texts = [text_of(row) for row in rows if row["status"] == "ok"]
+    usual = statistics.mode(texts) if texts else None
+    found = []
+    for row in rows:
+        if row["status"] == "failed":
+            found.append(f"failed: {row.get('error')}")
+        elif row["status"] != "ok":
+            found.append("no result yet: it is still running, or was stopped")
+        else:
+            found.append("" if text_of(row) == usual else f"not comparable: scored on other text, {text_of(row)}")
+    return found
+
+
+def text_of(row: Row) -> str:
+    """What a row was scored on."""
+    return ", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in TEXT if row.get(name) is not None)
+
+
+def columns(rows: list[Row]) -> dict[str, tuple[str, str]]:
+    """Field -> heading and format: those of the blog post, after what else tells the rows apart."""
+    kinds = {row.get("row") for row in rows}
+
+    def told_by_components(row: Row) -> bool:
+        """Whether the word table is stored as the components say."""
+        words = "bit" if row.get("components") == "all" or "embeddings" in str(row.get("components")) else "fp32"
+        return row.get("embeddings") in (words, None)
+
+    varying = [
+        name
+        for name in VARYING
+        if any(len({row.get(name) for row in rows if row.get("row") == kind} - {None}) > 1 for kind in kinds)
+        and not (name == "embeddings" and all(map(told_by_components, rows)))
+    ]
+    if any("deviation" in row for row in rows) and "seed" not in varying:
+        varying.append("seed")
+    return {name: (name.replace("_", " "), "") for name in varying} | COLUMNS
+
+
+def cells(row: Row, names: dict[str, tuple[str, str]]) -> list[str]:
+    """What stands in the table: a string a column. A row without scores has its status and error instead."""
+    if row["status"] != "ok":
+        row = row | {"row": f"{row['status']}: {row.get('error') or 'no result yet'}"}
+    deviation = row.get("deviation", {})
+    texts = []
+    for name, (_, form) in names.items():
+        value = row.get(name)
+        if name == "values":
+            texts.append(VALUE_SETS.get(value, str(value)))
+        elif name == "row" and row.get("scale") not in (None, "none") and row["status"] == "ok":
+            texts.append(f"{value}, scale {row['scale']}")
+        elif name in deviation:
+            texts.append(f"{value:{form}} ± {deviation[name]:{form}}")
+        else:
+            texts.append("" if value is None else format(value, form))
+    return texts
+
+
+def label(row: Row, names: dict[str, tuple[str, str]]) -> str:
+    """What tells a row from the others, in one line."""
+    return " ".join(filter(None, cells(row, {name: column for name, column in names.items() if not column[1]})))
+
+
+def console() -> Console:
+    found = Console()
+    return Console(width=None if found.is_terminal else 110)  # a log file is not 80 characters wide
+
+
+def print_table(rows: list[Row]) -> None:
+    rows, table = pooled(rows), Table()
+    names = columns(rows)
+    for heading, form in names.values():
+        table.add_column(heading, justify="right" if form else "left", overflow="fold", no_wrap=bool(form))
+    for row in rows:
+        table.add_row(*cells(row, names))
+    console().print(table)
+    for row, note in zip(rows, notes(rows), strict=True):
+        if row["status"] == "ok" and note:
+            console().print(f"{label(row, names)}: {note}", markup=False, highlight=False)
+
+
+def splits(analysis: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
+    """The accuracies that an error analysis splits by: what of, and how much; ``None`` where there was no such token."""
+    names = {"mask": "at [MASK]", "random": "random piece", "unchanged": "unchanged"}
+    for kind, found in analysis["by_input"].items():
+        yield names[kind], found["accuracy"]
+    lowest = [found["at_least"] for found in analysis["by_frequency"]]
+    for low, high, found in zip(lowest, [*lowest[1:], None], analysis["by_frequency"], strict=True):
+        yield (f"{low}-{high - 1} times" if high else f"{low}+ times"), found["accuracy"]
+
+
+def print_analyses(analyses: dict[str, Any]) -> None:
+    """What each model predicts; the accuracy split by what stood in a token's place and by how often it is in the text."""
+    table = Table(title="what is predicted", title_justify="left")
+    for heading in (
+        "row",
+        "most frequent",
+        "distinct",
+        "confidence",
+        *(n for n, _ in splits(next(iter(analyses.values())))),
+    ):
+        table.add_column(heading, overflow="fold")
+    for row, found in analyses.items():
+        most = " ".join(f"{p['token']} {100 * p['share']:.1f}%" for p in found["predicted"][:5])
+        sure = f"{found['confidence']['mean']:.3f} ± {found['confidence']['std']:.3f}"
+        split = ["" if share is None else f"{share:.4f}" for _, share in splits(found)]
+        table.add_row(row, Text(most), str(found["distinct"]), sure, *split)
+    console().print(table)
+    for row, found in analyses.items():
+        console().print(f"{row}: {found['verdict']}", markup=False, highlight=False)
+
+
+def print_sentences(analyses: dict[str, Any], count: int | None) -> None:
+    """The first so many sentences, or all: for each masked token the true one, and the five that each model finds most probable."""
+    shown = [found["sentences"][:count] for found in analyses.values()]
+    for same in zip(*shown, strict=True):
+        table = Table(title=Text(same[0]["text"]), title_justify="left")
+        for heading in ("token", "true", *analyses):
+            table.add_column(heading, overflow="fold")
+        for masked in zip(*(sentence["masked"] for sentence in same), strict=True):
+            guesses = [
+                " ".join(f"{p['token']} {p['probability']:.2f}" for p in found["predictions"]) for found in masked
+            ]
+            first = masked[0]
+            table.add_row(str(first["position"] + 1), Text(first["true"] or "?"), *map(Text, guesses))
+        console().print(table)
+
+
+def markdown(rows: list[Row]) -> str:
+    rows = pooled(rows)
+    names = columns(rows)
+    headings = [heading for heading, _ in names.values()]
+    rules = ["---:" if form else "---" for _, form in names.values()]
+    lines = [headings, rules, *([c.replace("|", "\\|").replace("\n", " ") for c in cells(row, names)] for row in rows)]
+    remarks = [
+        f"{label(row, names)}: {note}"
+        for row, note in zip(rows, notes(rows), strict=True)
+        if row["status"] == "ok" and note
+    ]
+    return "".join([*(f"| {' | '.join(line)} |\n" for line in lines), *(f"\n{remark}\n" for remark in remarks)])
+
+
+def write_csv(rows: list[Row], path: Path) -> None:
+    """Every plain field of every row, at full precision."""
+    names = list(COLUMNS) + sorted(
+        {n for row in rows for n, v in row.items() if not isinstance(v, dict)} - set(COLUMNS)
+    )
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """One bar chart a measure, one bar a row."""
+    from matplotlib.figure import Figure  # takes a second, so only when there is something to draw
+
+    rows = pooled([row for row in rows if row["status"] == "ok"])
+    measures = [name for name, (_, form) in COLUMNS.items() if form and any(row.get(name) is not None for row in rows)]
+    if not measures:
+        return
+    names = columns(rows)
+    labels = [label(row, names) for row in rows]
+    figure = Figure(figsize=(3.2 * len(measures) + 3, 0.35 * len(rows) + 1.5), layout="constrained")
+    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    for axis, name in zip(axes, measures, strict=True):
+        errors = [row.get("deviation", {}).get(name, 0.0) for row in rows]
+        lengths = [row.get(name) or 0.0 for row in rows]
+        bars = axis.barh(range(len(rows)), lengths, tick_label=labels, xerr=errors if any(errors) else None)
+        axis.bar_label(
+            bars, [f"{row[name]:.4g}" if row.get(name) is not None else "" for row in rows], padding=2, fontsize=8
+        )
+        axis.set_title(COLUMNS[name][0])
+        axis.margins(x=0.25)
+    axes[0].invert_yaxis()
+    figure.savefig(path, dpi=120)
+
+
+def write(rows: list[Row], folder: Path) -> None:
+    """``results.csv``, ``results.md`` and ``results.png`` of a sweep."""
+    write_csv(rows, folder / "results.csv")
+    (folder / "results.md").write_text(markdown(rows), encoding="utf-8")
+    draw(rows, folder / "results.png")
