@@ -7,7 +7,7 @@
 The first two make the full-precision model if ``<folder>/teacher`` holds none, then every job of ``jobs_of``, several side by
 side, each as ``train.py`` or ``evaluate.py`` would on its own. They may be stopped and started again: what is done is left alone,
 what has a checkpoint goes on from there. Overrides go to every job. What came of it is written to ``--results``, one JSON file a
-recipe and row, its seeds together. ``table`` prints them.
+recipe and row, its seeds together. ``table`` prints them, and draws size against cross entropy into ``<results>/size.png``.
 """
 
 from __future__ import annotations
@@ -260,6 +260,34 @@ def interval(found: dict[str, float] | None, form: str) -> str:
     return f"{found['value']:{form}} ({found['low']:{form}} to {found['high']:{form}})"
 
 
+def draw_sizes(results: Path) -> None:
+    """``size.png``: what the layers in one bit come to with the word table in ever fewer bits, pseudo size against cross
+    entropy; and with everything in one bit, and the full-precision model."""
+    from matplotlib.figure import Figure  # takes a second, so only when there is something to draw
+
+    found = {file.stem: read_json(file) for file in sorted((results / "short").glob("bitmaps-*.json"))}
+    stored = [name for name in found if name.startswith(("bitmaps-layers-embeddings_", "bitmaps-layers-words_"))]
+    points = {
+        "full precision": read_json(results / "teacher.json"),
+        "layers": found.get("bitmaps-layers"),
+        **{f"layers, words {name.split('_')[-1]}": found[name] for name in stored},
+        "all": found.get("bitmaps-all"),
+    }
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    for name, line in points.items():
+        if line is not None:
+            size, score = line["memory_mib"], line["mean"]["cross_entropy"]
+            axis.scatter(size, score, color="tab:blue")
+            axis.annotate(name, (size, score), xytext=(3, 5), textcoords="offset points", rotation=25)
+    axis.set(xscale="log", xlabel="MiB (pseudo)", ylabel="cross entropy, nats")
+    sizes = [line["memory_mib"] for line in points.values() if line is not None]
+    axis.set_xticks(sizes, [f"{size:.3g}" for size in sizes])
+    axis.minorticks_off()
+    axis.margins(x=0.25, y=0.2)
+    figure.savefig(results / "size.png", dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bitmaps.compare", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
@@ -283,6 +311,7 @@ def main() -> None:
     try:
         if arguments.budget == "table":
             print(markdown(arguments.results))
+            draw_sizes(arguments.results)
             return
         compare(
             arguments.budget, arguments.folder, arguments.results, arguments.parallel, range(arguments.seeds),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from bitmaps.compare import SCORES, Job, differences, jobs_of, main, markdown, pooled, run, write_line
+from bitmaps.compare import SCORES, Job, differences, draw_sizes, jobs_of, main, markdown, pooled, run, write_line
 from bitmaps.config import check, conf_dir
 from bitmaps.errors import InputError
 from bitmaps.runs import read_metrics
@@ -453,6 +453,29 @@ def test_budgets_have_tables_of_their_own(runs: Path) -> None:
     firsts = [cells(line)[0] for line in markdown(results).splitlines() if line]
     of_one = ["---", "the teacher, full precision", "bitmaps-layers"]
     assert firsts == ["short", *of_one, "long", *of_one]
+
+
+def test_the_documents_have_the_tables_of_what_was_measured() -> None:
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    text = (docs / "recipes.md").read_text(encoding="utf-8")
+    tables = markdown(docs / "results" / "ptb").strip()
+    assert tables.count("\n") > 10
+    assert tables in text, "python -m bitmaps.compare table gives others than docs/recipes.md"
+
+
+def test_sizes_are_drawn_for_what_is_there(runs: Path) -> None:
+    results = runs.parent / "results"
+    end_of_teacher(runs, results)
+    teacher = json.loads((results / "teacher.json").read_text()) | {"memory_mib": 87.5}
+    (results / "teacher.json").write_text(json.dumps(teacher), encoding="utf-8")
+    sizes = []
+    for lines in ((), ("bitmaps-layers",)):
+        for line in lines:
+            write_line(line, JOBS, runs, "short", results)
+        draw_sizes(results)
+        sizes.append((results / "size.png").read_bytes())
+    assert all(picture.startswith(b"\x89PNG") for picture in sizes)
+    assert sizes[0] != sizes[1]
 
 
 # The command

@@ -197,7 +197,9 @@ def bars(lines: list[dict[str, Any]], name: str, title: str) -> Any:
         layers.append(base.mark_rule().encode(x="low:Q", x2="high:Q"))
     layers.append(base.mark_text(align="left", dx=4).encode(x=value, text=alt.Text("value:Q", format=form)))
     description = f"{title}, a bar for each of {len(points)} models"
-    return alt.layer(*layers).properties(width="container", height=alt.Step(20), autosize="fit-x", description=description)
+    return alt.layer(*layers).properties(
+        width="container", height=alt.Step(20), autosize="fit-x", description=description
+    )
 
 
 def confidences(line: dict[str, Any]) -> alt.Chart:
