@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
+from bitmaps.choices import help_text
 from bitmaps.errors import InputError
 
 # the blog post's groups, in the order of its table; any other choice of components goes by their names
@@ -41,20 +43,20 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 @dataclass
 class Binarize:
-    name: str = "none"
-    components: list[Component] = field(default_factory=list)
-    scope: Scope = Scope.all
+    name: str = "none"  # the group's, as it stands in tables
+    components: list[Component] = field(default_factory=list)  # any set of them
+    scope: Scope = Scope.all  # `all`: biases and LayerNorms too, as in the blog post
 
 
 @dataclass
 class Shape:
-    vocab_size: int | None = None
-    hidden_size: int | None = None
-    num_hidden_layers: int | None = None
-    num_attention_heads: int | None = None
-    intermediate_size: int | None = None
-    max_position_embeddings: int | None = None
-    type_vocab_size: int | None = None
+    vocab_size: int | None = None  # word pieces
+    hidden_size: int | None = None  # width
+    num_hidden_layers: int | None = None  # layers
+    num_attention_heads: int | None = None  # heads
+    intermediate_size: int | None = None  # inner width of the feed-forward blocks
+    max_position_embeddings: int | None = None  # longest sequence
+    type_vocab_size: int | None = None  # token types
 
     def sizes(self) -> dict[str, int]:
         """Those that are given."""
@@ -63,40 +65,40 @@ class Shape:
 
 @dataclass
 class Model:
-    name: str = ""
-    source: str | None = None
-    weights: Weights = Weights.pretrained
-    head: Head = Head.checkpoint
-    adapter: str | None = None
-    sha256: str | None = None
+    name: str = ""  # as it stands in tables
+    source: str | None = None  # a Hub id, a folder, or package:<package>/<folder>
+    weights: Weights = Weights.pretrained  # `random` needs no download
+    head: Head = Head.checkpoint  # `new` starts one afresh where the checkpoint has none
+    adapter: str | None = None  # low-rank factors to add: one that is shipped, or a safetensors file
+    sha256: str | None = None  # of the weights' file; checked if given
     random_tokenizer: str | None = None
-    dropout: float = 0.0
+    dropout: float = 0.0  # in training
     shape: Shape = field(default_factory=Shape)
 
 
 @dataclass
 class Data:
-    name: str = ""
-    dir: str | None = None
-    path: str | None = None
-    configuration: str | None = None
-    column: str = "text"
+    name: str = ""  # which source
+    dir: str | None = None  # the folder of `ptb` or `text`
+    path: str | None = None  # the data set's Hub id
+    configuration: str | None = None  # of a Hub data set that has several
+    column: str = "text"  # of a Hub data set: where its text stands
     streaming: bool = False
-    split: Split = Split.validation
-    length: int = 64
-    batch_size: int = 32
-    eval_batch_size: int = 128
+    split: Split = Split.validation  # what is scored in the end
+    length: int = 64  # pieces a sequence, [CLS] and [SEP] included; longer sentences are cut
+    batch_size: int = 32  # sentences a step and process
+    eval_batch_size: int = 128  # sentences at a time when scoring
 
 
 @dataclass
 class Loss:
-    name: str = ""
+    name: str = ""  # as it stands in tables
     cross_entropy: float = 0.0
     logits: float = 0.0
     hidden: float = 0.0
-    directions: float = 0.0
-    attention: float = 0.0
-    relations: float = 0.0
+    directions: float = 0.0  # squared distance of the hidden states as unit vectors
+    attention: float = 0.0  # squared error of the attention scores
+    relations: float = 0.0  # squared distance of the directions of q q^T, k k^T and v v^T
     more_masked: float = 0.0
 
     def weights(self) -> dict[str, float]:
@@ -106,7 +108,7 @@ class Loss:
 
 @dataclass
 class Recipe:
-    name: str = ""
+    name: str = ""  # as it stands in tables
     scaling: Scaling = Scaling.learned
     center: Center = Center.none
     gradient: Gradient = Gradient.identity
@@ -114,29 +116,29 @@ class Recipe:
 
 @dataclass
 class Measure:
-    batch_size: int = 128
-    length: int = 64
+    batch_size: int = 128  # sequences at a time
+    length: int = 64  # tokens a sequence
     repeats: int = 3
     budget_s: float = 20.0
 
 
 @dataclass
 class Devices:
-    accelerator: str = "cpu"
-    devices: Any = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: str = "32-true"
+    accelerator: str = "cpu"  # cpu, gpu, auto, or another of Lightning's
+    devices: Any = 1  # how many, a list of them, or auto
+    num_nodes: int = 1  # machines
+    strategy: str = "auto"  # auto, ddp, or another of Lightning's
+    precision: str = "32-true"  # 32-true, bf16-mixed or 16-mixed; scores are in fp32 whatever it is
 
 
 @dataclass
 class Trainer(Devices):
-    max_steps: int = 240
+    max_steps: int = 240  # of the optimizer; a multiple of val_check_interval
     val_check_interval: int = 120
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = 1.0
-    log_every_n_steps: int = 10
-    compile: bool = False
+    accumulate_grad_batches: int = 1  # batches a step
+    gradient_clip_val: float | None = 1.0  # largest norm of the gradient; null: any
+    log_every_n_steps: int = 10  # steps between points of the curves
+    compile: bool = False  # torch.compile
 
     @property
     def validation_steps(self) -> int:
@@ -147,8 +149,8 @@ class Trainer(Devices):
 @dataclass
 class Common:
     binarize: Binarize = field(default_factory=Binarize)
-    values: str = "pm1"
-    scale: Scale = Scale.none
+    values: str = "pm1"  # {0,1} or {-1,1}
+    scale: Scale = Scale.none  # what shares one: nothing, the tensor, a row, or a row and a column
     embeddings: Embeddings | None = None
     activations: Activations = Activations.float
     calibrate: int = 0
@@ -230,6 +232,10 @@ def conf_dir() -> Path:
     package = Path(__file__).resolve().parent
     checkout = package.parent / "conf"
     return checkout if (package.parent / "pyproject.toml").is_file() and checkout.is_dir() else package / "conf"
+
+
+# hydra.help.template in train.yaml and evaluate.yaml
+OmegaConf.register_new_resolver("help_text", lambda command: help_text(conf_dir(), command), replace=True)
 
 
 def at_least(minimum: float, **values: float | None) -> None:

@@ -1,0 +1,28 @@
+"""The documentation as a site: ``make docs``. Pages are Markdown that a code host shows too."""
+
+import sys
+from pathlib import Path
+
+from bitmaps import __version__
+
+sys.path.insert(0, str(Path(__file__).parent))  # for configuration_reference
+
+project = "bitmaps"
+author = "The bitmaps authors"
+project_copyright = "2026, the bitmaps maintainers"
+version = release = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "configuration_reference"]
+exclude_patterns = ["results"]
+nitpicky = True
+
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+
+html_theme = "furo"  # no font, script or style from elsewhere: the site works from a disk, its search too
+html_title = "bitmaps"
+html_copy_source = False
+html_show_sourcelink = False
