@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs clean
 
 demo: $(VENV)/demo
 	$(BIN)/python train.py binarize=ffnn values=pm1
@@ -14,10 +14,13 @@ test: $(VENV)/dev lint
 test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -m slow
 
+# the hooks of .pre-commit-config.yaml, on everything
 lint: $(VENV)/dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure
+
+docs: $(VENV)/dev
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
+	@echo "build/docs/index.html"
 
 # torch first, by its exact version: what another package asks for as a range may be a newer and much larger build
 $(VENV)/torch: constraints.txt

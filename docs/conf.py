@@ -14,13 +14,13 @@ version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "configuration_reference"]
 exclude_patterns = ["results"]
-nitpicky = True
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+autodoc_inherit_docstrings = False
 
 html_theme = "furo"  # no font, script or style from elsewhere: the site works from a disk, its search too
 html_title = "bitmaps"

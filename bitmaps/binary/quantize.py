@@ -1,11 +1,11 @@
 """Two values, a threshold, a scale: the map from a weight to one bit, and the gradient that passes through it.
 
-A value set is a pair of numbers (low, high). Every weight w becomes ``a * high`` or ``a * low``, where ``a`` is a scale:
+A value set is a pair of numbers (low, high). Every weight w becomes ``a * high`` or ``a * low``, where ``a`` is a scale::
 
     bit = w > 0 for {0,1},  w >= 0 for {-1,1}         so that a weight of exactly 0 is never a third value
     q(w) = a * (low + (high - low) * bit)
 
-Unless it is learned, the scale is the number with which q(w) is closest to w, when the threshold is 0: the mean of |w| for
+Unless it is learned, the scale is the number with which q(w) is closest to w, when the threshold is 0: the mean of ``|w|`` for
 {-1,1} (Rastegari et al. 2016, equation 6), the mean of the positive weights for {0,1}.
 """
 
@@ -83,7 +83,7 @@ def rank_one(weight: Tensor, values: Values) -> tuple[Tensor, Tensor]:
     """Scales u (..., 1) a row and v (n,) a column, mean 1, for which ``u v * units(weight)`` is closest to the weight in the
     least squares.
 
-    Each is the solution given the other, in turn. For {-1,1} that is the power iteration for the first singular vectors of |W|
+    Each is the solution given the other, in turn. For {-1,1} that is the power iteration for the first singular vectors of ``|W|``
     (Xu et al. 2024, OneBit, proposition 1), which settles within a few rounds; {0,1} takes some dozens.
     """
     unit = units(weight, values).double().flatten(0, -2)
@@ -110,7 +110,7 @@ def two_values(weight: Tensor, values: Values, scale: Scale) -> Tensor:
 class StraightThrough(torch.autograd.Function):
     """q(w) going forward; going back, a gradient for the weight as if rounding had not happened (Bengio et al. 2013).
 
-    With g = dL/dq, u = q / a, and a = row scale times column scale, if there is one:
+    With g = dL/dq, u = q / a, and a = row scale times column scale, if there is one::
 
         dL/da = sum of g * u over what shares the scale
         dL/dw = g                     identity
