@@ -119,8 +119,8 @@ def run(command: str, cfg: DictConfig) -> None:
         twin = twin_of(cfg, folder.path) if in_sweep else None
         with tracking(config.logger, folder.path, facts, group=folder.path.parent.name if in_sweep else None) as track:
             rows = read_rows(twin) if twin else job.run(folder.path, facts, track.logger)
-            track.summarize(rows[-1])
-        analyses = read_analyses(twin) if twin else job.analyses
+            analyses = read_analyses(twin) if twin else job.analyses
+            track.summarize(rows, analyses, job.scored, folder.path / "packed")
         folder.finish(rows, read_sentences(twin) if twin else job.sentences, analyses)
         if folder.writes and not in_sweep:
             print_table([{"status": "ok"} | row for row in rows])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bitmaps.binary.layers import QuantizedEmbedding, QuantizedLinear
 from bitmaps.binary.quantize import Quantizer
+from bitmaps.packed.weights import PackedWeight
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,22 @@ def outside_window(layer: QuantizedLinear | QuantizedEmbedding) -> float:
     return (
         (layer.quantizer.centered(layer.weight).abs() > layer.quantizer.magnitude(layer.weight)).float().mean().item()
     )
+
+
+@torch.no_grad()
+def values_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The two values that every row of a matrix takes, for all matrices in one bit of a model that is not trained any more, packed
+    or in floats: the low and the high ones, (2 * rows), or (2 * rows * columns) where a scale a column multiplies them."""
+    packed = {name: module for name, module in model.named_modules() if isinstance(module, PackedWeight)}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and (weight := PackedWeight.one_bit(parameter.cpu().float())) is not None:
+            packed[name] = weight
+    values = {}
+    for name, weight in packed.items():
+        if weight.kind == "bit" and weight.high is not None:
+            both = torch.cat([-weight.high if weight.low is None else weight.low, weight.high])
+            values[name] = both if weight.column is None else torch.outer(both, weight.column).flatten()
+    return values
 
 
 class SignWatch(Callback):

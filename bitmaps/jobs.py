@@ -30,6 +30,7 @@ from bitmaps.bert.checkpoint import check_sha256, load, locate, save
 from bitmaps.binary.calibrate import calibrate
 from bitmaps.binary.components import binarize_naive, make_trainable, round_activations, store_words, to_float
 from bitmaps.binary.quantize import Quantization
+from bitmaps.card import write_card
 from bitmaps.data.module import MaskedSentences, tokenizer_of
 from bitmaps.data.sources import Source
 from bitmaps.errors import InputError
@@ -113,6 +114,7 @@ class Job:
         self.split, self.timed = data.split.name, Timed(**asdict(config.measure))
         self.sentences: dict[str, torch.Tensor] = {}  # the kind of a row -> SentenceSums
         self.analyses: dict[str, dict[str, Any]] = {}  # the kind of a row -> what it predicts, of which `shown` in full
+        self.scored: Bert | None = None  # the model of the last row
         self.devices = {
             f: getattr(devices, f) for f in ("accelerator", "devices", "num_nodes", "strategy", "precision")
         }
@@ -145,7 +147,7 @@ class Job:
     def row(self, model: Bert, facts: Row, **changed: Any) -> Row:
         """One row: what was run, and how it came out. What each sentence came to is kept in ``sentences``, what is predicted in
         ``analyses``."""
-        facts = facts | changed
+        facts, self.scored = facts | changed, model
         kind = facts["row"]
         evaluated = evaluate(model, self.data, self.split, self.timed, self.devices)
         self.sentences[kind] = evaluated.sentence_sums
@@ -292,7 +294,10 @@ class Training(Job):
         facts = facts | {"row": "trained", "steps": trainer.global_step, "calibrated_on": fitted}
         if trainer.is_global_zero:
             self.write_model(effective, folder, facts)
-        return [*self.reference_rows(facts), self.row(effective, facts)]
+        rows = [*self.reference_rows(facts), self.row(effective, facts)]
+        if trainer.is_global_zero and (folder / "packed").is_dir():
+            write_card(folder / "packed", rows, config.model, config.data)
+        return rows
 
     def write_model(self, model: Bert, folder: Path, facts: Row) -> None:
         """Write the effective weights in Hugging Face's layout (``model/``) and, if asked, in real bits (``packed/``), each with

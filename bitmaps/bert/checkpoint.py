@@ -50,6 +50,7 @@ HUB_FILES = (
     "vocab.txt",
     "tokenizer*",
     "special_tokens_map.json",
+    "README.md",  # the model card, which says the licence
 )
 
 

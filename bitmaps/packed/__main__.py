@@ -10,13 +10,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import cast
 
 import torch
+from omegaconf import OmegaConf
 
 from bitmaps.bert import checkpoint
+from bitmaps.card import write_card
+from bitmaps.config import Train
 from bitmaps.data.module import tokenizer_of
 from bitmaps.errors import InputError
 from bitmaps.packed import folder, native
+from bitmaps.runs import read_rows
 
 
 def info() -> None:
@@ -33,6 +38,10 @@ def pack(run: Path, to: Path, embeddings: str | None, head: str | None) -> None:
         raise InputError(f"{source} is packed already")
     model = checkpoint.load(source)
     folder.save(model, to, tokenizer_of(str(source)), embeddings, head)  # type: ignore[arg-type]
+    if (run / "rows.json").is_file():
+        saved = OmegaConf.merge(OmegaConf.structured(Train), OmegaConf.load(run / "config.yaml"))
+        config = cast(Train, OmegaConf.to_object(saved))
+        write_card(to, read_rows(run), config.model, config.data)
     before = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     after = (to / folder.FILE).stat().st_size
     print(f"{to}: {after / 2**20:.2f} MiB, 1/{before / after:.1f} of {source}")
