@@ -117,21 +117,16 @@ def write_card(folder: Path, rows: list[Row], model: schema.Model, data: schema.
         "commit": own["commit"],
         "versions": ", ".join(f"{name} {version}" for name, version in own["versions"].items()),
     }
-    match licence.get("license"):
-        case None:
-            rights = "There were no source weights: it started from random ones."
-        case "unknown":
-            rights = (
-                f"The licence of the source weights, `{model.source}`, is unknown: ask before you pass this model on."
-            )
-        case stated:
-            name = licence.get("license_name", stated)
-            rights = f"The source weights, `{model.source}`, are under `{name}`; this model derives from them."
-    if pretrained and model.adapter:
-        shipped = (ADAPTERS / f"{model.adapter}.safetensors").is_file()
-        rights += f" The adapter `{model.adapter}` "
+    if not pretrained:
+        rights = "There were no source weights: it started from random ones."
+    elif licence["license"] == "unknown":
+        rights = f"Under which licence the source weights are, `{model.source}`, is unknown."
+    else:
+        name = licence.get("license_name", licence["license"])
+        rights = f"The source weights, `{model.source}`, are under `{name}`; this model derives from them."
+    if pretrained and model.adapter and (ADAPTERS / f"{model.adapter}.safetensors").is_file():
         rights += (
-            "is under `apache-2.0`; the NOTICE of bitmaps says what it derives from." if shipped else "has its own."
+            f" The adapter `{model.adapter}` is under `apache-2.0`; the NOTICE of bitmaps says what that derives from."
         )
     as_floats = 4 * sum(parameter.numel() for parameter in packed.on_meta(shape).parameters())
     on_disk = (folder / packed.FILE).stat().st_size

@@ -50,7 +50,8 @@ def values_of(model: torch.nn.Module) -> dict[str, Tensor]:
     for name, weight in packed.items():
         if weight.kind == "bit" and weight.high is not None:
             both = torch.cat([-weight.high if weight.low is None else weight.low, weight.high])
-            values[name] = both if weight.column is None else torch.outer(both, weight.column).flatten()
+            all_columns = both if weight.column is None else torch.outer(both, weight.column).flatten()
+            values[name.removesuffix(".weight")] = all_columns.cpu()
     return values
 
 

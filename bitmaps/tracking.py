@@ -59,9 +59,10 @@ class WandbTracking(Tracking):
         ``unbinarized/accuracy``; the table ``predictions``; the histograms ``confidence`` and ``scales/<matrix>``; and the
         packed model as an artifact, with its card."""
         run, own = self.logger.experiment, rows[-1]  # type: ignore[attr-defined]
-        run.config.update(config_of({name: own[name] for name in self.facts}), allow_val_change=True)
+        settings = {name: own[name] for name in (*self.facts, "calibrated_on") if name in own}
+        run.config.update(config_of(settings), allow_val_change=True)
         run.tags += (own["row"],)
-        summary = numbers(own) | {name: own[name] for name in ("known", "device", "dtype") if name in own}
+        summary = {name: value for name, value in own.items() if name not in settings and value is not None}
         for row in rows[:-1]:
             summary |= {f"{row['row']}/{name}": row[name] for name in MEASURES if row.get(name) is not None}
         logged: dict[str, Any] = {}

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,3 +56,57 @@ def pack(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Pack:
         return target
 
     return write
+
+
+@dataclass
+class Recorded:
+    """What a run of W&B wrote offline.
+
+    Attributes:
+        run: name, group, tags and what else W&B knows of it, config and summary apart.
+        config, summary: as they stood at its end.
+        curves: the name of a metric -> its values.
+        artifacts: by their names.
+        tables: the key of a table -> its columns and lines.
+    """
+
+    run: dict[str, Any]
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    curves: dict[str, list[Any]] = field(default_factory=dict)
+    artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tables: dict[str, tuple[list[str], list[list[Any]]]] = field(default_factory=dict)
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Recorded]:
+    """Reads the one offline run in a run folder by W&B's own ``wandb leet inspect``. W&B keeps what it would keep in the user's
+    home below ``tmp_path`` meanwhile."""
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / f".wandb_{name.lower()}"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+
+    def inspect(folder: Path, *options: str) -> str:
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(folder)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def read(folder: Path) -> Recorded:
+        (run,) = (folder / "wandb").glob("offline-run-*")
+        found = json.loads(inspect(run, "--summary"))
+        recorded = Recorded(found, found.pop("config"), found.pop("summary"))
+        for record in map(json.loads, inspect(run).splitlines()):
+            if record["type"] == "run":
+                recorded.run |= record["run"]
+            elif record["type"] == "history":
+                for name, value in record["history"]["item"].items():
+                    recorded.curves.setdefault(name, []).append(value)
+            elif record["type"] == "artifact":
+                recorded.artifacts[record["artifact"]["name"]] = record["artifact"]
+        for key, value in recorded.summary.items():
+            if isinstance(value, dict) and value.get("_type") == "table-file":
+                table = json.loads((run / "files" / value["path"]).read_text(encoding="utf-8"))
+                recorded.tables[key] = (table["columns"], table["data"])
+        return recorded
+
+    return read
