@@ -4,7 +4,7 @@ import csv
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from conftest import Recorded
+from huggingface_hub import ModelCard
 from hydra.core.global_hydra import GlobalHydra
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 import bitmaps
 from bitmaps import cli
 from bitmaps.bert import Bert
+from bitmaps.dashboard import CURVES, MEASURES
 from bitmaps.data.module import masked
 from bitmaps.data.sources import Source
 from bitmaps.packed.__main__ import main as packed_main
@@ -962,3 +965,46 @@ def test_a_damaged_packed_model_ends_in_one_clear_error(trained: Command) -> Non
     assert code == 2
     assert "r/packed/model.safetensors is damaged" in err
     assert "Traceback" not in err
+
+
+# W&B
+
+
+def test_a_training_is_recorded_with_all_that_the_dashboard_shows(
+    command: Command, recorded: Callable[[Path], Recorded]
+) -> None:
+    often = "trainer.log_every_n_steps=1"
+    code, _, err = command("train", "binarize=ffnn", "hydra.run.dir=r", "logger=wandb_offline", often, *SHORT)
+    assert code == 0, err
+    found, row = recorded(Path("r")), metrics("r")
+    assert found.run["exit_code"] == 0
+    assert {name: found.summary[name] for name in MEASURES} == {name: row[name] for name in MEASURES}
+    before = rows_of("r")["unbinarized"]
+    assert found.summary["unbinarized/cross_entropy"] == before["cross_entropy"]
+    assert set(CURVES) <= set(found.curves)
+    assert {name: found.config[name] for name in ("row", "components", "values", "steps", "scale")} == {
+        name: row[name] for name in ("row", "components", "values", "steps", "scale")
+    }
+    columns, lines = found.tables["predictions"]
+    assert {"unbinarized", "naive", "trained"} <= set(columns)
+    assert lines
+    analyses = json.loads(Path("r/analysis.json").read_text(encoding="utf-8"))
+    assert found.summary["verdict"] == analyses["trained"]["verdict"]
+    assert sum(found.summary["confidence"]["values"]) == row["masked_tokens"]
+    assert len([name for name in found.summary if name.startswith("scales/")]) == 4
+    (artifact,) = (one for one in found.artifacts.values() if one["type"] == "model")
+    packed = {path.name for path in Path("r/packed").iterdir()}
+    assert {file["path"] for file in artifact["manifest"]["contents"]} == packed
+    assert {"README.md", "config.json", "model.safetensors"} <= packed
+    card = ModelCard.load("r/packed/README.md")
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results or []} == {
+        name: row[name] for name in SCORES
+    }
+
+
+def test_a_run_that_is_packed_again_gets_a_card_of_its_own(trained: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["bitmaps.packed", "r", "small", "--embeddings", "int8"])
+    packed_main()
+    first, second = (Path(folder, "README.md").read_text(encoding="utf-8") for folder in ("r/packed", "small"))
+    assert "word table: fp32" in first
+    assert "word table: int8" in second

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bitmaps.bert import Bert
-from bitmaps.binary.components import make_trainable
+from bitmaps.binary.components import binarize_naive, make_trainable, to_float
 from bitmaps.binary.layers import QuantizedEmbedding, QuantizedLinear
 from bitmaps.binary.quantize import Center, Quantization, Quantizer, Scale, Scaling, Values
 from bitmaps.data.module import Batch
-from bitmaps.diagnostics import FROZEN, RANDOM, SignWatch, outside_window, quantized_layers, share, verdict
+from bitmaps.diagnostics import FROZEN, RANDOM, SignWatch, outside_window, quantized_layers, share, values_of, verdict
+from bitmaps.packed import folder
 from bitmaps.training import MaskedLanguageModel
 
 pytestmark = pytest.mark.filterwarnings(
@@ -303,3 +304,30 @@ def test_looking_changes_no_step(tiny: Bert) -> None:
         fit(model, every, max_steps=3)
         weights.append(model.state_dict())
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+@pytest.mark.parametrize("values", ["01", "pm1"])
+def test_the_values_of_a_matrix_are_the_lowest_and_the_highest_of_each_row(
+    tiny: Bert, pack: Any, values: Values
+) -> None:
+    assert values_of(tiny) == {}
+    binarize_naive(tiny, ("embeddings", "ffnn"), values, "row", "matrices")
+    found = values_of(tiny)
+    assert set(found) == FFNN | {"embeddings.word", "embeddings.position"}  # the decoder is the word table
+    for name in found:
+        weight = tiny.get_submodule(name).weight.detach()
+        assert torch.equal(found[name].sort().values, torch.cat([weight.amin(-1), weight.amax(-1)]).sort().values)
+    packed = values_of(folder.load(pack(tiny), "f32"))
+    assert set(packed) == set(found)
+    assert all(torch.equal(packed[name], found[name]) for name in found)
+
+
+def test_the_values_of_a_matrix_with_scales_a_column_are_those_of_every_row_and_column(tiny: Bert, pack: Any) -> None:
+    model = to_float(make_trainable(tiny, ("attention",), Quantization("pm1", "rank_one"), "fp32"))
+    for one in (model, folder.load(pack(model), "f32")):
+        found = values_of(one)
+        assert set(found) == ATTENTION
+        for name in found:
+            weight = model.get_submodule(name).weight.detach().flatten().abs()
+            expected = torch.cat([-weight, weight]).sort().values
+            torch.testing.assert_close(found[name].sort().values, expected, rtol=1e-4, atol=0)
