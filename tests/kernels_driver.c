@@ -14,10 +14,11 @@
 extern const char *bitmaps_isa_name(int i);
 extern int bitmaps_isa_runs(int i);
 extern void bitmaps_use_openmp(void *parallel, void *number, void *count);
-extern int bitmaps_linear(int isa, int threads, int act, const struct matrix *w, int count, const float *x, int64_t m,
-                          float *const *y, const float *residual, const float *gain, const float *shift, float epsilon);
-extern int bitmaps_ffnn(int isa, int threads, int act, const struct matrix *expand, const struct matrix *contract, const float *x,
-                        int64_t m, float *y, const float *gain, const float *shift, float epsilon);
+extern int bitmaps_linear(const struct plan *plan, int threads, const float *x, int64_t m, float *const *y);
+extern int bitmaps_linear_norm(const struct plan *plan, int threads, const float *x, int64_t m, float *y, const float *residual,
+                               const float *gain, const float *shift, float epsilon);
+extern int bitmaps_ffnn(const struct plan *expand, const struct plan *contract, int threads, const float *x, int64_t m, float *y,
+                        const float *gain, const float *shift, float epsilon);
 
 enum { MOST_ISAS = 8, MOST_MATRICES = 3, MOST_ARRAYS = 128 };
 static const int64_t SIZES[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 130, 255, 256, 257, 511, 513, 770};
@@ -139,7 +140,8 @@ static void linears(struct state *s, int64_t m)
     for (int j = 0; j < isa_count; j++) {
         for (int i = 0; i < count; i++)
             y[j][i] = outputs(s, m * w[i].n);
-        if (bitmaps_linear(isas[j], threads, act, w, count, x, m, y[j], NULL, NULL, NULL, 0))
+        const struct plan plan = {w, count, isas[j], act};
+        if (bitmaps_linear(&plan, threads, x, m, y[j]))
             abort();
         s->products += count;
     }
@@ -196,7 +198,8 @@ static void linear_norm(struct state *s, int64_t m)
     float *y[MOST_ISAS];
     for (int j = 0; j < isa_count; j++) {
         y[j] = outputs(s, m * n);
-        if (bitmaps_linear(isas[j], threads, act, &w, 1, x, m, &y[j], residual, gain, shift, 0.1f))
+        const struct plan plan = {&w, 1, isas[j], act};
+        if (bitmaps_linear_norm(&plan, threads, x, m, y[j], residual, gain, shift, 0.1f))
             abort();
         s->products++;
     }
@@ -216,7 +219,8 @@ static void ffnn(struct state *s, int64_t m)
     float *y[MOST_ISAS];
     for (int j = 0; j < isa_count; j++) {
         y[j] = outputs(s, m * k);
-        if (bitmaps_ffnn(isas[j], threads, act, &expand, &contract, x, m, y[j], gain, shift, 0.1f))
+        const struct plan first_plan = {&expand, 1, isas[j], act}, second_plan = {&contract, 1, isas[j], act};
+        if (bitmaps_ffnn(&first_plan, &second_plan, threads, x, m, y[j], gain, shift, 0.1f))
             abort();
         s->products += 2;
     }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -48,19 +48,21 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 def computed_by(way: str) -> Any:
     """The kernels that every call takes from here on."""
-    return mock.patch.dict(os.environ, {native.VARIABLE: way})
+    return mock.patch.object(native, "kernels", side_effect=partial(native.chosen, way))
 
 
 @pytest.fixture(params=WAYS)
-def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(native.VARIABLE, request.param)
+def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    with computed_by(request.param):
+        yield
 
 
 @pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def kernels() -> Iterator[None]:
     if not native.instruction_sets():
         pytest.skip("there was no C compiler, so there are no kernels")
-    monkeypatch.setenv(native.VARIABLE, "auto")
+    with computed_by("auto"):
+        yield
 
 
 in_both_ways = pytest.mark.usefixtures("both_ways")
@@ -367,7 +369,7 @@ def test_nothing_is_computed_for_gradients(ids: Tensor) -> None:
 
 
 @pytest.mark.usefixtures("kernels")
-def test_the_kernels_are_chosen_anew_at_every_call(ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_computes_with_any_kernels(ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     found, calls = packed(binary("layers"), "f32"), []
     ours = native.run_ffnn
     monkeypatch.setattr(native, "run_ffnn", lambda *args: calls.append(args[0].name) or ours(*args))

@@ -116,6 +116,7 @@ def test_back_to_floats_is_a_checkpoint_that_transformers_opens(
 def test_what_runs_here_is_told(packed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for way in ("auto", "reference"):
         monkeypatch.setenv(native.VARIABLE, way)
+        native.kernels.cache_clear()
         code, out, err = packed("info")
         assert (code, err) == (0, "")
         found = native.kernels()
@@ -123,18 +124,20 @@ def test_what_runs_here_is_told(packed: Run, monkeypatch: pytest.MonkeyPatch) ->
         assert all(name in out for name in (*native.instruction_sets(), "reference", native.VARIABLE))
         assert f"threads       {torch.get_num_threads()}\n" in out
     monkeypatch.setenv(native.VARIABLE, "mmx")
+    native.kernels.cache_clear()
     code, _, err = packed("info")
     assert code == 1
     assert err.startswith("error: BITMAPS_KERNELS=mmx does not run here; valid are auto, ")
+    native.kernels.cache_clear()
 
 
 def test_without_a_compiler_the_reference_is_in_use(packed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "library_file", lambda: None)
     monkeypatch.setattr(native, "library", lambda: None)
-    native.chosen.cache_clear()
+    native.kernels.cache_clear()
     monkeypatch.setenv(native.VARIABLE, "auto")
     code, out, _ = packed("info")
-    native.chosen.cache_clear()
+    native.kernels.cache_clear()
     assert code == 0
     assert "library       none: there was no C compiler" in out
     assert "in use        reference\n" in out

@@ -60,7 +60,20 @@ def results(x: Tensor) -> list[Tensor]:
 
 def forget() -> None:
     native.library.cache_clear()
-    native.chosen.cache_clear()
+    native.kernels.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """What one test chose is not what the next one gets."""
+    yield
+    native.kernels.cache_clear()
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As in a new process with this variable."""
+    monkeypatch.setenv(VARIABLE, name)
+    native.kernels.cache_clear()
 
 
 @pytest.fixture
@@ -86,24 +99,25 @@ def test_the_fastest_instruction_set_comes_first_and_the_one_that_always_runs_la
 @needs_library
 def test_the_fastest_is_used_unless_another_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
+    native.kernels.cache_clear()
     assert (found := native.kernels()) is not None
     assert found.name == KERNELS[0]
-    monkeypatch.setenv(VARIABLE, "auto")
+    choose(monkeypatch, "auto")
     assert native.kernels() == found
     for name in KERNELS:
-        monkeypatch.setenv(VARIABLE, name)
+        choose(monkeypatch, name)
         assert (found := native.kernels()) is not None
         assert (found.name, found.number) == (name, native.instruction_sets()[name])
 
 
 def test_the_reference_is_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, REFERENCE)
+    choose(monkeypatch, REFERENCE)
     assert native.kernels() is None
 
 
 @pytest.mark.parametrize("name", ["avx1024", "", "AVX2", "neon"])
 def test_kernels_that_do_not_exist_are_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv(VARIABLE, name)
+    choose(monkeypatch, name)
     valid = ", ".join(["auto", *KERNELS, REFERENCE])
     with pytest.raises(InputError, match=f"^{VARIABLE}={name} does not run here; valid are {valid}$"):
         native.kernels()
@@ -117,10 +131,10 @@ def test_kernels_that_the_processor_does_not_run_are_refused(monkeypatch: pytest
     monkeypatch.setattr(native, "instruction_sets", lambda: {"generic": sets["generic"]})
     forget()
     try:
-        monkeypatch.setenv(VARIABLE, "avx512")
+        choose(monkeypatch, "avx512")
         with pytest.raises(InputError, match=f"{VARIABLE}=avx512 .*valid are auto, generic, reference$"):
             native.kernels()
-        monkeypatch.setenv(VARIABLE, "auto")
+        choose(monkeypatch, "auto")
         assert (found := native.kernels()) is not None
         assert found.name == "generic"
     finally:
@@ -138,9 +152,9 @@ def test_without_the_library_everything_falls_back_to_the_reference(
     x = normal(2, 3, 20)
     assert native.kernels() is None
     actual = results(x)
-    monkeypatch.setenv(VARIABLE, REFERENCE)
+    choose(monkeypatch, REFERENCE)
     assert all(map(torch.equal, actual, results(x)))
-    monkeypatch.setenv(VARIABLE, "generic")
+    choose(monkeypatch, "generic")
     with pytest.raises(InputError, match=f"{VARIABLE}=generic .*valid are auto, reference$"):
         native.kernels()
 
@@ -171,14 +185,14 @@ def test_info_prints_what_runs_and_what_is_used() -> None:
 def test_info_follows_the_variable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    monkeypatch.setenv(VARIABLE, name)
+    choose(monkeypatch, name)
     monkeypatch.setattr(sys, "argv", ["bitmaps.packed", "info"])
     command.main()
     assert re.search(rf"^in use +{name}$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_info_with_kernels_that_do_not_exist_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "avx1024")
+    choose(monkeypatch, "avx1024")
     monkeypatch.setattr(sys, "argv", ["bitmaps.packed", "info"])
     with pytest.raises(SystemExit, match=f"^error: {VARIABLE}=avx1024 does not run here; valid are auto"):
         command.main()

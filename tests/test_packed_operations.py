@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitmaps.packed import native, operations
-from bitmaps.packed.native import ACTS, LARGEST_K, REFERENCE, VARIABLE, Act, Packed, Part
+from bitmaps.packed.native import ACTS, LARGEST_K, REFERENCE, Act, Packed, Part
 from bitmaps.packed.operations import (
     binary_ffnn,
     binary_linear,
@@ -174,7 +174,7 @@ def run(x: Array | Tensor, matrix: Matrix, act: Act) -> Tensor:
 @contextmanager
 def using(backend: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(VARIABLE, backend)
+        patch.setattr(native, "kernels", lambda: native.chosen(backend))
         yield
 
 

@@ -24,7 +24,11 @@ def traced(x: Tensor) -> bool:
 
 
 class HasMatrices(nn.Module):
-    """A module that multiplies by packed matrices, all of which read the same inputs."""
+    """A module that multiplies by packed matrices, all of which read the same inputs.
+
+    For one token a product takes microseconds, and ``nn.Module.__getattr__`` half a one. So what is read at every call is read
+    from where torch keeps it: ``_modules`` and ``_buffers``.
+    """
 
     _packed: Packed | None = None  # for the kernels; made when it is first needed
 
@@ -32,9 +36,10 @@ class HasMatrices(nn.Module):
         raise NotImplementedError
 
     def packed(self) -> Packed:
-        parts = [matrix.part() for matrix in self.matrices()]
+        matrices = self.matrices()
+        parts = [matrix.part() for matrix in matrices]
         if self._packed is None or not self._packed.points_to(parts):
-            self._packed = Packed(parts, self.matrices()[0].in_features)
+            self._packed = Packed(parts, matrices[0].in_features)
         return self._packed
 
     def products(self, x: Tensor, act: Act) -> list[Tensor]:
@@ -50,6 +55,7 @@ class PackedLinear(HasMatrices):
     Attributes:
         act: what the activations are rounded to (``operations``). A matrix that is not of one bit is a table: one of int8 rounds
             them to int8 where one-bit matrices round them that far, and the other kinds leave them as they are.
+        product_act: what they are rounded to here; ``None`` where no kernel reads the weights.
     """
 
     bias: Tensor | None
@@ -59,21 +65,22 @@ class PackedLinear(HasMatrices):
         self.weight, self.act = weight, act
         self.register_buffer("bias", bias)
         self.out_features, self.in_features = weight.shape
+        self.is_one_bit = weight.kind == "bit"
+        as_bytes: Act | None = "a8" if weight.kind == "int8" and act in ("a8", "a1") else None
+        self.product_act = act if self.is_one_bit else as_bytes
 
     def part(self) -> Part:
         """As the operations take it."""
-        weight = self.weight
-        assert weight.high is not None
-        return weight.data, weight.high, weight.low, self.bias, weight.column
+        modules: Any = self._modules
+        weight = modules["weight"]._buffers
+        return weight["data"], weight["high"], weight["low"], self._buffers["bias"], weight["column"]
 
     def matrices(self) -> list[PackedLinear]:
         return [self]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.kind == "bit":
-            return self.products(x, self.act)[0]
-        if self.weight.kind == "int8" and self.act in ("a8", "a1"):
-            return self.products(x, "a8")[0]
+        if self.product_act is not None:
+            return self.products(x, self.product_act)[0]
         rows = (self.weight.dense(slice(i, i + ROWS)) for i in range(0, self.out_features, ROWS))
         y = torch.cat([F.linear(x.float(), part) for part in rows], -1)
         return (y if self.bias is None else y + self.bias).to(x.dtype)
@@ -93,25 +100,27 @@ class PackedEmbedding(nn.Module):
         return self.weight.dense(ids)
 
 
-def is_one_bit(*modules: nn.Module) -> bool:
-    return all(isinstance(module, PackedLinear) and module.weight.kind == "bit" for module in modules)
+def are_one_bit(*modules: Any) -> bool:
+    return all(isinstance(module, PackedLinear) and module.is_one_bit for module in modules)
 
 
 class PackedAttention(Attention, HasMatrices):
     """``Attention`` that rounds the inputs of queries, keys and values once, and ends in one operation."""
 
     def matrices(self) -> list[PackedLinear]:
-        return [self.query, self.key, self.value]  # type: ignore[list-item]
+        modules: Any = self._modules
+        return [modules["query"], modules["key"], modules["value"]]
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if not is_one_bit(self.query, self.key, self.value):
+        matrices = self.matrices()
+        if not are_one_bit(*matrices):
             return super().project(x)
-        query, key, value = self.products(x, self.query.act)  # type: ignore[arg-type]
+        query, key, value = self.products(x, matrices[0].act)
         return query, key, value
 
     def conclude(self, x: Tensor, context: Tensor) -> Tensor:
         output: Any = self.output
-        if not is_one_bit(output):
+        if not are_one_bit(output):
             return super().conclude(x, context)
         norm = (self.norm.weight, self.norm.bias, self.norm.eps, output.act)
         if traced(x):
@@ -129,7 +138,7 @@ class PackedFeedForward(FeedForward):
     def forward(self, x: Tensor) -> Tensor:
         expand: Any = self.expand
         contract: Any = self.contract
-        if not (self.fused and is_one_bit(expand, contract)):
+        if not (self.fused and are_one_bit(expand, contract)):
             return super().forward(x)
         norm = (self.norm.weight, self.norm.bias, self.norm.eps, expand.act)
         if traced(x):

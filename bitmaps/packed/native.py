@@ -11,8 +11,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -36,6 +37,14 @@ class Matrix(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Plan(ctypes.Structure):
+    """``struct plan`` of native/kernels.h."""
+
+    _fields_ = [
+        ("w", ctypes.POINTER(Matrix)), ("count", ctypes.c_int32), ("isa", ctypes.c_int32), ("act", ctypes.c_int32),
+    ]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Kernels:
     """The library, and the number and name of the instruction set that is used."""
@@ -50,22 +59,32 @@ def library_file() -> Path | None:
     return next(iter(sorted(Path(__file__).parent.glob("_kernels*.so"))), None)
 
 
+def succeed(code: int) -> None:
+    """What becomes of the library's results.
+
+    Raises:
+        MemoryError: when the kernels could not get memory.
+    """
+    if code:
+        raise MemoryError("the kernels could not get memory")
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     path = library_file()
     if path is None:
         return None
     loaded = ctypes.CDLL(str(path))
-    pointer, integer, rows = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-    matrices = ctypes.POINTER(Matrix)
+    pointer, plan = ctypes.c_void_p, ctypes.POINTER(Plan)
+    inputs: list[Any] = [ctypes.c_int, pointer, ctypes.c_int64]  # threads, x, m
+    norm: list[Any] = [pointer, pointer, ctypes.c_float]
     loaded.bitmaps_isa_name.restype = ctypes.c_char_p
     loaded.bitmaps_use_openmp.argtypes = [pointer] * 3
-    loaded.bitmaps_linear.argtypes = [
-        integer, integer, integer, matrices, integer, pointer, rows, pointer, pointer, pointer, pointer, ctypes.c_float,
-    ]  # fmt: skip
-    loaded.bitmaps_ffnn.argtypes = [
-        integer, integer, integer, matrices, matrices, pointer, rows, pointer, pointer, pointer, ctypes.c_float,
-    ]  # fmt: skip
+    loaded.bitmaps_linear.argtypes = [plan, *inputs, pointer]
+    loaded.bitmaps_linear_norm.argtypes = [plan, *inputs, pointer, pointer, *norm]
+    loaded.bitmaps_ffnn.argtypes = [plan, plan, *inputs, pointer, *norm]
+    for function in (loaded.bitmaps_linear, loaded.bitmaps_linear_norm, loaded.bitmaps_ffnn):
+        function.restype = succeed
     # PyTorch's own threads: a second pool would fight with those that wait for work
     process = ctypes.CDLL(None)
     if all(hasattr(process, name) for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")):
@@ -91,8 +110,12 @@ def instruction_sets() -> dict[str, int]:
     return names
 
 
-@cache
 def chosen(wanted: str) -> Kernels | None:
+    """The kernels of this name; ``None``: the reference.
+
+    Raises:
+        InputError: when there are none.
+    """
     available = instruction_sets()
     if wanted == REFERENCE or (wanted == "auto" and not available):
         return None
@@ -104,12 +127,10 @@ def chosen(wanted: str) -> Kernels | None:
     return Kernels(loaded, available[wanted], wanted)
 
 
+@cache
 def kernels() -> Kernels | None:
-    """The kernels to use; ``None``: the reference.
-
-    Raises:
-        InputError: when ``BITMAPS_KERNELS`` names others than there are.
-    """
+    """Those that ``BITMAPS_KERNELS`` names when they are first needed: to look it up at every call would take a fifth of the time
+    that a product of one token has."""
     return chosen(os.environ.get(VARIABLE, "auto"))
 
 
@@ -143,61 +164,63 @@ class Packed:
             if low is not None and not bits:
                 raise ValueError("int8 weights have no low value")
         self.given = list(parts)
+        self.identities = list(map(id, chain.from_iterable(parts)))
         self.k, self.sizes = k, [len(weight) for weight, *_ in parts]
         kinds = [int(weight.dtype == torch.int8) for weight, *_ in parts]
-        self.has_bytes = any(kinds)
+        self.acts: tuple[Act, ...] = ("a8",) if any(kinds) else ACTS
         self.tensors = [cast(Part, tuple(None if t is None else t.contiguous() for t in part)) for part in parts]
         pointers = [[None if t is None else t.data_ptr() for t in part] for part in self.tensors]
         self.array = (Matrix * len(parts))(
             *(Matrix(*pointer, n, k, kind) for pointer, n, kind in zip(pointers, self.sizes, kinds, strict=True))
         )
+        self.addresses = ctypes.c_void_p * len(parts)  # of the outputs
+        self.plans: dict[tuple[int, Act], Plan] = {}
+
+    def plan(self, found: Kernels, act: Act) -> Plan:
+        """What every call with these kernels and this rounding has in common."""
+        key = found.number, act
+        if (plan := self.plans.get(key)) is None:
+            plan = self.plans[key] = Plan(self.array, len(self.sizes), found.number, ACTS.index(act))
+        return plan
 
     def points_to(self, parts: Sequence[Part]) -> bool:
         """Whether it was made of these very tensors, which may have been replaced since."""
-        mine = (tensor for part in self.given for tensor in part)
-        return all(a is b for a, b in zip(mine, (tensor for part in parts for tensor in part), strict=True))
+        return list(map(id, chain.from_iterable(parts))) == self.identities
 
     def __reduce__(self) -> tuple[type[Packed], tuple[object, ...]]:
         return Packed, (self.given, self.k)  # a copy points to its own tensors
 
 
 def run_linears(found: Kernels, packed: Packed, x: Tensor, act: Act) -> list[Tensor]:
-    """x (m, k), contiguous fp32 on the CPU -> one (m, n) a matrix."""
-    outputs = [x.new_empty((len(x), n)) for n in packed.sizes]
-    pointers = (ctypes.c_void_p * len(outputs))(*(y.data_ptr() for y in outputs))
-    failed = found.library.bitmaps_linear(
-        found.number, torch.get_num_threads(), ACTS.index(act), packed.array, len(outputs), x.data_ptr(), len(x), pointers,
-        None, None, None, 0.0,
+    """x (..., k), contiguous fp32 on the CPU like all that follow -> one (..., n) a matrix."""
+    above = x.shape[:-1]
+    outputs = [x.new_empty(*above, n) for n in packed.sizes]
+    found.library.bitmaps_linear(
+        packed.plan(found, act), torch.get_num_threads(), x.data_ptr(), x.numel() // packed.k,
+        packed.addresses(*map(Tensor.data_ptr, outputs)),
     )  # fmt: skip
-    if failed:
-        raise MemoryError("the kernels could not get memory")
     return outputs
 
 
 def run_linear_norm(
     found: Kernels, packed: Packed, x: Tensor, residual: Tensor, gain: Tensor, shift: Tensor, epsilon: float, act: Act
 ) -> Tensor:
-    """LayerNorm(residual + x W^T + b), all contiguous fp32 on the CPU."""
+    """LayerNorm(residual + x W^T + b)."""
     output = torch.empty_like(residual)
-    pointer = (ctypes.c_void_p * 1)(output.data_ptr())
-    failed = found.library.bitmaps_linear(
-        found.number, torch.get_num_threads(), ACTS.index(act), packed.array, 1, x.data_ptr(), len(x), pointer,
-        residual.data_ptr(), gain.data_ptr(), shift.data_ptr(), epsilon,
+    found.library.bitmaps_linear_norm(
+        packed.plan(found, act), torch.get_num_threads(), x.data_ptr(), x.numel() // packed.k,
+        output.data_ptr(), residual.data_ptr(), gain.data_ptr(), shift.data_ptr(), epsilon,
     )  # fmt: skip
-    if failed:
-        raise MemoryError("the kernels could not get memory")
     return output
 
 
 def run_ffnn(
     found: Kernels, expand: Packed, contract: Packed, x: Tensor, gain: Tensor, shift: Tensor, epsilon: float, act: Act
 ) -> Tensor:
-    """LayerNorm(x + contract(gelu(expand(x)))), all contiguous fp32 on the CPU."""
+    """LayerNorm(x + contract(gelu(expand(x))))."""
     output = torch.empty_like(x)
-    failed = found.library.bitmaps_ffnn(
-        found.number, torch.get_num_threads(), ACTS.index(act), expand.array, contract.array, x.data_ptr(), len(x),
+    found.library.bitmaps_ffnn(
+        expand.plan(found, act), contract.plan(found, act), torch.get_num_threads(), x.data_ptr(), x.numel() // expand.k,
         output.data_ptr(), gain.data_ptr(), shift.data_ptr(), epsilon,
     )  # fmt: skip
-    if failed:
-        raise MemoryError("the kernels could not get memory")
     return output

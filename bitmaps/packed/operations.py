@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitmaps.packed import native
-from bitmaps.packed.native import ACTS, Act, Packed, Part
+from bitmaps.packed.native import Act, Packed, Part
 
 TOP = {"a16": 32639.0, "a8": 127.0}
 BLOCK = 1024  # rows of a matrix that the reference unpacks at a time, so that never all of it is there in fp32
@@ -53,9 +53,8 @@ def whole_numbers(x: Tensor, act: Act) -> tuple[list[Tensor], Tensor]:
         scale = x.abs().mean(-1, keepdim=True)
         return [torch.where(x >= 0, 1.0, -1.0)], torch.where(scale.isfinite(), scale, torch.nan)
     most = x.abs().amax(-1, keepdim=True)
-    inverse = (
-        torch.full_like(most, TOP[act]) / most
-    )  # a number divided by a tensor is a product with its rounded reciprocal
+    # PyTorch takes a number divided by a tensor for a product with the rounded reciprocal: so two tensors
+    inverse = torch.full_like(most, TOP[act]) / most
     q = torch.where(most.isfinite() & inverse.isfinite(), (x * inverse).round(), 0.0)
     scale = torch.where(most.isfinite(), torch.where(inverse.isfinite(), most / TOP[act], 0.0), torch.nan)
     if act == "a8":
@@ -82,8 +81,8 @@ def reference_linear(x: Tensor, part: Part, act: Act) -> Tensor:
 
 
 def native_input(x: Tensor) -> Tensor:
-    """x as the kernels take it: (m, k) contiguous fp32."""
-    return x.reshape(-1, x.shape[-1]).to(torch.float32).contiguous()
+    """x as the kernels take it: contiguous fp32."""
+    return x if x.dtype is torch.float32 and x.is_contiguous() else x.to(torch.float32).contiguous()
 
 
 def norm_input(tensor: Tensor, size: int) -> Tensor:
@@ -97,7 +96,7 @@ def norm_input(tensor: Tensor, size: int) -> Tensor:
 
 
 def uses_kernels(x: Tensor) -> native.Kernels | None:
-    return native.kernels() if x.device.type == "cpu" else None
+    return native.kernels() if x.is_cpu else None
 
 
 def check(x: Tensor, packed: Packed, act: str) -> None:
@@ -105,20 +104,24 @@ def check(x: Tensor, packed: Packed, act: str) -> None:
     ValueError: for inputs of another size, or an ``act`` that does not exist or not for int8 weights."""
     if x.shape[-1] != packed.k:
         raise ValueError(f"inputs of {x.shape[-1]} numbers where the matrix takes {packed.k}")
-    valid = ("a8",) if packed.has_bytes else ACTS
-    if act not in valid:
-        raise ValueError(f"act={act!r} is not there for these weights; valid are {', '.join(valid)}")
     if not x.is_floating_point():
         raise ValueError(f"inputs of {x.dtype}; valid are floating point numbers")
+    check_act(packed, act)
+
+
+def check_act(packed: Packed, act: str) -> None:
+    if act not in packed.acts:
+        raise ValueError(f"act={act!r} is not there for these weights; valid are {', '.join(packed.acts)}")
 
 
 def linears(x: Tensor, packed: Packed, act: Act) -> list[Tensor]:
     """The products of x (..., k) with matrices that all read it: (..., n_i), in x's dtype."""
     check(x, packed, act)
     if (found := uses_kernels(x)) is None:
-        return [reference_linear(x.float(), part, act).to(x.dtype) for part in packed.tensors]
-    outputs = native.run_linears(found, packed, native_input(x), act)
-    return [y.view(*x.shape[:-1], n).to(x.dtype) for y, n in zip(outputs, packed.sizes, strict=True)]
+        outputs = [reference_linear(x.float(), part, act) for part in packed.tensors]
+    else:
+        outputs = native.run_linears(found, packed, native_input(x), act)
+    return outputs if x.dtype is torch.float32 else [y.to(x.dtype) for y in outputs]
 
 
 def linear_norm(
@@ -134,8 +137,9 @@ def linear_norm(
     if (found := uses_kernels(x)) is None:
         y = reference_linear(x.float(), packed.tensors[0], act)
         return F.layer_norm(residual.float() + y, gain.shape, gain, shift, epsilon).to(x.dtype)
-    y = native.run_linear_norm(found, packed, native_input(x), native_input(residual), gain, shift, epsilon, act)
-    return y.view(residual.shape).to(x.dtype)
+    return native.run_linear_norm(found, packed, native_input(x), native_input(residual), gain, shift, epsilon, act).to(
+        x.dtype
+    )
 
 
 def ffnn(x: Tensor, expand: Packed, contract: Packed, gain: Tensor, shift: Tensor, epsilon: float, act: Act) -> Tensor:
@@ -143,15 +147,13 @@ def ffnn(x: Tensor, expand: Packed, contract: Packed, gain: Tensor, shift: Tenso
     check(x, expand, act)
     if expand.sizes != [contract.k] or contract.sizes != [expand.k]:
         raise ValueError(f"a block of {expand.k} to {expand.sizes} and {contract.k} to {contract.sizes} numbers")
-    if contract.has_bytes and act != "a8":
-        raise ValueError(f"act={act!r} is not there for these weights; valid is a8")
+    check_act(contract, act)
     gain, shift = norm_input(gain, expand.k), norm_input(shift, expand.k)
     if (found := uses_kernels(x)) is None:
         inner = F.gelu(reference_linear(x.float(), expand.tensors[0], act))
         y = x.float() + reference_linear(inner, contract.tensors[0], act)
         return F.layer_norm(y, gain.shape, gain, shift, epsilon).to(x.dtype)
-    y = native.run_ffnn(found, expand, contract, native_input(x), gain, shift, epsilon, act)
-    return y.view(x.shape).to(x.dtype)
+    return native.run_ffnn(found, expand, contract, native_input(x), gain, shift, epsilon, act).to(x.dtype)
 
 
 # The same as operations that torch.compile and torch.export know, which take tensors alone. Outside of a trace the layers call

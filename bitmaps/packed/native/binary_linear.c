@@ -8,7 +8,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 enum { OK, OUT_OF_MEMORY };
-enum { SMALL = 1 << 21, GRAIN = 8 }; /* products below which threads do not pay; rows that one takes at a time */
+enum { SMALL = 1 << 21 }; /* products below which threads do not pay */
 
 /* -- instruction sets -- */
 
@@ -190,7 +190,7 @@ static int64_t lay_out(struct stage *s, int threads, int64_t count, char *memory
     const int f32 = rows->act == F32;
     rows->k = k;
     rows->planes = rows->act == A16 ? 2 : 1;
-    rows->stride = f32 ? 0 : up(rows->act == A1 ? (k + 7) / 8 : k) ;
+    rows->stride = f32 ? 0 : up(rows->act == A1 ? (k + 7) / 8 : k);
     rows->plane = rows->stride * count;
     s->scratch_bytes = up(s->isa->scratch(k));
     int64_t at = 0;
@@ -224,25 +224,25 @@ static void run_stage(struct stage *s, int threads, int rounded)
         parallel(workers, s->count, follow, s);
 }
 
-static struct stage stage_of(int isa, const struct matrix *w, enum act act)
+static struct stage stage_of(const struct plan *plan)
 {
     struct stage s;
     memset(&s, 0, sizeof s);
-    s.isa = ISAS[isa];
-    s.w = w;
-    s.rows.act = act;
+    s.isa = ISAS[plan->isa];
+    s.w = plan->w;
+    s.rows.act = (enum act)plan->act;
     return s;
 }
 
-/* y_i = x w_i^T + bias_i for `count` matrices that read the same x (m, k): their outputs y_i are (m, n_i). With `gain` there is
- * one matrix, and its output becomes LayerNorm(residual + y). */
-EXPORT int bitmaps_linear(int isa, int threads, int act, const struct matrix *w, int count, const float *x, int64_t m,
-                          float *const *y, const float *residual, const float *gain, const float *shift, float epsilon)
+/* y_i = x w_i^T + bias_i; with `gain` there is one matrix, and its output becomes LayerNorm(residual + y). */
+static int linears(const struct plan *plan, int threads, const float *x, int64_t m, float *const *y, const float *residual,
+                   const float *gain, const float *shift, float epsilon)
 {
+    const struct matrix *w = plan->w;
     const int64_t rows = (int64_t)ROWS * threads < m ? (int64_t)ROWS * threads : m;
-    struct stage s = stage_of(isa, w, (enum act)act);
+    struct stage s = stage_of(plan);
     int64_t bytes = 0;
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < plan->count; i++) {
         s.w = w + i;
         const int64_t need = lay_out(&s, threads, rows, NULL);
         bytes = need > bytes ? need : bytes;
@@ -251,7 +251,7 @@ EXPORT int bitmaps_linear(int isa, int threads, int act, const struct matrix *w,
     if (!memory)
         return OUT_OF_MEMORY;
     for (int64_t from = 0; from < m; from += rows) {
-        for (int i = 0; i < count; i++) {
+        for (int i = 0; i < plan->count; i++) {
             const int same = i && w[i].column == w[i - 1].column && w[i].kind == w[i - 1].kind;
             s.w = w + i;
             lay_out(&s, threads, rows, memory);
@@ -269,12 +269,25 @@ EXPORT int bitmaps_linear(int isa, int threads, int act, const struct matrix *w,
     return OK;
 }
 
-/* LayerNorm(x + contract(gelu(expand(x)))), a block of rows at a time, so that what lies between stays in cache. */
-EXPORT int bitmaps_ffnn(int isa, int threads, int act, const struct matrix *expand, const struct matrix *contract, const float *x,
-                        int64_t m, float *y, const float *gain, const float *shift, float epsilon)
+/* Products of x (m, k) with all of the plan's matrices: their outputs y_i are (m, n_i). */
+EXPORT int bitmaps_linear(const struct plan *plan, int threads, const float *x, int64_t m, float *const *y)
 {
-    const int64_t rows = (int64_t)ROWS * threads < m ? (int64_t)ROWS * threads : m, width = expand->n, k = expand->k;
-    struct stage first = stage_of(isa, expand, (enum act)act), second = stage_of(isa, contract, (enum act)act);
+    return linears(plan, threads, x, m, y, NULL, NULL, NULL, 0);
+}
+
+/* LayerNorm(residual + x w^T + bias), for a plan of one matrix. */
+EXPORT int bitmaps_linear_norm(const struct plan *plan, int threads, const float *x, int64_t m, float *y, const float *residual,
+                               const float *gain, const float *shift, float epsilon)
+{
+    return linears(plan, threads, x, m, &y, residual, gain, shift, epsilon);
+}
+
+/* LayerNorm(x + contract(gelu(expand(x)))), a block of rows at a time, so that what lies between stays in cache. */
+EXPORT int bitmaps_ffnn(const struct plan *expand, const struct plan *contract, int threads, const float *x, int64_t m, float *y,
+                        const float *gain, const float *shift, float epsilon)
+{
+    const int64_t rows = (int64_t)ROWS * threads < m ? (int64_t)ROWS * threads : m, width = expand->w->n, k = expand->w->k;
+    struct stage first = stage_of(expand), second = stage_of(contract);
     const int64_t inner = up(rows * width * 4), one = up(lay_out(&first, threads, rows, NULL));
     char *memory = aligned_alloc(ALIGN, inner + one + up(lay_out(&second, threads, rows, NULL)));
     if (!memory)

@@ -27,6 +27,12 @@ struct matrix {
     int32_t kind;
 };
 
+/* What calls with the same matrices have in common, so that a call has few arguments; native.py has the same fields here too. */
+struct plan {
+    const struct matrix *w;            /* which read the same inputs */
+    int32_t count, isa, act;
+};
+
 /* Activations as a kernel wants them; a row is `stride` bytes of each plane, padded with zeros. */
 struct rows {
     enum act act;
