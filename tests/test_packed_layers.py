@@ -391,6 +391,17 @@ def test_a_model_computes_with_any_kernels(ids: Tensor, monkeypatch: pytest.Monk
 # Copies, and what else happens to modules
 
 
+def test_a_model_that_moved_to_shared_memory_computes_from_there(ids: Tensor) -> None:
+    found = packed(binary("layers"), "a8")
+    expected = found(ids)
+    before = {name: tensor.data_ptr() for name, tensor in found.named_buffers()}
+    found.share_memory()
+    assert not any(tensor.data_ptr() == before[name] for name, tensor in found.named_buffers())
+    overwriting = [torch.full((n,), torch.nan) for n in range(1000)]
+    assert torch.equal(found(ids), expected)
+    del overwriting
+
+
 @pytest.fixture
 def both() -> tuple[Bert, Bert]:
     """Two packed models of the same shape and other weights, which have computed already."""

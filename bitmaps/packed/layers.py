@@ -35,6 +35,10 @@ class HasMatrices(nn.Module):
     def matrices(self) -> list[PackedLinear]:
         raise NotImplementedError
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._packed = None  # ``share_memory`` moves what is in a tensor, which stays the same tensor
+        return super()._apply(fn, recurse)
+
     def packed(self) -> Packed:
         matrices = self.matrices()
         parts = [matrix.part() for matrix in matrices]
