@@ -187,6 +187,8 @@ def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             raise InputError(f"embeddings is what checkpoint={cfg.checkpoint} was packed with: leave it out")
         if "activations" not in given:
             OmegaConf.update(cfg, "activations", "int8")
+        if cfg.activations.name == "bit":
+            raise InputError("activations=bit is trained, and then part of what is packed: valid are float, int8")
         if not (path.parent / "config.yaml").is_file():  # it was taken elsewhere: there is nothing to compare with
             if "references" in given and cfg.references:
                 raise InputError(f"references=true: there is no run beside checkpoint={cfg.checkpoint} to refer to")

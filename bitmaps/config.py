@@ -36,7 +36,8 @@ Weights = Enum("Weights", ["pretrained", "random"])
 Head = Enum("Head", ["checkpoint", "new"])
 Split = Enum("Split", ["validation", "test"])
 Embeddings = Enum("Embeddings", ["fp32", "fp16", "int8", "int4", "bit"])
-Activations = Enum("Activations", ["float", "int8"])
+Activations = Enum("Activations", ["float", "int8", "bit"])
+Linear = Enum("Linear", ["query", "key", "value", "output", "expand", "contract"])  # the linear layers of a layer
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -153,6 +154,7 @@ class Common:
     scale: Scale = Scale.none  # what shares one: nothing, the tensor, a row, or a row and a column
     embeddings: Embeddings | None = None
     activations: Activations = Activations.float
+    one_bit_inputs: list[Linear] = field(default_factory=lambda: [Linear.query, Linear.key, Linear.value])
     calibrate: int = 0
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
@@ -168,6 +170,10 @@ class Common:
 
     def component_names(self) -> list[str]:
         return [component.name for component in self.binarize.components]
+
+    def signed(self) -> list[str]:
+        """The linear layers whose inputs are signs."""
+        return [linear.name for linear in self.one_bit_inputs] if self.activations is Activations.bit else []
 
     def word_table(self) -> str:
         """How the word table is stored: as asked, or else in one bit if its component is binarized."""
@@ -194,6 +200,7 @@ class Common:
             "loss": None,
             "embeddings": self.word_table(),
             "activations": self.activations.name,
+            "one_bit_inputs": "+".join(self.signed()) or None,
             "steps": None,
             "seed": self.seed,
             "mask_seed": self.mask_seed,
@@ -273,8 +280,15 @@ def check(config: Train | Evaluate) -> None:
         raise InputError(f"model={model.name} needs model.source=<Hub id or folder>")
     if model.weights is Weights.random and model.source is None and not model.shape.sizes():
         raise InputError("model.weights=random needs model.shape or a model.source whose config.json gives the shape")
-    if config.activations is Activations.int8 and not config.binarize.components and not checkpoint:
-        raise InputError("activations=int8 rounds what enters binarized matrices: binarize=none has none")
+    activations, components = config.activations.name, config.component_names()
+    if activations != "float" and not components and not checkpoint:
+        raise InputError(f"activations={activations} rounds what enters binarized matrices: binarize=none has none")
+    if activations == "bit" and not config.one_bit_inputs:
+        raise InputError(f"activations=bit with no one_bit_inputs; valid are any of {', '.join(Linear.__members__)}")
+    for name in config.signed() if not checkpoint else ():
+        block = "ffnn" if name in ("expand", "contract") else "attention"
+        if block not in components:
+            raise InputError(f"one_bit_inputs={name} is of {block}, which is not binarized")
     if Component.embeddings in config.binarize.components and config.word_table() != "bit":
         raise InputError(
             f"embeddings={config.word_table()} contradicts binarize={config.binarize.name}, which has the word table in one bit: "

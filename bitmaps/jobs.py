@@ -30,15 +30,17 @@ from bitmaps.bert.checkpoint import check_sha256, load, locate, save
 from bitmaps.binary.calibrate import calibrate
 from bitmaps.binary.components import binarize_naive, make_trainable, round_activations, store_words, to_float
 from bitmaps.binary.quantize import Quantization
+from bitmaps.binary.rounding import one_bit_inputs
 from bitmaps.card import write_card
 from bitmaps.data.module import MaskedSentences, tokenizer_of
 from bitmaps.data.sources import Source
 from bitmaps.errors import InputError
 from bitmaps.evaluation import evaluate
+from bitmaps.loading import as_trained
 from bitmaps.measure import Timed
 from bitmaps.packed import folder as packed
 from bitmaps.runs import Row
-from bitmaps.training import LossWeights, MaskedLanguageModel
+from bitmaps.training import LossWeights, MaskedLanguageModel, OneBitInputs
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +170,14 @@ class Job:
         """The model as it was, and as naive binarization in the manner of the blog post leaves it; none unless wanted."""
         if not self.config.references:
             return []
-        plain = {"recipe": None, "loss": None, "steps": 0, "calibrated_on": 0, "activations": "float"}
+        plain = {
+            "recipe": None,
+            "loss": None,
+            "steps": 0,
+            "calibrated_on": 0,
+            "activations": "float",
+            "one_bit_inputs": None,
+        }
         nothing = {"components": "none", "values": None, "scale": None, "scope": None, "embeddings": "fp32"}
         rows = [self.row(self.pretrained.load(), facts, row="unbinarized", **plain, **nothing)]
         if components := self.config.component_names():
@@ -192,16 +201,16 @@ class Evaluation(Job):
         if self.checkpoint is not None:
             if packed.is_packed(locate(self.checkpoint)):
                 return self.packed_rows(facts)
-            model = load(self.checkpoint)
+            model = as_trained(load(self.checkpoint))
             facts = facts | (model.config.bitmaps or {}) | {"row": "trained"}
             references = self.reference_rows(facts)
             if config.embeddings is not None:  # post-training
                 store_words(model, words, config.values)  # type: ignore[arg-type]
                 facts["embeddings"] = words
             if config.activations.name != "float":
-                facts["activations"] = config.activations.name
-            if facts["activations"] != "float":
-                round_activations(model, components)
+                facts |= {name: config.facts()[name] for name in ("activations", "one_bit_inputs")}
+            if facts["activations"] == "int8" or config.signed():
+                round_activations(model, components, config.signed())
             return [*references, self.row(model, facts)]
         model = self.pretrained.load()
         facts = facts | {"row": "naive" if components else "unbinarized", "steps": 0, "calibrated_on": 0}
@@ -216,17 +225,21 @@ class Evaluation(Job):
             if "embeddings" not in components:
                 store_words(model, words, config.values)  # type: ignore[arg-type]
         if config.activations.name != "float":
-            round_activations(model, components)
+            round_activations(model, components, config.signed())
         return [*rows, self.row(model, facts)]
 
     def packed_rows(self, facts: Row) -> list[Row]:
         """A packed model, beside what it was made of in floats."""
         activations = self.config.activations.name
         model = packed.load(locate(str(self.checkpoint)), "a8" if activations == "int8" else "f32")
-        facts = facts | (model.config.bitmaps or {}) | {"row": "packed", "activations": activations}
+        trained = model.config.bitmaps or {}
+        facts = facts | trained | {"row": "packed"}
+        if facts["activations"] != "bit":
+            facts["activations"] = activations
         rows = self.reference_rows(facts)
         if self.config.references:
-            rows.append(self.row(packed.to_float(model), facts, row="trained", activations="float"))
+            floats = as_trained(packed.to_float(model))
+            rows.append(self.row(floats, facts, row="trained", activations=trained["activations"]))
         return [*rows, self.row(model, facts)]
 
 
@@ -268,9 +281,9 @@ class Training(Job):
         components, recipe = config.component_names(), config.recipe
         parts = (config.values, config.scale.name, recipe.scaling.name, recipe.center.name, recipe.gradient.name)
         quantization = Quantization(*parts)  # type: ignore[arg-type]
-        make_trainable(model, components, quantization, config.word_table())  # type: ignore[arg-type]
-        if config.activations.name == "int8":
-            round_activations(model, components)
+        make_trainable(model, components, quantization, config.word_table(), config.signed())  # type: ignore[arg-type]
+        if config.activations.name != "float":
+            round_activations(model, components, config.signed())
         fitted = self.calibrate(model, already=config.resume is not None)  # then the checkpoint has its weights
         if config.trainer.compile:  # the parts, because training takes the logits at masked positions between them
             for part in (model.embeddings, model.encoder, model.head):
@@ -279,6 +292,8 @@ class Training(Job):
         module = MaskedLanguageModel(
             model.train(), teacher, loss, self.optimizer, self.schedule, config.loss.more_masked, config.seed
         )
+        if inputs := one_bit_inputs(model):
+            self.callbacks.append(OneBitInputs(inputs))
         for callback in self.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder / "checkpoints")
@@ -289,8 +304,8 @@ class Training(Job):
 
         module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
         effective = to_float(module.model.cpu())
-        if config.activations.name == "int8":
-            round_activations(effective, components)
+        if config.activations.name != "float":
+            round_activations(effective, components, config.signed())
         facts = facts | {"row": "trained", "steps": trainer.global_step, "calibrated_on": fitted}
         if trainer.is_global_zero:
             self.write_model(effective, folder, facts)
@@ -303,8 +318,8 @@ class Training(Job):
         """Write the effective weights in Hugging Face's layout (``model/``) and, if asked, in real bits (``packed/``), each with
         the tokenizer. When a run is resumed, those of a shorter training are there: they stay until the new ones are complete."""
         kept = (
-            "components", "values", "scale", "scope", "recipe", "loss", "embeddings", "activations", "calibrated_on",
-            "steps", "seed",
+            "components", "values", "scale", "scope", "recipe", "loss", "embeddings", "activations", "one_bit_inputs",
+            "calibrated_on", "steps", "seed",
         )  # fmt: skip
         model.config = replace(model.config, bitmaps={name: facts[name] for name in kept})
         draft = folder / "model.draft"

@@ -12,6 +12,8 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from bitmaps.bert import Bert, checkpoint
 from bitmaps.bert.checkpoint import Head, locate
+from bitmaps.binary.components import round_activations
+from bitmaps.config import GROUPS
 from bitmaps.errors import InputError
 from bitmaps.packed import folder as packed
 from bitmaps.packed.native import ACTS, Act
@@ -39,12 +41,22 @@ def load(
             raise InputError(
                 f"act={act} is of packed models, which {folder} is not: python -m bitmaps.packed <run folder>"
             )
-        return checkpoint.load(source, adapter=adapter, head=head)
+        return as_trained(checkpoint.load(source, adapter=adapter, head=head))
     if adapter is not None or head != "checkpoint":
         raise InputError(f"{folder} is packed: neither an adapter nor a new head can be put on it")
     if act is not None and act not in ACTS:
         raise InputError(f"act={act!r} is unknown; valid are {', '.join(ACTS)}")
     return packed.load(folder, act or "a8")
+
+
+def as_trained(model: Bert) -> Bert:
+    """Have a model of effective weights that was trained with ``activations=bit`` round its activations so, in place: without it
+    is another one. (That int8 activations are left out changes little, and is no harm.)"""
+    trained = model.config.bitmaps or {}
+    if trained.get("activations") == "bit":
+        name = trained["components"]
+        round_activations(model, GROUPS.get(name, name.split("+")), trained["one_bit_inputs"].split("+"))
+    return model
 
 
 class TransformersBert(PreTrainedModel):

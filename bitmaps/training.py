@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torchmetrics import MetricCollection, SumMetric
 from bitmaps.analysis import Predicted, Predictions
 from bitmaps.bert import Bert
 from bitmaps.bert.encoder import Layer
+from bitmaps.binary.rounding import RoundInputs
 from bitmaps.data.module import Batch
 from bitmaps.metrics import IGNORE, MaskedAccuracy, MaskedCrossEntropy, MaskedMRR, SentenceSums
 
@@ -137,6 +138,27 @@ def first_nonfinite_module(model: nn.Module, run: Callable[[], object]) -> str:
     for handle in handles:
         handle.remove()
     return culprits[0] if culprits else "none, when run again"
+
+
+class OneBitInputs(Callback):
+    """Brings one-bit inputs in step by step: their share goes from 0 to 1 over the first half of a training. Validation has all.
+
+    Args:
+        inputs: the hooks.
+    """
+
+    def __init__(self, inputs: list[RoundInputs]) -> None:
+        self.inputs = inputs
+
+    def bring_in(self, share: float) -> None:
+        for hook in self.inputs:
+            hook.share = torch.full_like(hook.share, share)
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        self.bring_in(min(1.0, 2 * trainer.global_step / trainer.max_steps))
+
+    def on_validation_start(self, *args: Any) -> None:
+        self.bring_in(1.0)
 
 
 class MaskedLanguageModel(LightningModule):

@@ -328,6 +328,13 @@ def test_random_weights_need_no_checkpoint(command: Command, model_folder: Path)
         ("evaluate", ["embeddings=int7"], "fp32, fp16, int8, int4, bit"),
         ("evaluate", ["embeddings=fp16", "binarize=all"], "embeddings=fp16 contradicts binarize=all"),
         ("evaluate", ["activations=int4"], "int8"),
+        ("train", ["activations=bit"], "one_bit_inputs=query is of attention, which is not binarized"),
+        (
+            "train",
+            ["activations=bit", "binarize=layers", "one_bit_inputs=[]"],
+            "query, key, value, output, expand, contract",
+        ),
+        ("evaluate", ["activations=bit", "binarize=none"], "binarize=none"),
         ("evaluate", ["calibrate=9", "binarize=layers", "scale=row"], "binarize.scope=all"),
         ("evaluate", ["calibrate=9", "binarize=layers", "binarize.scope=matrices"], "scale=none"),
         ("evaluate", ["calibrate=9", "binarize=none"], "binarize=none"),
@@ -683,6 +690,41 @@ def test_a_run_may_be_trained_with_rounded_inputs(command: Command, model_folder
     code, _, err = command("evaluate", "checkpoint=r", "activations=float", defaults=())
     assert code == 2
     assert "activations is int8 in checkpoint=r" in err
+
+
+def test_a_run_may_be_trained_on_the_signs_of_its_inputs(
+    command: Command, model_folder: Path, text_folder: Path
+) -> None:
+    options = ("binarize=layers", "activations=bit", "one_bit_inputs=[query,key,value,contract]", "measure=none")
+    code, _, err = command("train", *options, "hydra.run.dir=r", *SHORT)
+    assert code == 0, err
+    rows = rows_of("r")
+    assert [(row["activations"], row["one_bit_inputs"]) for row in rows.values()] == [
+        ("float", None), ("float", None), ("bit", "query+key+value+contract")
+    ]  # fmt: skip
+    trained = rows["trained"]["cross_entropy"]
+    # what is loaded rounds to signs; that the other inputs are int8 changes little
+    found = loss_of(bitmaps.load("r"), model_folder, text_folder)
+    without = loss_of(bitmaps.bert.checkpoint.load("r"), model_folder, text_folder)
+    assert abs(found - trained) < 0.2 * abs(without - trained)
+
+    code, _, err = command("evaluate", "checkpoint=r", "hydra.run.dir=e", defaults=["measure=none"])
+    assert code == 0, err
+    assert metrics("e")["cross_entropy"] == pytest.approx(trained, rel=1e-5)
+    code, _, err = command("evaluate", "checkpoint=r/packed", "hydra.run.dir=p", defaults=["measure=none"])
+    assert code == 0, err
+    packed = rows_of("p")
+    assert packed["trained"]["cross_entropy"] == pytest.approx(trained, rel=1e-5)
+    assert packed["packed"]["cross_entropy"] == pytest.approx(trained, rel=1e-4)
+    assert [(row["activations"], row["one_bit_inputs"]) for row in packed.values()][2:] == [
+        ("bit", "query+key+value+contract")
+    ] * 2
+    ids = torch.tensor([[2, 7, 4, 9, 3]])
+    torch.testing.assert_close(bitmaps.load("r/packed", act="f32")(ids), bitmaps.load("r")(ids), atol=0.05, rtol=0)
+    for checkpoint, message in (("r", "activations is bit in checkpoint=r"), ("r/packed", "valid are float, int8")):
+        code, _, err = command("evaluate", f"checkpoint={checkpoint}", "activations=bit", defaults=())
+        assert code == 2
+        assert message in err
 
 
 def test_a_run_may_be_trained_with_a_word_table_in_int8(command: Command) -> None:

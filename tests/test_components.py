@@ -26,7 +26,7 @@ from bitmaps.binary.components import (
 )
 from bitmaps.binary.layers import QuantizedEmbedding, QuantizedLinear
 from bitmaps.binary.quantize import Gradient, Quantization, Quantizer, Scale, Scaling, Values, two_values
-from bitmaps.binary.rounding import Rounding, Stored, rounded
+from bitmaps.binary.rounding import Rounding, Stored, rounded, signs
 from bitmaps.config import GROUPS
 from bitmaps.errors import InputError
 
@@ -479,6 +479,30 @@ def test_rounded_activations_enter_the_components_linear_layers_alone(
         expected = rounded(raw[name], "int8") if name in chosen else raw[name]
         assert torch.equal(x, expected), name
         assert torch.equal(x, raw[name]) is (name not in chosen), name
+
+
+def test_signs_enter_the_layers_of_these_names_and_int8_the_others(tiny: Bert, ids: Tensor) -> None:
+    raw: dict[str, Tensor] = {}
+    for name, module in tiny.named_modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lambda _m, inputs, name=name: raw.__setitem__(name, inputs[0].clone()))
+    round_activations(tiny, ("attention", "ffnn"), ("query", "contract"))
+    for name, x in inputs_of_linears(tiny, ids).items():
+        if not name.startswith("encoder"):
+            expected = raw[name]
+        elif name.endswith(("query", "contract")):
+            expected = signs(raw[name])
+        else:
+            expected = rounded(raw[name], "int8")
+        assert torch.equal(x, expected), name
+
+
+def test_where_signs_enter_there_is_no_scale_a_column(tiny: Bert) -> None:
+    make_trainable(tiny, GROUPS["layers"], Quantization("pm1", "rank_one", "learned"), signed=("query", "key"))
+    for name, module in tiny.named_modules():
+        if isinstance(module, QuantizedLinear):
+            assert isinstance(module.quantizer, Quantizer)
+            assert (module.quantizer.column is None) is name.endswith(("query", "key")), name
 
 
 def test_rounded_activations_hardly_change_the_predictions_and_pass_the_gradient(tiny: Bert, ids: Tensor) -> None:

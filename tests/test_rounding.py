@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 from torch import nn
 
-from bitmaps.binary.rounding import BITS, Rounding, RoundThrough, Stored, round_inputs, rounded
+from bitmaps.binary.rounding import BITS, Rounding, RoundInputs, RoundThrough, Stored, one_bit_inputs, rounded, signs
 
 INTEGERS: tuple[Stored, ...] = ("int8", "int4")
 LEVELS = {"int8": 127, "int4": 7}
@@ -152,18 +152,67 @@ def test_inputs_are_rounded_for_each_token() -> None:
     x = torch.randn(2, 3, 9, generator=random) * torch.tensor([1e-3, 1.0, 1e3])[:, None]
     x.requires_grad_()
     expected = linear(rounded(x.detach(), "int8"))
-    linear.register_forward_pre_hook(round_inputs)
+    linear.register_forward_pre_hook(RoundInputs("int8"))
     actual = linear(x)
     assert torch.equal(actual, expected)
     g = torch.randn(2, 3, 4, generator=random)
     actual.backward(g)
     torch.testing.assert_close(x.grad, g @ linear.weight.detach())
-    (entered,) = round_inputs(linear, (x,))
+    (entered,) = RoundInputs("int8")(linear, (x,))
     assert ((entered - x).abs().amax(-1) <= x.abs().amax(-1) / 127 * 0.5001).all()
     assert (entered != x).any(-1).all()
 
 
 def test_inputs_without_a_token_are_left_alone() -> None:
     linear = nn.Linear(9, 4)
-    linear.register_forward_pre_hook(round_inputs)
+    linear.register_forward_pre_hook(RoundInputs("int8"))
     assert linear(torch.zeros(0, 9)).shape == (0, 4)
+
+
+# Signs
+
+
+@given(vectors)
+@thoroughly
+def test_signs_are_the_numpy_reference(x: NDArray[Any]) -> None:
+    actual = signs(torch.from_numpy(x))
+    scale = np.abs(x).astype(np.float64).mean(-1, keepdims=True)
+    assert actual.dtype == torch.float32
+    np.testing.assert_allclose(actual.numpy(), np.where(x >= 0, scale, -scale), rtol=1e-5, atol=1e-40)
+
+
+@given(vectors, st.floats(-2, 2, width=32))
+@thoroughly
+def test_no_other_two_opposite_values_are_closer(x: NDArray[Any], other: float) -> None:
+    x = np.clip(x, -1e6, 1e6)
+    best = signs(torch.from_numpy(x)).numpy().astype(np.float64)
+    alternative = np.where(x >= 0, other, -other) * np.abs(x).max(-1, keepdims=True)
+    error, theirs = (((x - y) ** 2).sum(-1) for y in (best, alternative))
+    assert (error <= theirs * (1 + 1e-5) + 1e-20).all()
+
+
+def test_signs_of_signs_are_the_same() -> None:
+    once = signs(torch.randn(5, 9, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(signs(once), once)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_the_signs_enters_and_the_gradient_passes_through(share: float) -> None:
+    x = torch.randn(2, 9, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    hook = RoundInputs("bit")
+    hook.share = torch.tensor(share)
+    (entered,) = hook(nn.Identity(), (x,))
+    expected = (1 - share) * x + share * signs(x)
+    torch.testing.assert_close(entered, expected)
+    if share == 1:
+        assert torch.equal(entered, signs(x))
+    entered.sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones_like(x))
+
+
+def test_the_hooks_of_one_bit_are_found() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    hooks = [RoundInputs("int8"), RoundInputs("bit"), RoundInputs("bit")]
+    for layer, hook in zip(model, hooks, strict=True):
+        layer.register_forward_pre_hook(hook)
+    assert one_bit_inputs(model) == hooks[1:]

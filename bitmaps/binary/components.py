@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -13,7 +14,7 @@ from torch import nn
 from bitmaps.bert import Bert
 from bitmaps.binary.layers import QuantizedEmbedding, QuantizedLinear
 from bitmaps.binary.quantize import Quantization, Quantizer, Scale, Values, two_values
-from bitmaps.binary.rounding import Rounding, Stored, round_inputs, rounded
+from bitmaps.binary.rounding import Rounding, RoundInputs, Stored, rounded
 from bitmaps.errors import InputError
 
 Scope = Literal["all", "matrices"]
@@ -88,7 +89,11 @@ def center_words(model: Bert) -> None:
 
 
 def make_trainable(
-    model: Bert, components: Iterable[str], quantization: Quantization, words: WordTable | None = None
+    model: Bert,
+    components: Iterable[str],
+    quantization: Quantization,
+    words: WordTable | None = None,
+    signed: Container[str] = (),
 ) -> Bert:
     """Swap the linear and embedding layers of the components, in place, for quantized ones that can be trained.
 
@@ -97,6 +102,8 @@ def make_trainable(
 
     Args:
         words: how the word table is to be stored. ``None`` leaves it to the components.
+        signed: linear layers whose inputs will be signs (``round_activations``). They get no scale a column, which is a scale of
+            the inputs: their signs would not show it.
     """
     table = model.embeddings.word.weight
     chosen = {id(parameter) for parameter in matrices(model, components).values()}
@@ -113,7 +120,10 @@ def make_trainable(
                 continue
             key = id(child.weight)
             if key not in quantizers:
-                quantizers[key] = Quantizer(child.weight, quantization)
+                by_rows = name in signed and quantization.scale == "rank_one"
+                quantizers[key] = Quantizer(
+                    child.weight, replace(quantization, scale="row") if by_rows else quantization
+                )
             if isinstance(child, nn.Linear):
                 setattr(parent, name, QuantizedLinear.from_float(child, quantizers[key]))
             else:
@@ -121,12 +131,13 @@ def make_trainable(
     return model
 
 
-def round_activations(model: Bert, components: Iterable[str]) -> Bert:
-    """Have what enters the linear layers of these components rounded to int8, a scale for each token, from now on, in place."""
+def round_activations(model: Bert, components: Iterable[str], signed: Container[str] = ()) -> Bert:
+    """Have what enters the linear layers of these components rounded from now on, in place: to int8, a scale for each token, or to
+    one bit where the layer's own name, such as ``query``, is in ``signed``."""
     chosen = {id(parameter) for parameter in matrices(model, components).values()}
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and id(module.weight) in chosen:
-            module.register_forward_pre_hook(round_inputs)
+            module.register_forward_pre_hook(RoundInputs("bit" if name.rpartition(".")[-1] in signed else "int8"))
     return model
 
 

@@ -25,12 +25,19 @@ def rounded(x: Tensor, stored: Stored) -> Tensor:
     return ((exact / scale).round() * scale).to(x.dtype)
 
 
+def signs(x: Tensor) -> Tensor:
+    """One bit a number and a scale for each vector along the last dimension: mean|x| where x >= 0, else -mean|x|. The closest such
+    vector to x in the least squares (Rastegari et al. 2016, XNOR-Net, section 3.1)."""
+    scale = x.float().abs().mean(-1, keepdim=True)
+    return torch.where(x >= 0, scale, -scale).to(x.dtype)
+
+
 class RoundThrough(torch.autograd.Function):
-    """``rounded`` going forward, the identity gradient going back."""
+    """``rounded``, or ``signs`` for ``bit``, going forward, the identity gradient going back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stored: Stored) -> Tensor:
-        return rounded(x, stored)
+    def forward(ctx: Any, x: Tensor, stored: Stored | Literal["bit"]) -> Tensor:
+        return signs(x) if stored == "bit" else rounded(x, stored)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -51,6 +58,23 @@ class Rounding(nn.Module):
         return self.stored
 
 
-def round_inputs(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """A forward pre-hook: int8, with a scale for each token, as a kernel for int8 activations computes it."""
-    return (RoundThrough.apply(inputs[0], "int8"),)
+class RoundInputs:
+    """A forward pre-hook: what enters a matrix, rounded for each token as the packed kernels do it.
+
+    Attributes:
+        to: int8 with a scale for each token, or one ``bit``.
+        share: what enters is x (1 - share) + r(x) share. A tensor, so that a compiled model stays compiled when it changes.
+    """
+
+    def __init__(self, to: Literal["int8", "bit"]) -> None:
+        self.to, self.share = to, torch.ones(())
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        x = RoundThrough.apply(inputs[0], self.to)
+        return (x if self.to == "int8" else x * self.share + inputs[0] * (1 - self.share),)
+
+
+def one_bit_inputs(model: nn.Module) -> list[RoundInputs]:
+    """Those hooks of a model that leave one bit."""
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    return [hook for hook in hooks if isinstance(hook, RoundInputs) and hook.to == "bit"]

@@ -227,6 +227,7 @@ def load(folder: Path, act: Act) -> Bert:
 
     Args:
         act: what activations are rounded to before they are multiplied with one-bit matrices (``bitmaps.packed.operations``).
+            Where the model was trained on the signs of its inputs (``one_bit_inputs``) it is ``a1``.
 
     Raises:
         InputError: when the folder is damaged or does not fit its ``config.json``, before anything computes with it.
@@ -260,9 +261,10 @@ def on_meta(config: BertConfig) -> Bert:
 
 def assemble(config: BertConfig, parts: Mapping[str, PackedWeight | Tensor], act: Act) -> Bert:
     """A model of these parameters (``pack_model``), in evaluation mode."""
-    model = on_meta(config)
+    model, trained = on_meta(config), config.bitmaps or {}
+    signed = (trained.get("one_bit_inputs") or "").split("+")
     for name, part in parts.items():
-        place(model, name, part, act)
+        place(model, name, part, "a1" if name.split(".")[-2] in signed else act)
     return model.requires_grad_(False).eval()
 
 

@@ -104,8 +104,9 @@ class PackedEmbedding(nn.Module):
         return self.weight.dense(ids)
 
 
-def are_one_bit(*modules: Any) -> bool:
-    return all(isinstance(module, PackedLinear) and module.is_one_bit for module in modules)
+def are_alike(*modules: Any) -> bool:
+    """Whether all are of one bit, and have their inputs rounded alike: then they can be one operation."""
+    return all(isinstance(m, PackedLinear) and m.is_one_bit and m.act == modules[0].act for m in modules)
 
 
 class PackedAttention(Attention, HasMatrices):
@@ -117,14 +118,14 @@ class PackedAttention(Attention, HasMatrices):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         matrices = self.matrices()
-        if not are_one_bit(*matrices):
+        if not are_alike(*matrices):
             return super().project(x)
         query, key, value = self.products(x, matrices[0].act)
         return query, key, value
 
     def conclude(self, x: Tensor, context: Tensor) -> Tensor:
         output: Any = self.output
-        if not are_one_bit(output):
+        if not are_alike(output):
             return super().conclude(x, context)
         norm = (self.norm.weight, self.norm.bias, self.norm.eps, output.act)
         if traced(x):
@@ -142,7 +143,7 @@ class PackedFeedForward(FeedForward):
     def forward(self, x: Tensor) -> Tensor:
         expand: Any = self.expand
         contract: Any = self.contract
-        if not (self.fused and are_one_bit(expand, contract)):
+        if not (self.fused and are_alike(expand, contract)):
             return super().forward(x)
         norm = (self.norm.weight, self.norm.bias, self.norm.eps, expand.act)
         if traced(x):
