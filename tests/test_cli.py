@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import bitmaps
 from bitmaps import cli
 from bitmaps.bert import Bert
+from bitmaps.binary.rounding import RoundInputs
 from bitmaps.dashboard import CURVES, MEASURES
 from bitmaps.data.module import masked
 from bitmaps.data.sources import Source
@@ -715,12 +716,16 @@ def test_a_run_may_be_trained_on_the_signs_of_its_inputs(
     assert code == 0, err
     packed = rows_of("p")
     assert packed["trained"]["cross_entropy"] == pytest.approx(trained, rel=1e-5)
-    assert packed["packed"]["cross_entropy"] == pytest.approx(trained, rel=1e-4)
+    assert packed["packed"]["cross_entropy"] == pytest.approx(trained, rel=1e-3)
+    assert abs(packed["packed"]["cross_entropy"] - trained) < 0.2 * abs(without - trained)
     assert [(row["activations"], row["one_bit_inputs"]) for row in packed.values()][2:] == [
         ("bit", "query+key+value+contract")
     ] * 2
-    ids = torch.tensor([[2, 7, 4, 9, 3]])
-    torch.testing.assert_close(bitmaps.load("r/packed", act="f32")(ids), bitmaps.load("r")(ids), atol=0.05, rtol=0)
+    ids, exact = torch.tensor([[2, 7, 4, 9, 3]]), bitmaps.bert.checkpoint.load("r")
+    for name, layer in exact.encoder.named_modules():
+        if name.endswith(("query", "key", "value", "contract")):
+            layer.register_forward_pre_hook(RoundInputs("bit"))
+    torch.testing.assert_close(bitmaps.load("r/packed", act="f32")(ids), exact(ids), atol=1e-3, rtol=0)
     for checkpoint, message in (("r", "activations is bit in checkpoint=r"), ("r/packed", "valid are float, int8")):
         code, _, err = command("evaluate", f"checkpoint={checkpoint}", "activations=bit", defaults=())
         assert code == 2
