@@ -134,9 +134,9 @@ def test_groups_select_the_parameters_of_the_blog_post(tiny: Bert) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_every_parameter_belongs_to_exactly_one_component(tied: bool) -> None:
+def test_every_parameter_belongs_to_exactly_one_of_the_blog_posts_components(tied: bool) -> None:
     model = small(tied, layers=12)
-    owners = Counter(name for component in COMPONENTS for name in names(model, component))
+    owners = Counter(name for component in GROUPS["all"] for name in names(model, component))
     assert owners == {name: 1 for name, _ in model.named_parameters()}
     assert ("head.decoder.weight" in names(model, "head")) is not tied
 
