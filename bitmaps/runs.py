@@ -145,9 +145,11 @@ def read_rows(folder: Path) -> list[Row]:
     """The rows of a run that ended well.
 
     Raises:
-        InputError: when ``rows.json`` is missing or not JSON.
+        InputError: when ``rows.json`` is missing or not JSON, or no list of rows.
     """
-    rows: list[Row] = read_json(folder / "rows.json")
+    rows = read_json(folder / "rows.json")
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{folder / 'rows.json'} is no list of rows")
     return rows
 
 

@@ -13,7 +13,7 @@ import jinja2
 import vl_convert
 
 from bitmaps.errors import InputError
-from bitmaps.report.table import COLUMNS, cells, columns, label, notes, pooled, splits
+from bitmaps.report.table import COLUMNS, cells, columns, labels, notes, pooled, splits, text_of, usual_text
 from bitmaps.runs import Row, read_analyses
 
 Points = list[dict[str, Any]]
@@ -24,6 +24,13 @@ MEASURES = {
     "mrr": "mean reciprocal rank, top 32",
     "inference_ms": "milliseconds a sequence",
     "memory_mib": "MiB (pseudo)",
+}
+COLORS = {
+    "unbinarized": "#9c755f",
+    "naive": "#e45756",
+    "calibrated": "#f58518",
+    "trained": "#4c78a8",
+    "packed": "#54a24b",
 }
 CURVES = {
     "val/cross_entropy": "cross entropy on validation text, nats",
@@ -36,25 +43,35 @@ def write_page(rows: list[Row], path: Path, title: str = "Binarized transformers
     """Write the page of these rows, which ``table.collect`` gives."""
     shown = pooled(rows)
     names = columns(shown)
-    lines = []
-    for row, note in zip(shown, notes(shown), strict=True):
+    lines: list[dict[str, Any]] = []
+    for row, label, note in zip(shown, labels(shown), notes(shown), strict=True):
         analysis, missing = analysis_of(row)
+        seed = f"seed {row['seeds'][0]['seed']}" if "seeds" in row else ""  # of several the first is looked at
         lines.append(
             {
                 "row": row,
-                "label": label(row, names),
+                "label": label,
+                "example": ", ".join(filter(None, (label, seed))),
                 "cells": [
                     {"text": text, "value": row.get(name) if form else None, "numeric": bool(form)}
                     for text, (name, (_, form)) in zip(cells(row, names), names.items(), strict=True)
                 ],
                 "analysis": analysis,
+                "verdict": ": ".join(filter(None, (seed, analysis["verdict"]))) if analysis else "",
                 "splits": list(splits(analysis)) if analysis else [],
                 "note": "; ".join(filter(None, (note, missing))),
             }
         )
-    charts = charts_of(lines)
+    usual = usual_text(shown)
+    done = [line for line in lines if line["row"]["status"] == "ok"]
+    alike = [
+        line for line in done if text_of(line["row"]) == usual
+    ]  # what was scored on other text is in no comparison
+    charts = charts_of(done, alike)
     page = template().render(
         title=title,
+        scored_on=usual,
+        front=pareto_front([line["row"] | {"label": line["label"]} for line in alike]),
         headings=[{"text": heading, "numeric": bool(form)} for heading, form in names.values()],
         lines=lines,
         analysed=[line for line in lines if line["analysis"]],
@@ -62,7 +79,7 @@ def write_page(rows: list[Row], path: Path, title: str = "Binarized transformers
         charts=charts,
         specs=json.dumps([spec for group in charts.values() for spec in group]).replace("<", "\\u003c"),
         script=bundle() if any(charts.values()) else "",
-        runs=runs_of(rows),
+        circumstances=circumstances_of(rows),
     )
     path.write_text(page, encoding="utf-8")
 
@@ -92,9 +109,13 @@ def analysis_of(row: Row) -> tuple[dict[str, Any] | None, str]:
         return None, "no error analysis in its folder: evaluate it again"
 
 
-def runs_of(rows: list[Row]) -> list[Row]:
-    """What made the rows: one line a run."""
-    return list({row["run"]: row for row in rows}.values())
+def circumstances_of(rows: list[Row]) -> list[dict[str, Any]]:
+    """What made the rows: for each commit, versions and machine, the ``runs``, each as one of its rows."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in {row["run"]: row for row in rows}.values():
+        facts = {name: run.get(name) for name in ("commit", "versions", "device", "threads")}
+        found.setdefault(json.dumps(facts, sort_keys=True), facts | {"runs": []})["runs"].append(run)
+    return list(found.values())
 
 
 def sentences_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -115,22 +136,21 @@ def sentences_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
             trues = [masked["true"] for masked in sentence["masked"]]
             same = found.setdefault(key, {"pieces": pieces, "trues": trues, "models": []})
             guesses = [masked["predictions"] for masked in sentence["masked"]]
-            same["models"].append({"label": line["label"], "guesses": guesses})
+            same["models"].append({"label": line["example"], "guesses": guesses})
     return list(found.values())
 
 
-def charts_of(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The pictures of each section, as Vega-Lite specifications."""
-    done = [line for line in lines if line["row"]["status"] == "ok"]
+def charts_of(lines: list[dict[str, Any]], alike: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The pictures of each section, as Vega-Lite specifications; those that compare only have the rows that are ``alike``."""
     sections: dict[str, list[Any]] = {
-        "quality": [quality(done)] if done else [],
+        "quality": [quality(alike)] if alike else [],
         "measures": [
-            bars(done, name, title)
+            bars(alike, name, title)
             for name, title in MEASURES.items()
-            if any(line["row"].get(name) is not None for line in done)
+            if any(line["row"].get(name) is not None for line in alike)
         ],
-        "confidence": [confidences(line) for line in done if line["analysis"]],
-        "curves": curve_charts(done),
+        "confidence": [confidences(line) for line in lines if line["analysis"]],
+        "curves": curve_charts(alike),
     }
     return {name: [finished(chart) for chart in charts] for name, charts in sections.items()}
 
@@ -142,37 +162,46 @@ def finished(chart: Any) -> dict[str, Any]:
     return chart.to_dict()
 
 
-def pareto_front(points: Points) -> Points:
-    """Those that no other point is as good as in both size and cross entropy and better in one, the smallest first.
+def pareto_front(rows: list[Row]) -> list[Row]:
+    """Those that no other row is as good as in both size and cross entropy and better in one, the smallest first; of equal ones
+    the first.
 
-    >>> [p["mib"] for p in pareto_front([{"mib": m, "ce": c} for m, c in [(1, 9), (2, 9), (2, 5), (4, 5), (4, 4)]])]
-    [1, 2, 4]
+    >>> rows = [{"memory_mib": m, "cross_entropy": c} for m, c in [(1, 9), (2, 9), (2, 5), (4, 5), (4, 4)]]
+    >>> [tuple(row.values()) for row in pareto_front(rows)]
+    [(1, 9), (2, 5), (4, 4)]
     """
-    front: Points = []
-    for point in sorted(points, key=lambda point: (point["mib"], point["ce"])):
-        if not front or point["ce"] < front[-1]["ce"]:
-            front.append(point)
+    front: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row["memory_mib"], row["cross_entropy"])):
+        if not front or row["cross_entropy"] < front[-1]["cross_entropy"]:
+            front.append(row)
     return front
+
+
+def kinds_of(lines: list[dict[str, Any]]) -> alt.Scale:
+    """A colour for each kind of row, on every page the same."""
+    kinds = {line["row"]["row"]: None for line in lines}
+    shown = [kind for kind in COLORS if kind in kinds]
+    return alt.Scale(domain=shown, range=[COLORS[kind] for kind in shown])
 
 
 def quality(lines: list[dict[str, Any]]) -> Any:
     """Size against cross entropy."""
-    points: Points = [
-        {
-            "mib": line["row"]["memory_mib"], "ce": line["row"]["cross_entropy"], "model": line["label"],
-            "kind": line["row"]["row"], "accuracy": line["row"]["accuracy"],
-        }
-        for line in lines
-    ]  # fmt: skip
-    x = alt.X("mib:Q", title="size in MiB (pseudo), log scale").scale(type="log", nice=False, padding=20)
-    y = alt.Y("ce:Q", title="cross entropy in nats, log scale").scale(type="log", nice=False, padding=20)
-    tooltip = [alt.Tooltip("model:N"), *(alt.Tooltip(f"{name}:Q", format=".4~f") for name in ("ce", "accuracy", "mib"))]
+    fields = ("memory_mib", "cross_entropy", "accuracy", "row")
+    points: Points = [{"model": line["label"]} | {name: line["row"][name] for name in fields} for line in lines]
+    x = alt.X("memory_mib:Q", title="size in MiB (pseudo), log scale").scale(type="log", nice=False, padding=20)
+    y = alt.Y("cross_entropy:Q", title="cross entropy in nats, log scale").scale(type="log", nice=False, padding=20)
+    numbers = {"cross_entropy": "cross entropy", "accuracy": "accuracy", "memory_mib": "MiB (pseudo)"}
+    tooltip = [
+        alt.Tooltip("model:N"),
+        *(alt.Tooltip(f"{n}:Q", title=t, format=COLUMNS[n][1]) for n, t in numbers.items()),
+    ]
     front = alt.Chart(alt.Data(values=pareto_front(points))).mark_line(
         interpolate="step-after", strokeDash=[4, 4], color="#888"
     )
     dots = alt.Chart(alt.Data(values=points)).mark_point(size=90, filled=True, opacity=0.9)
-    color = alt.Color("kind:N", title=None).legend(orient="top").scale(scheme="tableau10")
-    shape = alt.Shape("kind:N", title=None)
+    kinds = kinds_of(lines)
+    color = alt.Color("row:N", title=None, scale=kinds).legend(orient="top")
+    shape = alt.Shape("row:N", title=None, scale=alt.Scale(domain=kinds["domain"]))
     description = f"Size against cross entropy of {len(points)} models; the dashed line is the Pareto front."
     return alt.layer(
         front.encode(x=x, y=y), dots.encode(x=x, y=y, color=color, shape=shape, tooltip=tooltip)
@@ -188,18 +217,20 @@ def bars(lines: list[dict[str, Any]], name: str, title: str) -> Any:
         if (value := line["row"].get(name)) is not None
         for spread in [line["row"].get("deviation", {}).get(name, 0.0)]
     ]  # fmt: skip
-    base = alt.Chart(alt.Data(values=points)).encode(y=alt.Y("model:N", title=None, sort=None).axis(labelLimit=190))
-    value = alt.X("value:Q", title=title)
+    half = alt.expr("containerSize()[0] / 2")
+    base = alt.Chart(alt.Data(values=points)).encode(y=alt.Y("model:N", title=None, sort=None).axis(labelLimit=half))
+    longest = max(point["high"] for point in points) or 1.0
+    value = (
+        alt.X("value:Q", title=title).axis(tickCount=4).scale(domain=[0, 1.3 * longest], nice=False)
+    )  # with its number
     tooltip = [alt.Tooltip("model:N"), alt.Tooltip("value:Q", title=title, format=form)]
-    color = alt.Color("kind:N", legend=None).scale(scheme="tableau10")
+    color = alt.Color("kind:N", legend=None, scale=kinds_of(lines))
     layers: list[Any] = [base.mark_bar().encode(x=value, color=color, tooltip=tooltip)]
     if any(point["low"] < point["high"] for point in points):
-        layers.append(base.mark_rule().encode(x="low:Q", x2="high:Q"))
-    layers.append(base.mark_text(align="left", dx=4).encode(x=value, text=alt.Text("value:Q", format=form)))
+        layers.append(base.mark_rule(color="#888", strokeWidth=2).encode(x="low:Q", x2="high:Q"))
+    layers.append(base.mark_text(align="left", dx=4).encode(x="high:Q", text=alt.Text("value:Q", format=form)))
     description = f"{title}, a bar for each of {len(points)} models"
-    return alt.layer(*layers).properties(
-        width="container", height=alt.Step(20), autosize="fit-x", description=description
-    )
+    return alt.layer(*layers).properties(width="container", height=20 * len(points), description=description)
 
 
 def confidences(line: dict[str, Any]) -> alt.Chart:
@@ -217,7 +248,7 @@ def confidences(line: dict[str, Any]) -> alt.Chart:
         .encode(
             x=alt.X("from:Q", title="confidence").scale(domain=[0, 1]).axis(values=[0, 0.5, 1]),
             x2="to:Q",
-            y=alt.Y("share:Q", title="share").axis(tickCount=3, format="%").scale(domainMin=0),
+            y=alt.Y("share:Q", title="share").axis(tickCount=3, format="%").scale(domainMin=0, nice=True),
             y2=alt.datum(0),
             tooltip=[alt.Tooltip("from:Q", format=form), alt.Tooltip("to:Q", format=form), alt.Tooltip("share:Q", format=".1%")],
         )
@@ -226,27 +257,38 @@ def confidences(line: dict[str, Any]) -> alt.Chart:
 
 
 def curve_charts(lines: list[dict[str, Any]]) -> list[alt.Chart]:
-    """What was logged in the course of each training that has a log in CSV."""
-    logged = [(line["label"], name, points) for line in lines for name, points in read_curves(line["row"]).items()]
-    charts = []
+    """What was logged in the course of each training that has a log in CSV: a line a seed, a colour a row, which the first picture
+    names."""
+    logged = [
+        (line["label"], row["run"], name, found)
+        for line in lines
+        for row in line["row"].get("seeds", [line["row"]])
+        for name, found in read_curves(row).items()
+    ]
+    models = list(dict.fromkeys(model for model, *_ in logged))
+    colors = alt.Scale(domain=models, scheme="tableau10" if len(models) <= 10 else "tableau20")
+    limit = alt.expr("containerSize()[0] - 80")
+    charts: list[alt.Chart] = []
     for name, title in CURVES.items():
         points: Points = [
-            {"model": model, "step": step, "value": value}
-            for model, measure, found in logged
+            {"model": model, "run": run, "step": step, "value": value}
+            for model, run, measure, found in logged
             if measure == name
             for step, value in found
         ]
-        if not points:
+        if len({point["step"] for point in points}) < 2:
             continue
-        hover = [alt.Tooltip("model:N"), alt.Tooltip("step:Q"), alt.Tooltip("value:Q", format=".4~g")]
+        legend = None if charts else alt.Legend(orient="top", columns=1, labelLimit=limit)
+        hover = [alt.Tooltip(f"{field}:N") for field in ("model", "run", "step")]
         charts.append(
             alt.Chart(alt.Data(values=points))
             .mark_line(point={"size": 18})
             .encode(
                 x=alt.X("step:Q", title="step"),
-                y=alt.Y("value:Q", title=title).scale(zero=False, type="log" if name == "flips/all" else "linear"),
-                color=alt.Color("model:N", title=None).legend(orient="top", columns=1, labelLimit=260),
-                tooltip=hover,
+                y=alt.Y("value:Q", title=title).scale(**({"type": "log"} if name == "flips/all" else {"zero": False})),
+                color=alt.Color("model:N", title=None, scale=colors, legend=legend),
+                detail="run:N",
+                tooltip=[*hover, alt.Tooltip("value:Q", format=".4~g")],
             )
             .properties(width="container", height=220, description=f"{title}, by training step")
         )

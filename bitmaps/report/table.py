@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ VARYING = (
     "steps", "seed", "mask_seed", "mask_sets", "dtype",
 )  # fmt: skip
 # what differs between two measurements of one row
-MEASURED = ("run", "command", "commit", "versions", "seed", "inference_ms", "inference_masked_ms", "inference_repeats")
-TEXT = ("data", "split", "limit", "mask_seed", "mask_sets")  # two rows that differ here are not comparable
+MEASURED = ("run", "command", "commit", "versions", "inference_ms", "inference_masked_ms", "inference_repeats")
+# two rows that differ here were scored on other text, and are not comparable
+TEXT = ("data", "split", "limit", "mask_seed", "mask_sets", "masked_tokens")
 
 
 def order(row: Row) -> tuple[Any, ...]:
@@ -80,34 +82,41 @@ def rows_of(folder: Path) -> list[Row]:
 
 
 def collect(folders: list[Path]) -> list[Row]:
-    """The rows of these runs in order, each with the ``run`` that it is of. What several runs have beside their own row, the
-    unbinarized and the naive model, stands there once; so does the row that a job of a sweep took over from another one."""
+    """The rows of these runs in order, each with the ``run`` that it is of. What several runs came to alike stands there once:
+    the unbinarized and the naive model beside their own row, whatever their seed, and what was run twice."""
     unique: dict[str, Row] = {}
     for folder in folders:
-        *references, own = rows_of(folder)
-        for row in references:
-            unique.setdefault(json.dumps({k: v for k, v in row.items() if k not in MEASURED}), row)
-        taken_over = {k: v for k, v in own.items() if k != "run"} if own["status"] == "ok" else str(folder)
-        unique.setdefault(json.dumps(taken_over), own)
+        for row in rows_of(folder):
+            passed_over = MEASURED if row.get("row") not in ("unbinarized", "naive") else (*MEASURED, "seed")
+            same = {name: value for name, value in row.items() if name not in passed_over}
+            unique.setdefault(json.dumps(same, sort_keys=True) if row["status"] == "ok" else str(folder), row)
     return sorted(unique.values(), key=order)
 
 
 def pooled(rows: list[Row]) -> list[Row]:
-    """The rows, with those that differ in their seed alone as one: the mean of each measure, and its standard deviation over the
-    seeds (n - 1) as ``deviation``."""
+    """The rows, with those that differ in their seed alone as one: the mean of each measure, its standard deviation over the seeds
+    (n - 1) as ``deviation``, and the rows themselves as ``seeds``."""
     groups: dict[str, list[Row]] = {}
-    measures = [name for name, (_, form) in COLUMNS.items() if form]
     for number, row in enumerate(rows):
-        facts = {name: row.get(name) for name in ("row", "components", "values", "scale", *VARYING) if name != "seed"}
-        alone = None if row["status"] == "ok" else number
-        groups.setdefault(json.dumps([facts, alone]), []).append(row)
-    return [group[0] if len(group) == 1 else group[0] | mean_of(group, measures) for group in groups.values()]
+        facts: Row = {
+            name: row.get(name) for name in ("row", "components", "values", "scale", *VARYING, *TEXT) if name != "seed"
+        }
+        if row["status"] != "ok":
+            facts["alone"] = number
+        # one that was run again with a seed that is there, and came to something else, is another row
+        facts["again"] = 0
+        while row.get("seed") in (other.get("seed") for other in groups.get(json.dumps(facts), ())):
+            facts["again"] += 1
+        groups.setdefault(json.dumps(facts), []).append(row)
+    return [group[0] if len(group) == 1 else mean_of(group) for group in groups.values()]
 
 
-def mean_of(rows: list[Row], measures: list[str]) -> Row:
+def mean_of(rows: list[Row]) -> Row:
+    measures = [name for name, (_, form) in COLUMNS.items() if form]
     measured = {name: [row[name] for row in rows if row.get(name) is not None] for name in measures}
-    return {
+    return rows[0] | {
         "seed": ", ".join(str(row["seed"]) for row in rows),
+        "seeds": rows,
         "deviation": {name: statistics.stdev(found) for name, found in measured.items() if len(found) > 1},
         **{name: statistics.mean(found) if found else None for name, found in measured.items()},
     }
@@ -116,17 +125,22 @@ def mean_of(rows: list[Row], measures: list[str]) -> Row:
 def notes(rows: list[Row]) -> list[str]:
     """What has to be known of each row beside its numbers: that there are none, and why, or that it cannot be compared with the
     others, because it was scored on another text."""
-    texts = [text_of(row) for row in rows if row["status"] == "ok"]
-    usual = statistics.mode(texts) if texts else None
+    usual = usual_text(rows)
     found = []
     for row in rows:
         if row["status"] == "failed":
-            found.append(f"failed: {row.get('error')}")
+            found.append(str(row.get("error")))
         elif row["status"] != "ok":
-            found.append("no result yet: it is still running, or was stopped")
+            found.append(f"no result yet: {row['run']} is still running, or was stopped")
         else:
             found.append("" if text_of(row) == usual else f"not comparable: scored on other text, {text_of(row)}")
     return found
+
+
+def usual_text(rows: list[Row]) -> str:
+    """What most rows were scored on."""
+    texts = [text_of(row) for row in rows if row["status"] == "ok"]
+    return statistics.mode(texts) if texts else ""
 
 
 def text_of(row: Row) -> str:
@@ -155,17 +169,18 @@ def columns(rows: list[Row]) -> dict[str, tuple[str, str]]:
 
 
 def cells(row: Row, names: dict[str, tuple[str, str]]) -> list[str]:
-    """What stands in the table: a string a column. A row without scores has its status and error instead."""
-    if row["status"] != "ok":
-        row = row | {"row": f"{row['status']}: {row.get('error') or 'no result yet'}"}
+    """What stands in the table: a string a column. A row without scores has its status."""
     deviation = row.get("deviation", {})
     texts = []
     for name, (_, form) in names.items():
         value = row.get(name)
         if name == "values":
             texts.append(VALUE_SETS.get(value, str(value)))
-        elif name == "row" and row.get("scale") not in (None, "none") and row["status"] == "ok":
-            texts.append(f"{value}, scale {row['scale']}")
+        elif name == "row":
+            scaled = row["status"] == "ok" and row.get("scale") not in (None, "none")
+            texts.append(
+                f"{value}, scale {row['scale']}" if scaled else str(value if row["status"] == "ok" else row["status"])
+            )
         elif name in deviation:
             texts.append(f"{value:{form}} ± {deviation[name]:{form}}")
         else:
@@ -173,9 +188,32 @@ def cells(row: Row, names: dict[str, tuple[str, str]]) -> list[str]:
     return texts
 
 
-def label(row: Row, names: dict[str, tuple[str, str]]) -> str:
-    """What tells a row from the others, in one line."""
-    return " ".join(filter(None, cells(row, {name: column for name, column in names.items() if not column[1]})))
+def labels(rows: list[Row]) -> list[str]:
+    """What tells each row from the others, in one line, as short as can be: components, values and kind, and of what else was run
+    only that in which two that would be called alike differ. What was scored on other text than most is called so."""
+    usual = usual_text(rows)
+    found = []
+    for row in rows:
+        kind = row["row"] if row["status"] == "ok" else row["status"]
+        texts = [row.get("components"), VALUE_SETS.get(row.get("values"), row.get("values")), kind]
+        other_text = row["status"] == "ok" and text_of(row) != usual
+        found.append(" ".join(filter(None, texts)) + (", other text" if other_text else ""))
+    for name in ("scale", *VARYING, "run"):
+        values: dict[str, set[Any]] = defaultdict(set)
+        for label, row in zip(found, rows, strict=True):
+            values[label].add(row.get(name))
+        found = [
+            f"{label}, {name.replace('_', ' ')} {row[name]}"
+            if len(values[label]) > 1 and row.get(name) is not None
+            else label
+            for label, row in zip(found, rows, strict=True)
+        ]
+    return found
+
+
+def remarks(rows: list[Row]) -> list[str]:
+    """The notes that there are, each after its row's label."""
+    return [f"{label}: {note}" for label, note in zip(labels(rows), notes(rows), strict=True) if note]
 
 
 def console() -> Console:
@@ -191,9 +229,8 @@ def print_table(rows: list[Row]) -> None:
     for row in rows:
         table.add_row(*cells(row, names))
     console().print(table)
-    for row, note in zip(rows, notes(rows), strict=True):
-        if row["status"] == "ok" and note:
-            console().print(f"{label(row, names)}: {note}", markup=False, highlight=False)
+    for remark in remarks(rows):
+        console().print(remark, markup=False, highlight=False)
 
 
 def splits(analysis: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
@@ -249,12 +286,7 @@ def markdown(rows: list[Row]) -> str:
     headings = [heading for heading, _ in names.values()]
     rules = ["---:" if form else "---" for _, form in names.values()]
     lines = [headings, rules, *([c.replace("|", "\\|").replace("\n", " ") for c in cells(row, names)] for row in rows)]
-    remarks = [
-        f"{label(row, names)}: {note}"
-        for row, note in zip(rows, notes(rows), strict=True)
-        if row["status"] == "ok" and note
-    ]
-    return "".join([*(f"| {' | '.join(line)} |\n" for line in lines), *(f"\n{remark}\n" for remark in remarks)])
+    return "".join([*(f"| {' | '.join(line)} |\n" for line in lines), *(f"\n{remark}\n" for remark in remarks(rows))])
 
 
 def write_csv(rows: list[Row], path: Path) -> None:
@@ -276,14 +308,12 @@ def draw(rows: list[Row], path: Path) -> None:
     measures = [name for name, (_, form) in COLUMNS.items() if form and any(row.get(name) is not None for row in rows)]
     if not measures:
         return
-    names = columns(rows)
-    labels = [label(row, names) for row in rows]
     figure = Figure(figsize=(3.2 * len(measures) + 3, 0.35 * len(rows) + 1.5), layout="constrained")
     axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     for axis, name in zip(axes, measures, strict=True):
         errors = [row.get("deviation", {}).get(name, 0.0) for row in rows]
         lengths = [row.get(name) or 0.0 for row in rows]
-        bars = axis.barh(range(len(rows)), lengths, tick_label=labels, xerr=errors if any(errors) else None)
+        bars = axis.barh(range(len(rows)), lengths, tick_label=labels(rows), xerr=errors if any(errors) else None)
         axis.bar_label(
             bars, [f"{row[name]:.4g}" if row.get(name) is not None else "" for row in rows], padding=2, fontsize=8
         )
