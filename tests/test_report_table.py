@@ -8,12 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.image
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from bitmaps.errors import InputError
-from bitmaps.report.table import COLUMNS, collect, draw, markdown, order, print_table, write
+from bitmaps.report.table import (
+    COLUMNS,
+    collect,
+    draw,
+    labels,
+    markdown,
+    notes,
+    order,
+    pooled,
+    print_analyses,
+    print_sentences,
+    print_table,
+    run_folders,
+    splits,
+    write,
+)
 from bitmaps.runs import Row, RunFolder
 
 GROUPS = ["none", "all", "layers", "layers_except_attention", "layers_except_ffnn"]  # in the blog post's order
@@ -103,7 +121,7 @@ def test_a_training_sweep_has_its_reference_rows_once(tmp_path: Path) -> None:
     ],
 )
 def test_rows_that_differ_in_what_was_run_both_stay(tmp_path: Path, field: str) -> None:
-    folders = [finished(tmp_path / str(n), row("ffnn", "01") | {field: n}) for n in (2, 1)]
+    folders = [finished(tmp_path / str(n), row("ffnn", "01", "trained") | {field: n}) for n in (2, 1)]
     assert {found[field] for found in collect(folders)} == {1, 2}
 
 
@@ -121,11 +139,13 @@ def test_what_has_no_scores_is_a_row_that_says_so(tmp_path: Path) -> None:
     for path in paths.values():
         found += collect([path])
     assert [row["status"] for row in found] == ["failed", "running", "failed", "failed"]
-    text = markdown(found).splitlines()[2:]
-    assert "| all | {0,1} | failed: data.dir=x is not a folder |" in text[0]
-    assert "| layers | {0,1} | running: no result yet |" in text[1]
-    assert "empty is not a run folder" in text[2]
-    assert "metrics.json is not JSON" in text[3]
+    text = markdown(found)
+    assert "| all | {0,1} | failed |" in text
+    assert "| layers | {0,1} | running |" in text
+    assert "\nall {0,1} failed: data.dir=x is not a folder\n" in text
+    assert f"\nlayers {{0,1}} running: no result yet: {paths['running']} is still running, or was stopped\n" in text
+    assert "empty is not a run folder" in text
+    assert "metrics.json is not JSON" in text
 
 
 def test_every_folder_that_cannot_be_read_has_a_row(tmp_path: Path) -> None:
@@ -138,7 +158,7 @@ def test_every_folder_that_cannot_be_read_has_a_row(tmp_path: Path) -> None:
     assert "two is not a run folder" in text
 
 
-@pytest.mark.parametrize("content", [None, "{"])
+@pytest.mark.parametrize("content", [None, "{", "{}", "[]", "[1]"])
 def test_a_finished_run_whose_rows_cannot_be_read_is_a_row_that_says_so(tmp_path: Path, content: str | None) -> None:
     folder = finished(tmp_path / "run", row("all", "01"))
     (folder / "rows.json").unlink()
@@ -171,8 +191,6 @@ def test_rows_of_a_run_stand_in_the_order_in_which_more_was_done() -> None:
         ("embeddings", "int8", "bit"),
         ("activations", "float", "int8"),
         ("calibrated_on", 0, 512),
-        ("mask_sets", 1, 5),
-        ("seed", 0, 1),
     ],
 )
 def test_what_rows_differ_in_has_a_column(field: str, one: Any, other: Any) -> None:
@@ -181,6 +199,114 @@ def test_what_rows_differ_in_has_a_column(field: str, one: Any, other: Any) -> N
     assert heading.startswith(f"| {field.replace('_', ' ')} | components |")
     assert [line.split(" | ")[0] for line in lines] == [f"| {one}", f"| {other}"]
     assert markdown([rows[0], {"status": "ok"} | row("none", None, **{field: other})]).startswith("| components |")
+
+
+def scored(components: str = "all", kind: str = "trained", **more: Any) -> Row:
+    return {"status": "ok", "run": "runs/x"} | row(components, "pm1", kind) | more
+
+
+def test_what_was_scored_on_other_text_says_so() -> None:
+    rows = [scored(mask_sets=1), scored("layers", mask_sets=1), scored(mask_sets=5, data="ptb")]
+    assert notes(rows) == ["", "", "not comparable: scored on data ptb, mask sets 5"]
+    assert labels(rows) == ["all {-1,1} trained", "layers {-1,1} trained", "all {-1,1} trained, other text"]
+    text = markdown(rows)
+    assert text.startswith("| data | mask sets | components |")
+    assert text.endswith("\nall {-1,1} trained, other text: not comparable: scored on data ptb, mask sets 5\n")
+
+
+def test_other_text_is_found_out_by_its_tokens_alone() -> None:
+    """Two folders with other files go by the same name, text."""
+    rows = [scored(data="text", masked_tokens=count, seed=seed) for seed, count in enumerate((90, 90, 91))]
+    shown = pooled(rows)
+    assert [found["seed"] for found in shown] == ["0, 1", 2]
+    assert notes(shown) == ["", "not comparable: scored on masked tokens 91"]
+
+
+def test_a_label_is_as_short_as_tells_the_rows_apart() -> None:
+    rows = [
+        scored("layers"), scored("ffnn", scale="row", recipe="bit"), scored("ffnn", scale="row", recipe="bwn"),
+        scored("ffnn"), scored(run="runs/a"), scored(run="runs/b"), scored("all", "naive"),
+        {"status": "failed", "error": "x", "run": "runs/c"},
+    ]  # fmt: skip
+    assert labels(rows) == [
+        "layers {-1,1} trained",
+        "ffnn {-1,1} trained, scale row, recipe bit",
+        "ffnn {-1,1} trained, scale row, recipe bwn",
+        "ffnn {-1,1} trained, scale none",
+        "all {-1,1} trained, run runs/a",
+        "all {-1,1} trained, run runs/b",
+        "all {-1,1} naive",
+        "failed",
+    ]
+
+
+def test_seeds_become_mean_and_standard_deviation() -> None:
+    values = [0.2, 0.26, 0.35]
+    rows = [scored("ffnn", seed=seed, accuracy=value, inference_ms=None) for seed, value in enumerate(values)]
+    reference = scored("none", "unbinarized", seed=0)
+    first, mean = pooled([reference, *rows])
+    assert first is reference
+    assert mean["accuracy"] == pytest.approx(np.mean(values))
+    assert mean["deviation"]["accuracy"] == pytest.approx(np.std(values, ddof=1))
+    assert mean["inference_ms"] is None
+    assert (mean["seed"], mean["seeds"]) == ("0, 1, 2", rows)
+    lines = markdown([reference, *rows]).splitlines()
+    assert lines[0].startswith("| seed | components |")
+    assert lines[3].startswith("| 0, 1, 2 | ffnn | {-1,1} | trained | 262.1235 ± 0.0000 | 0.2700 ± 0.0755 |")
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            scored, st.sampled_from(GROUPS), seed=st.integers(0, 3), recipe=st.sampled_from(["bit", "bwn"]),
+            accuracy=st.floats(0, 1), status=st.sampled_from(["ok", "ok", "failed"]),
+        ),
+        max_size=12,
+    )
+)  # fmt: skip
+def test_every_row_is_in_one_mean_of_rows_like_it(rows: list[Row]) -> None:
+    shown = pooled(rows)
+    parts = [found.get("seeds", [found]) for found in shown]
+    assert sorted(map(id, (one for part in parts for one in part))) == sorted(map(id, rows))
+    for found, part in zip(shown, parts, strict=True):
+        assert len({one["seed"] for one in part}) == len(part)
+        assert len({(one["status"], one["components"], one["recipe"]) for one in part}) == 1
+        assert len(part) == 1 or found["status"] == "ok"
+        assert found["accuracy"] == pytest.approx(np.mean([one["accuracy"] for one in part]))
+    assert len(notes(shown)) == len(labels(shown)) == len(shown)
+
+
+def test_what_was_run_twice_alike_is_one_row(tmp_path: Path) -> None:
+    folders = [
+        finished(tmp_path / "a", row("none", None)),
+        finished(tmp_path / "b", row("none", None, inference_ms=9.0)),
+        finished(tmp_path / "c", row("none", None, seed=1), row("ffnn", "01", "trained", seed=1)),
+        finished(tmp_path / "d", row("ffnn", "01", "trained", seed=1, command="again")),
+        finished(tmp_path / "e", row("ffnn", "01", "trained", seed=1, accuracy=0.5)),
+    ]
+    found = collect(folders)
+    assert [(one["row"], Path(one["run"]).name) for one in found] == [
+        ("unbinarized", "a"), ("trained", "c"), ("trained", "e"),
+    ]  # fmt: skip
+    assert len(pooled(found)) == 3  # one seed is no sample
+
+
+def test_the_runs_of_a_sweep_come_in_the_order_of_its_jobs(tmp_path: Path) -> None:
+    for name in ("10", "9", "b", "0"):
+        finished(tmp_path / name, row("all", "01"))
+    (tmp_path / "results.csv").touch()
+    (tmp_path / "11").mkdir()  # it never began
+    assert [path.name for path in run_folders(tmp_path)] == ["0", "9", "b", "10", "11"]
+    assert run_folders(tmp_path / "9") == [tmp_path / "9"]
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere is no folder"):
+        run_folders(tmp_path / "nowhere")
+    (tmp_path / "0").mkdir()
+    with pytest.raises(InputError, match="holds no results: neither it nor a folder in it is a run"):
+        run_folders(tmp_path)
 
 
 def test_a_scale_shows_beside_the_row() -> None:
@@ -192,11 +318,11 @@ def test_a_measure_that_was_not_taken_is_blank_and_zero_is_not() -> None:
     assert line == "| all | {0,1} | naive | 262.1235 | 0.0322 | 0.0000 |  | 12.3 |"
 
 
-def test_an_error_cannot_break_the_markdown_table() -> None:
-    rows = [{"status": "failed", "error": "a | b\nc"}]
-    (line,) = markdown(rows).splitlines()[2:]
-    assert r"failed: a \| b c" in line
-    assert line.replace(r"\|", "").count("|") == len(COLUMNS) + 1
+def test_a_name_cannot_break_the_markdown_table() -> None:
+    rows = [scored(model=model) for model in ("a | b\nc", "d")]
+    line = markdown(rows).splitlines()[2]
+    assert line.startswith(r"| a \| b c | all |")
+    assert line.replace(r"\|", "").count("|") == len(COLUMNS) + 2
 
 
 def test_a_report_is_csv_markdown_and_a_picture(tmp_path: Path) -> None:
@@ -234,12 +360,14 @@ def test_a_chart_leaves_out_what_was_not_measured(tmp_path: Path, monkeypatch: p
     assert [width for _, width in drawn["MRR"]] == [0.0543, 0.0543]
 
 
-def test_rows_that_differ_in_the_seed_alone_have_bars_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = [{"status": "ok"} | row("all", "01", seed=seed, mrr=0.1 * seed) for seed in (1, 2)]
-    drawn = bars(rows, tmp_path, monkeypatch)["MRR"]
-    assert len({where for where, _ in drawn}) == 2
+def test_seeds_are_one_bar_with_their_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: figures.append(self))
+    draw([scored(seed=seed, mrr=0.1 * seed) for seed in (1, 2)] + [scored("layers")], tmp_path)
+    (axis,) = (axis for axis in figures[0].axes if axis.get_title() == "MRR")
+    assert [bar.get_width() for bar in axis.patches if isinstance(bar, Rectangle)] == pytest.approx([0.15, 0.0543])
+    spread = axis.collections[0].get_segments()[0]  # type: ignore[attr-defined]
+    assert sorted(x for x, _ in spread) == pytest.approx([0.15 - 0.05 * 2**0.5, 0.15 + 0.05 * 2**0.5])
 
 
 def test_nothing_is_drawn_when_every_run_failed(tmp_path: Path) -> None:
@@ -249,9 +377,57 @@ def test_nothing_is_drawn_when_every_run_failed(tmp_path: Path) -> None:
 
 
 def test_the_terminal_shows_every_row_and_why_one_failed(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table([{"status": "ok"} | row("all", "01"), {"status": "failed", "error": "no such folder"}], "A sweep")
+    failed = {"status": "failed", "error": "no [such] folder", "run": "runs/y"}
+    print_table([scored(), scored("layers", seed=1, accuracy=0.1), scored("layers", seed=2, accuracy=0.2), failed])
     shown = capsys.readouterr().out
-    assert "A sweep" in shown
-    assert all(
-        text in shown for text in ("{0,1}", "naive", "262.1235", "0.0322", "1.23", "12.3", "failed: no such folder")
-    )
+    expected = ("{-1,1}", "trained", "262.1235", "0.0322", "1.23", "12.3", "0.1500 ± 0.0707", "1, 2")
+    assert all(text in shown for text in expected)
+    assert "failed: no [such] folder" in shown
+
+
+def analysis(verdict: str, token: str, accuracy: float | None = 0.25) -> dict[str, Any]:
+    split = {"masked_tokens": 4, "accuracy": accuracy}
+    guess = [{"token": token, "probability": 0.75}, {"token": "[SEP]", "probability": 0.125}]
+    masked = [{"position": 1, "true": "cat", "predictions": guess}]
+    own = {"text": "the [MASK] sat", "pieces": ["the", "[MASK]", "sat"], "masked": [masked[0] | {"true": None}]}
+    other = {"text": "a [MASK] ran", "pieces": ["a", "[MASK]", "ran"], "masked": masked}
+    return {
+        "verdict": verdict,
+        "predicted": [{"token": token, "share": 0.5, "true_share": 0.1, "confidence": 0.4, "confidence_std": 0.2}],
+        "distinct": 7,
+        "entropy": 1.5,
+        "confidence": {"mean": 0.4, "std": 0.2, "histogram": [1, 3]},
+        "by_input": {"mask": split, "random": split, "unchanged": split},
+        "by_frequency": [{"at_least": low, **split} for low in (1, 10)],
+        "sentences": [own, other],
+    }
+
+
+def test_the_terminal_shows_what_each_model_predicts(capsys: pytest.CaptureFixture[str]) -> None:
+    print_analyses({"unbinarized": analysis("predicts much", "[x]"), "naive": analysis("[collapsed]", ".", None)})
+    shown = capsys.readouterr().out
+    assert "[x] 50.0%" in shown
+    assert ". 50.0%" in shown
+    assert shown.count("0.400 ± 0.200") == 2
+    assert shown.count("0.2500") == 5  # those of the naive one, where there was no such token, are blank
+    assert "unbinarized: predicts much\n" in shown
+    assert "naive: [collapsed]\n" in shown
+
+
+def test_the_terminal_shows_sentences_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    analyses = {"unbinarized": analysis("", "dog"), "naive": analysis("", "[MASK]")}
+    print_sentences(analyses, None)
+    shown = capsys.readouterr().out
+    assert "the [MASK] sat" in shown
+    assert "a [MASK] ran" in shown
+    lines = [line for line in shown.splitlines() if "0.75" in line]
+    assert ["?" in lines[0], "cat" in lines[1]] == [True, True]
+    assert all(line.index("dog 0.75 [SEP] 0.12") < line.index("[MASK] 0.75 [SEP] 0.12") for line in lines)
+    print_sentences(analyses, 1)
+    assert "a [MASK] ran" not in capsys.readouterr().out
+
+
+def test_splits_say_how_often_a_token_occurs() -> None:
+    assert list(splits(analysis("", ""))) == [
+        ("at [MASK]", 0.25), ("random piece", 0.25), ("unchanged", 0.25), ("1-9 times", 0.25), ("10+ times", 0.25),
+    ]  # fmt: skip

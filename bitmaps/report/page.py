@@ -13,7 +13,7 @@ import jinja2
 import vl_convert
 
 from bitmaps.errors import InputError
-from bitmaps.report.table import COLUMNS, cells, columns, labels, notes, pooled, splits, text_of, usual_text
+from bitmaps.report.table import COLUMNS, cells, columns, in_words, labels, notes, pooled, splits, text_of, usual_text
 from bitmaps.runs import Row, read_analyses
 
 Points = list[dict[str, Any]]
@@ -70,7 +70,7 @@ def write_page(rows: list[Row], path: Path, title: str = "Binarized transformers
     charts = charts_of(done, alike)
     page = template().render(
         title=title,
-        scored_on=usual,
+        scored_on=in_words({name: value for name, value in usual.items() if value is not None}),
         front=pareto_front([line["row"] | {"label": line["label"]} for line in alike]),
         headings=[{"text": heading, "numeric": bool(form)} for heading, form in names.values()],
         lines=lines,
@@ -150,7 +150,7 @@ def charts_of(lines: list[dict[str, Any]], alike: list[dict[str, Any]]) -> dict[
             if any(line["row"].get(name) is not None for line in alike)
         ],
         "confidence": [confidences(line) for line in lines if line["analysis"]],
-        "curves": curve_charts(alike),
+        "curves": curve_charts(lines),
     }
     return {name: [finished(chart) for chart in charts] for name, charts in sections.items()}
 

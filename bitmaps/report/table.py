@@ -133,19 +133,30 @@ def notes(rows: list[Row]) -> list[str]:
         elif row["status"] != "ok":
             found.append(f"no result yet: {row['run']} is still running, or was stopped")
         else:
-            found.append("" if text_of(row) == usual else f"not comparable: scored on other text, {text_of(row)}")
+            other = {name: value for name, value in text_of(row).items() if usual.get(name) != value}
+            found.append(f"not comparable: scored on {in_words(other)}" if other else "")
     return found
 
 
-def usual_text(rows: list[Row]) -> str:
+def usual_text(rows: list[Row]) -> Row:
     """What most rows were scored on."""
-    texts = [text_of(row) for row in rows if row["status"] == "ok"]
-    return statistics.mode(texts) if texts else ""
+    texts = [json.dumps(text_of(row)) for row in rows if row["status"] == "ok"]
+    usual: Row = json.loads(statistics.mode(texts)) if texts else {}
+    return usual
 
 
-def text_of(row: Row) -> str:
+def text_of(row: Row) -> Row:
     """What a row was scored on."""
-    return ", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in TEXT if row.get(name) is not None)
+    return {name: row.get(name) for name in TEXT}
+
+
+def in_words(text: Row) -> str:
+    """What was scored on, such as it is in ``text_of``.
+
+    >>> in_words({"data": "wiki", "limit": None, "mask_seed": 481})
+    'data wiki, limit none, mask seed 481'
+    """
+    return ", ".join(f"{name.replace('_', ' ')} {'none' if value is None else value}" for name, value in text.items())
 
 
 def columns(rows: list[Row]) -> dict[str, tuple[str, str]]:
@@ -176,11 +187,10 @@ def cells(row: Row, names: dict[str, tuple[str, str]]) -> list[str]:
         value = row.get(name)
         if name == "values":
             texts.append(VALUE_SETS.get(value, str(value)))
-        elif name == "row":
-            scaled = row["status"] == "ok" and row.get("scale") not in (None, "none")
-            texts.append(
-                f"{value}, scale {row['scale']}" if scaled else str(value if row["status"] == "ok" else row["status"])
-            )
+        elif name == "row" and row["status"] != "ok":
+            texts.append(row["status"])
+        elif name == "row" and row.get("scale") not in (None, "none"):
+            texts.append(f"{value}, scale {row['scale']}")
         elif name in deviation:
             texts.append(f"{value:{form}} ± {deviation[name]:{form}}")
         else:
@@ -218,7 +228,7 @@ def remarks(rows: list[Row]) -> list[str]:
 
 def console() -> Console:
     found = Console()
-    return Console(width=None if found.is_terminal else 110)  # a log file is not 80 characters wide
+    return Console(width=None if found.is_terminal else 160)  # a log file is not 80 characters wide
 
 
 def print_table(rows: list[Row]) -> None:
