@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -1055,3 +1056,91 @@ def test_a_run_that_is_packed_again_gets_a_card_of_its_own(trained: Command, mon
     first, second = (Path(folder, "README.md").read_text(encoding="utf-8") for folder in ("r/packed", "small"))
     assert "word table: fp32" in first
     assert "word table: int8" in second
+
+
+# Error analysis
+
+
+def analyses_of(folder: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(folder) / "analysis.json").read_text(encoding="utf-8"))
+    return found
+
+
+def assert_analysis_fits(analysis: dict[str, Any], row: Row) -> None:
+    count = row["masked_tokens"]
+    assert analysis["masked_tokens"] == sum(analysis["confidence"]["histogram"]) == count
+    for splits in (analysis["by_input"].values(), analysis["by_frequency"]):
+        hits = sum(split["masked_tokens"] * (split["accuracy"] or 0) for split in splits)
+        assert hits / count == pytest.approx(row["accuracy"])
+    assert analysis["predicted"][0]["token"] in analysis["verdict"]
+    assert len(analysis["sentences"]) == 8
+
+
+def test_every_row_has_its_analysis(trained: Command) -> None:
+    assert set(analyses_of("r")) == {"unbinarized", "naive", "trained"}
+    calibrated = ("binarize=layers", "binarize.scope=matrices", "scale=row", "calibrate=16")
+    assert trained("evaluate", *calibrated, "hydra.run.dir=c", "measure=none")[0] == 0
+    assert trained("evaluate", "checkpoint=r", "hydra.run.dir=e", "measure=none")[0] == 0
+    assert trained("evaluate", "checkpoint=r/packed", "hydra.run.dir=p", "measure=none")[0] == 0
+    for folder in ("r", "c", "e", "p"):
+        rows, analyses = rows_of(folder), analyses_of(folder)
+        assert list(analyses) == list(rows)
+        for kind, row in rows.items():
+            assert_analysis_fits(analyses[kind], row)
+    shown = [[sentence["text"] for sentence in analyses_of("p")[kind]["sentences"]] for kind in ("trained", "packed")]
+    assert shown[0] == shown[1]
+
+
+def test_analysis_and_text_are_printed(command: Command) -> None:
+    naive = ("binarize=all", "values=01", "measure=none")
+    own = "text='the [MASK] sat on the [MASK]'"
+    code, out, err = command("evaluate", *naive, "analysis=true", own, "hydra.run.dir=a")
+    assert code == 0, err
+    analysis = analyses_of("a")["naive"]
+    assert f"naive: {analysis['verdict']}" in out
+    assert [sentence["text"] for sentence in analysis["sentences"]][0] == "the [MASK] sat on the [MASK]"
+    assert len(analysis["sentences"]) == 9
+    assert all(sentence["text"][:40] in out for sentence in analysis["sentences"])
+    first = analysis["sentences"][0]["masked"][0]
+    assert (first["position"], first["true"]) == (1, None)
+    assert f"{first['predictions'][0]['token']} {first['predictions'][0]['probability']:.2f}" in out
+    code, out, _ = command("evaluate", *naive, own, "hydra.run.dir=b")
+    assert "the [MASK] sat on the [MASK]" in out
+    assert analysis["verdict"] not in out
+    assert analysis["sentences"][1]["text"][:40] not in out
+    assert analyses_of("b") == {"naive": analysis}
+    code, out, _ = command("evaluate", *naive, "hydra.run.dir=c")
+    assert "[MASK]" not in out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("''", "is empty"), ("'the cat sat'", "put [MASK] where"), (f"'{'the ' * 70}[MASK]'", "the model's 64 positions")],
+)
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_a_sentence_that_cannot_be_filled_ends_before_anything_is_written(
+    command: Command, name: str, text: str, message: str
+) -> None:
+    code, _, err = command(name, f"text={text}", "hydra.run.dir=r")
+    assert code == 2
+    assert err.startswith("error: text=")
+    assert message in err
+    assert not Path("r/metrics.json").exists()
+
+
+def test_a_sweep_leaves_a_page_with_the_analysis_of_every_row(command: Command) -> None:
+    code, out, err = command(
+        "evaluate", "-m", "binarize=none,all", "values=pm1,01", "hydra.sweep.dir=s", "measure=none"
+    )
+    assert code == 0, err
+    page = Path("s/results.html").read_text(encoding="utf-8")
+    assert "s: results.html, results.csv, results.md, results.png" in out
+    for job in range(4):
+        (analysis,) = analyses_of(f"s/{job}").values()
+        assert analysis["verdict"].replace("'", "&#39;") in page
+    assert analyses_of("s/0") == analyses_of("s/1")  # the unbinarized one is scored once
+
+
+def test_what_makes_the_page_is_not_imported_before_it_is_made() -> None:
+    code = "import sys, bitmaps.cli, bitmaps.jobs, bitmaps.report.table; assert not {'altair', 'vl_convert'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

@@ -373,3 +373,12 @@ def test_nothing_binarized_has_no_values_scale_or_scope() -> None:
 def test_what_comes_from_the_hub_goes_by_its_id() -> None:
     facts = config("evaluate", "model=hub", "model.source=me/bert", "data=hub", "data.path=me/text").facts()
     assert (facts["model"], facts["data"]) == ("me/bert", "me/text")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_sentence_of_ones_own_is_no_part_of_what_is_run(command: str) -> None:
+    plain, own = config(command), config(command, "text='the [MASK] of england'", "analysis=true")
+    assert (plain.text, plain.analysis) == (None, False)
+    assert (own.text, own.analysis) == ("the [MASK] of england", True)
+    assert own.facts() == plain.facts()
+    assert config(command, "text='a, b=[MASK]: {c}'").text == "a, b=[MASK]: {c}"

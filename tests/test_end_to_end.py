@@ -1,5 +1,6 @@
 """The README's commands as a person types them, on the embedded model and text."""
 
+import html
 import json
 import os
 import subprocess
@@ -52,6 +53,12 @@ def test_the_naive_sweep_prints_its_table(tmp_path):
     )
     assert none["cross_entropy"] < layers["cross_entropy"] < everything["cross_entropy"]
     assert everything["memory_mib"] < none["memory_mib"] / 30
+    page = (sweep / "results.html").read_text(encoding="utf-8")
+    for job, collapsed in (("0", False), ("1", True), ("2", True)):
+        (analysis,) = json.loads((sweep / job / "analysis.json").read_text(encoding="utf-8")).values()
+        assert html.escape(analysis["verdict"]).replace("&#x27;", "&#39;") in page
+        assert analysis["verdict"].endswith("collapsed") == collapsed
+        assert (analysis["predicted"][0]["share"] > 0.5) == collapsed
 
 
 def test_ptb_is_scored_whole(tmp_path):
@@ -84,6 +91,12 @@ def test_two_processes_train_and_score_as_one(tmp_path):
     assert table["unbinarized"]["masked_tokens"] == alone["masked_tokens"]
     assert table["unbinarized"]["cross_entropy"] == pytest.approx(alone["cross_entropy"], abs=1e-4)
     assert table["trained"]["steps"] == 4
+    two_found, one_found = (
+        json.loads((path / "analysis.json").read_text(encoding="utf-8"))["unbinarized"]
+        for path in (folder, tmp_path / "one")
+    )
+    for name in ("masked_tokens", "by_input", "by_frequency", "distinct"):
+        assert two_found[name] == one_found[name]
 
 
 def test_a_wheel_carries_the_configuration_and_the_adapter(tmp_path):
@@ -92,6 +105,7 @@ def test_a_wheel_carries_the_configuration_and_the_adapter(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     shipped = {f"bitmaps/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert names >= shipped | {"bitmaps/py.typed", "bitmaps/adapters/minilm_mlm.safetensors", "bitmaps/bert/model.py"}
+    assert names >= {"bitmaps/report/page.py", "bitmaps/report/page.html"}
 
 
 def test_the_quick_bench_measures_every_row(tmp_path):

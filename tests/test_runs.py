@@ -12,7 +12,17 @@ import pytest
 import torch
 
 from bitmaps.errors import InputError
-from bitmaps.runs import Row, RunFolder, commit, perplexity, read_metrics, read_rows, versions, write_json
+from bitmaps.runs import (
+    Row,
+    RunFolder,
+    commit,
+    perplexity,
+    read_analyses,
+    read_metrics,
+    read_rows,
+    versions,
+    write_json,
+)
 
 FACTS: Row = {"model": "minilm", "components": "ffnn", "seed": 0}
 ROWS: list[Row] = [{**FACTS, "row": "unbinarized", "accuracy": 0.5}, {**FACTS, "row": "naive", "accuracy": 0.25}]
@@ -46,6 +56,26 @@ def test_a_finished_run_has_what_the_sentences_of_each_row_came_to(tmp_path: Pat
         for name, sums in SENTENCES.items():
             assert found[name].dtype == np.float64
             np.testing.assert_array_equal(found[name], sums)
+
+
+def test_a_finished_run_has_what_each_row_predicts(tmp_path: Path) -> None:
+    claimed(tmp_path).finish(ROWS, SENTENCES, ANALYSES)
+    assert read_analyses(tmp_path) == ANALYSES
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "no analysis.json there"), ("{", "analysis.json is not JSON")])
+def test_an_analysis_that_cannot_be_read_is_named(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "analysis.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_analyses(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "[1]", '"rows"', "null"])
+def test_rows_that_are_none_are_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "rows.json").write_text(content)
+    with pytest.raises(InputError, match="rows.json is no list of rows"):
+        read_rows(tmp_path)
 
 
 @pytest.mark.parametrize(

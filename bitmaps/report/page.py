@@ -110,11 +110,13 @@ def analysis_of(row: Row) -> tuple[dict[str, Any] | None, str]:
 
 
 def circumstances_of(rows: list[Row]) -> list[dict[str, Any]]:
-    """What made the rows: for each commit, versions and machine, the ``runs``, each as one of its rows."""
+    """What made the rows: for each commit, versions and machine, the ``runs``, each with its folder, command and status."""
     found: dict[str, dict[str, Any]] = {}
     for run in {row["run"]: row for row in rows}.values():
         facts = {name: run.get(name) for name in ("commit", "versions", "device", "threads")}
-        found.setdefault(json.dumps(facts, sort_keys=True), facts | {"runs": []})["runs"].append(run)
+        found.setdefault(json.dumps(facts, sort_keys=True), facts | {"runs": []})["runs"].append(
+            {name: run.get(name) for name in ("run", "command", "status")}
+        )
     return list(found.values())
 
 
