@@ -1098,7 +1098,7 @@ def test_analysis_and_text_are_printed(command: Command) -> None:
     assert code == 0, err
     analysis = analyses_of("a")["naive"]
     assert f"naive: {analysis['verdict']}" in out
-    assert [sentence["text"] for sentence in analysis["sentences"]][0] == "the [MASK] sat on the [MASK]"
+    assert analysis["sentences"][0]["text"] == "the [MASK] sat on the [MASK]"
     assert len(analysis["sentences"]) == 9
     assert all(sentence["text"][:40] in out for sentence in analysis["sentences"])
     first = analysis["sentences"][0]["masked"][0]

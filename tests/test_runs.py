@@ -74,7 +74,7 @@ def test_an_analysis_that_cannot_be_read_is_named(tmp_path: Path, content: str |
 @pytest.mark.parametrize("content", ["{}", "[]", "[1]", '"rows"', "null"])
 def test_rows_that_are_none_are_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "rows.json").write_text(content)
-    with pytest.raises(InputError, match="rows.json is no list of rows"):
+    with pytest.raises(InputError, match=r"rows\.json is no list of rows"):
         read_rows(tmp_path)
 
 
