@@ -1077,16 +1077,17 @@ def assert_analysis_fits(analysis: dict[str, Any], row: Row) -> None:
 
 
 def test_every_row_has_its_analysis(trained: Command) -> None:
-    assert set(analyses_of("r")) == {"unbinarized", "naive", "trained"}
+    assert set(analyses_of("r")) == {"trained"}
     calibrated = ("binarize=layers", "binarize.scope=matrices", "scale=row", "calibrate=16")
     assert trained("evaluate", *calibrated, "hydra.run.dir=c", "measure=none")[0] == 0
-    assert trained("evaluate", "checkpoint=r", "hydra.run.dir=e", "measure=none")[0] == 0
-    assert trained("evaluate", "checkpoint=r/packed", "hydra.run.dir=p", "measure=none")[0] == 0
+    assert trained("evaluate", "checkpoint=r", "hydra.run.dir=e", defaults=["measure=none"])[0] == 0
+    assert trained("evaluate", "checkpoint=r/packed", "hydra.run.dir=p", defaults=["measure=none"])[0] == 0
     for folder in ("r", "c", "e", "p"):
         rows, analyses = rows_of(folder), analyses_of(folder)
         assert list(analyses) == list(rows)
         for kind, row in rows.items():
             assert_analysis_fits(analyses[kind], row)
+    assert [len(analyses_of(folder)) for folder in ("c", "e", "p")] == [3, 3, 4]
     shown = [[sentence["text"] for sentence in analyses_of("p")[kind]["sentences"]] for kind in ("trained", "packed")]
     assert shown[0] == shown[1]
 
