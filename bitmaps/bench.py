@@ -113,9 +113,8 @@ def compare(part: str, what: str, peer: str, runs: dict[str, Run], rounds: int) 
 def int8_dynamic(module: nn.Module) -> nn.Module:
     """PyTorch's own: int8 weights, activations rounded to int8 as they come."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # it moves to torchao, and stays the built-in one until then
+        # it moves to torchao, and stays the built-in one until then
+        warnings.simplefilter("ignore", DeprecationWarning)
         return torch.ao.quantization.quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8)
 
 
@@ -165,9 +164,8 @@ def linears(rounds: int, quick: bool, there: set[str]) -> Iterator[Ratio]:
                 continue
             x = torch.randn(tokens, inputs, generator=generator)
             linear = nn.Linear(inputs, outputs)
-            linear.weight = nn.Parameter(
-                torch.randn(outputs, 1) * torch.randn(outputs, inputs, generator=generator).sign()
-            )
+            signs = torch.where(torch.randn(outputs, inputs, generator=generator) > 0, 1.0, -1.0)
+            linear.weight = nn.Parameter(torch.randn(outputs, 1, generator=generator) * signs)
             weight = PackedWeight.one_bit(linear.weight)
             assert weight is not None
             runs: dict[str, Run] = {

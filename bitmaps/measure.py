@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitmaps.bert import Bert
-from bitmaps.packed.weights import is_half, is_integer, is_rank_one, numbers_per_row
+from bitmaps.packed.weights import is_half, is_integer, numbers_per_row, rank_one_parts
 
 MIB = 2**20
 
@@ -37,7 +37,7 @@ def pseudo_bits(weight: Tensor, table: bool = True) -> int:
     few = weight[:64]  # most matrices are none of these, which a few rows show
     if (numbers := numbers_per_row(weight)) is not None:
         return min(own, weight.numel() + 32 * numbers * rows)
-    if is_rank_one(few) and is_rank_one(weight):
+    if rank_one_parts(weight) is not None:
         return min(own, weight.numel() + 32 * (rows + columns))
     for width in (4, 8) if table else ():
         if is_integer(few, width) and is_integer(weight, width):

@@ -283,3 +283,10 @@ def test_a_row_whose_scale_became_negative_is_still_one_bit() -> None:
     packed = PackedWeight.one_bit(weight)
     assert packed is not None
     torch.testing.assert_close(packed.dense(), weight, rtol=1e-5, atol=0)
+
+
+def test_three_values_a_row_are_no_bit() -> None:
+    """{-1,0,1} times a scale a row and one a column: the magnitudes alone would do for {0,1}."""
+    generator = torch.Generator().manual_seed(0)
+    row, column = torch.randn(40, 1, generator=generator), 0.1 + torch.rand(70, generator=generator)
+    assert PackedWeight.one_bit(row * column * torch.randint(-1, 2, (40, 70), generator=generator)) is None

@@ -11,6 +11,14 @@ Stored = Literal["fp16", "int8", "int4"]
 BITS = {"fp16": 16, "int8": 8, "int4": 4}
 
 
+def whole_numbers(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Signed numbers of ``bits`` bits, in fp32, and the scales that they are to be multiplied with, one for every vector along the
+    last dimension (..., 1)."""
+    largest, exact = 2 ** (bits - 1) - 1, x.float()
+    scale = (exact.abs().amax(-1, keepdim=True) / largest).clamp(min=torch.finfo(torch.float32).tiny)
+    return (exact / scale).round(), scale
+
+
 def rounded(x: Tensor, stored: Stored) -> Tensor:
     """x in the precision of ``stored``, in its own dtype; computed in fp32.
 
@@ -20,9 +28,8 @@ def rounded(x: Tensor, stored: Stored) -> Tensor:
     """
     if stored == "fp16":
         return x.half().to(x.dtype)
-    largest, exact = 2 ** (BITS[stored] - 1) - 1, x.float()
-    scale = (exact.abs().amax(-1, keepdim=True) / largest).clamp(min=torch.finfo(torch.float32).tiny)
-    return ((exact / scale).round() * scale).to(x.dtype)
+    whole, scale = whole_numbers(x, BITS[stored])
+    return (whole * scale).to(x.dtype)
 
 
 def signs(x: Tensor) -> Tensor:

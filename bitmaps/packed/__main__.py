@@ -1,8 +1,10 @@
 """Pack a trained run, take a packed model back to floats, or tell which kernels run here.
 
-python -m bitmaps.packed <run folder> [<folder>] [--embeddings int8] [--head int8]
-python -m bitmaps.packed to_float <packed folder> <folder>
-python -m bitmaps.packed info
+    python -m bitmaps.packed <run folder> [<folder>] [--embeddings int8] [--head int8]
+    python -m bitmaps.packed to_float <packed folder> <folder>
+    python -m bitmaps.packed info
+
+A folder that is to be made must not be there yet.
 """
 
 from __future__ import annotations

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitmaps.binary.quantize import Values, rank_one
-from bitmaps.binary.rounding import BITS, Stored
+from bitmaps.binary.rounding import BITS, Stored, whole_numbers
 from bitmaps.packed.operations import pack, unpack
 
 Kind = Literal["bit", "int8", "int4", "fp16"]
+FEW = 64  # rows that are looked at before all are
 
 
 def numbers_per_row(weight: Tensor) -> int | None:
@@ -26,19 +27,20 @@ def numbers_per_row(weight: Tensor) -> int | None:
     return 1 if ((low == -high) | (low == 0) | (high == 0) | (low == high)).all() else 2
 
 
-def rank_one_form(weight: Tensor) -> tuple[Tensor, Values]:
-    """What ``rank_one`` takes, and the values that it is of. Zeros tell {0,1}, where a learned scale may have become negative, and
-    its row with it: the row's sign is taken off."""
-    if not (weight == 0).any():
-        return weight, "pm1"
-    return torch.where((weight < 0).any(-1, keepdim=True), -weight, weight), "01"
-
-
-def is_rank_one(weight: Tensor) -> bool:
-    """Whether the magnitudes of a matrix, or if there are zeros those that are not 0, are a number a row times one a column."""
-    weight, values = rank_one_form(weight)
-    row, column = rank_one(weight, values)
-    return torch.allclose(torch.where(weight != 0, (row * column).abs(), 0.0), weight.abs(), rtol=1e-5, atol=0)
+def rank_one_parts(weight: Tensor) -> tuple[Tensor, Tensor, Values] | None:
+    """Row scales (rows), column scales (columns) and values of a matrix of {-1,1}, or if there are zeros of {0,1}, times a number a
+    row and one a column; ``None`` if it is none, up to rounding. The scale of a row of {0,1} may be negative: a learned one may
+    have become so."""
+    if len(weight) > FEW and rank_one_parts(weight[:FEW]) is None:  # most matrices are none, which a few rows show
+        return None
+    values: Values = "01" if (weight == 0).any() else "pm1"
+    negative = (weight < 0).any(-1, keepdim=True) & (values == "01")
+    upright = torch.where(negative, -weight, weight)
+    row, column = rank_one(upright, values)
+    found = torch.where(upright > 0, row * column, 0 if values == "01" else -row * column)
+    if not torch.allclose(found, upright, rtol=1e-5, atol=0):
+        return None
+    return torch.where(negative, -row, row)[:, 0], column, values
 
 
 def is_integer(weight: Tensor, bits: int) -> bool:
@@ -109,14 +111,12 @@ class PackedWeight(nn.Module):
                 high = torch.where(most == 0, least, most)
                 return cls("bit", columns, pack(weight != 0), high, torch.zeros_like(high))
             return cls("bit", columns, pack(weight == most[:, None]), most, least)
-        if not (is_rank_one(weight[:64]) and is_rank_one(weight)):  # most matrices are not, which a few rows show
+        if (found := rank_one_parts(weight)) is None:
             return None
-        form, values = rank_one_form(weight)
-        row, column = rank_one(form, values)
+        row, column, values = found
         if values == "pm1":
-            return cls("bit", columns, pack(form > 0), row[:, 0].contiguous(), None, column)
-        high = torch.where((weight < 0).any(-1), -row[:, 0], row[:, 0])
-        return cls("bit", columns, pack(form > 0), high, torch.zeros_like(high), column)
+            return cls("bit", columns, pack(weight > 0), row, None, column)
+        return cls("bit", columns, pack(weight != 0), row, torch.zeros_like(row), column)
 
     @classmethod
     @torch.no_grad()
@@ -124,9 +124,8 @@ class PackedWeight(nn.Module):
         """The matrix in fp16, or in rows of int8 or int4 (``bitmaps.binary.rounding.rounded``)."""
         if kind == "fp16":
             return cls(kind, weight.shape[1], weight.half())
-        largest = 2 ** (BITS[kind] - 1) - 1
-        high = weight.abs().amax(-1) / largest
-        steps = (weight / high.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round().to(torch.int8)
+        whole, scale = whole_numbers(weight, BITS[kind])
+        steps, high = whole.to(torch.int8), scale[:, 0]
         if kind == "int8":
             return cls(kind, weight.shape[1], steps, high)
         nibbles = F.pad((steps + 8).to(torch.uint8), (0, weight.shape[1] % 2)).unflatten(-1, (-1, 2))
@@ -137,7 +136,7 @@ class PackedWeight(nn.Module):
         """In the fewest bits that give the matrix back; int4, int8 and fp16 only for a ``table``. ``None``: fp32 it is."""
         if (packed := cls.one_bit(weight)) is not None:
             return packed
-        few = weight[:64]
+        few = weight[:FEW]
         for kind in ("int4", "int8") if table else ():
             if is_integer(few, BITS[kind]) and is_integer(weight, BITS[kind]):
                 return cls.rounded(weight, kind)
