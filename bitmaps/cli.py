@@ -235,6 +235,8 @@ def quieten_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # batches are made in microseconds: worker processes would only add to the start
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # in a notebook: bars of text will do
+    warnings.filterwarnings("ignore", message="IProgress not found")
     # a run that is resumed finds its own checkpoints
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Lightning 2.6 on torch 2.13: theirs to mend
