@@ -19,8 +19,8 @@ from bitmaps.data.module import Example, collate
 from bitmaps.errors import InputError
 from bitmaps.metrics import IGNORE, ranks
 
-# a model that predicts one token more often than this has collapsed to it; no token of English is 1 in 10
-COLLAPSED = 0.5
+# A model that predicts one token more often than this has collapsed to it: none is nearly as frequent in a text.
+COLLAPSED = 0.25
 BINS = 20  # of confidences
 LISTED = 20  # predictions, most frequent first
 TOP = 5
@@ -64,9 +64,7 @@ class Predictions(Metric):
         """(n, vocabulary), (n,) and (n,)."""
         log_probabilities = logits.float().log_softmax(-1)
         best, tokens = log_probabilities.max(-1)
-        entropies = torch.special.entr(log_probabilities.exp()).sum(
-            -1
-        )  # 0 log 0 is 0, however far below the others it scores
+        entropies = torch.special.entr(log_probabilities.exp()).sum(-1)  # where 0 log 0 is 0
         hits = ranks(logits, labels) == 1
         self.ids.append(torch.stack([labels, inputs, tokens], -1))
         self.numbers.append(torch.stack([hits.double(), best.double().exp(), entropies.double()], -1))

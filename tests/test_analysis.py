@@ -131,8 +131,8 @@ def test_a_model_that_predicts_one_token_has_no_entropy(tokenizer: PreTrainedTok
     [
         (1.0, "predicts '.' for 100 % of masked tokens with mean confidence 0.019: collapsed"),
         (0.99999, "predicts '.' for 99.9 % of masked tokens with mean confidence 0.019: collapsed"),
-        (0.501, "predicts '.' for 50.1 % of masked tokens with mean confidence 0.019: collapsed"),
-        (0.5, "predicts 9 different tokens, most often '.': for 50.0 % of masked tokens, where it is right for 5.0 %"),
+        (0.251, "predicts '.' for 25.1 % of masked tokens with mean confidence 0.019: collapsed"),
+        (0.25, "predicts 9 different tokens, most often '.': for 25.0 % of masked tokens, where it is right for 5.0 %"),
     ],
 )
 def test_a_verdict_names_the_token_and_says_what_has_collapsed(share: float, words: str) -> None:

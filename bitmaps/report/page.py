@@ -64,9 +64,8 @@ def write_page(rows: list[Row], path: Path, title: str = "Binarized transformers
         )
     usual = usual_text(shown)
     done = [line for line in lines if line["row"]["status"] == "ok"]
-    alike = [
-        line for line in done if text_of(line["row"]) == usual
-    ]  # what was scored on other text is in no comparison
+    # what was scored on other text is in no comparison
+    alike = [line for line in done if text_of(line["row"]) == usual]
     charts = charts_of(done, alike)
     page = template().render(
         title=title,

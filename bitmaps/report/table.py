@@ -65,7 +65,9 @@ def run_folders(folder: Path) -> list[Path]:
         return [folder]
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: a run or a sweep is wanted")
-    found = sorted((f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")), key=lambda f: (len(f.name), f.name))
+    found = sorted(
+        (f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")), key=lambda f: (len(f.name), f.name)
+    )
     if not any((f / name).is_file() for f in found for name in ("metrics.json", "config.yaml")):
         raise InputError(f"{folder} holds no results: neither it nor a folder in it is a run")
     return found
