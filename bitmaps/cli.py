@@ -230,13 +230,15 @@ def twin_of(cfg: DictConfig, own: Path) -> Path | None:
 
 
 def quieten_libraries() -> None:
-    """Keep the terminal for what a user can act on."""
+    """Keep the terminal, or a notebook, for what a user can act on."""
+    # in a notebook without widgets: bars of text will do
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    import lightning.pytorch  # noqa: F401 (it sets the level of its own logger)
+
     for name in ("lightning.pytorch", "lightning.fabric", "httpx", "gensim"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # batches are made in microseconds: worker processes would only add to the start
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # in a notebook: bars of text will do
-    warnings.filterwarnings("ignore", message="IProgress not found")
     # a run that is resumed finds its own checkpoints
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Lightning 2.6 on torch 2.13: theirs to mend

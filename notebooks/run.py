@@ -16,20 +16,19 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
-BUDGET_S = 300  # of a whole notebook
 
 
-def run(path: Path, to: Path) -> None:
+def run(path: Path, to: Path, budget_s: float) -> None:
     """Raises:
     CellExecutionError: when a cell does.
-    CellTimeoutError: when the notebook is not done within ``BUDGET_S``.
+    CellTimeoutError: when the whole notebook is not done within ``budget_s``.
     """
     notebook = nbformat.read(path, as_version=4)
     start = time.monotonic()
     client = NotebookClient(
         notebook,
         kernel_name="python3",  # of the Python that runs this
-        timeout_func=lambda _: max(1, int(start + BUDGET_S - time.monotonic())),
+        timeout_func=lambda _: max(1, int(start + budget_s - time.monotonic())),
         record_timing=False,
         coalesce_streams=True,  # prints that came as several messages
         resources={"metadata": {"path": FOLDER}},
@@ -44,9 +43,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, default=sorted(FOLDER.glob("*.ipynb")))
     parser.add_argument("--to", type=Path, default=FOLDER)
+    parser.add_argument("--budget", type=float, default=300, help="seconds that each may take")
     arguments = parser.parse_args()
     for path in arguments.notebooks:
-        run(path, arguments.to)
+        run(path, arguments.to, arguments.budget)
 
 
 if __name__ == "__main__":
