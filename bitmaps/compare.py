@@ -42,6 +42,7 @@ OURS = {  # what is in one bit
     "all": ("binarize=all",),
     "layers-01": ("binarize=layers", "values=01"),
     "layers-words_bit": ("binarize=layers", "embeddings=bit"),
+    "layers-activations_bit": ("binarize=layers", "activations=bit"),
 }
 AFTER_TRAINING = ("embeddings=fp16", "embeddings=int8", "embeddings=int4", "activations=int8")  # of a run of `layers`
 # what of a run's row does not belong to the line
