@@ -32,8 +32,8 @@ VALUE_SETS = {"01": "{0,1}", "pm1": "{-1,1}", None: ""}
 ROWS = ("unbinarized", "naive", "calibrated", "trained", "packed")
 # columns of their own where rows of one kind differ in them
 VARYING = (
-    "model", "weights", "data", "split", "limit", "scope", "recipe", "loss", "embeddings", "activations", "one_bit_inputs", "calibrated_on",
-    "steps", "seed", "mask_seed", "mask_sets", "dtype",
+    "model", "weights", "data", "split", "limit", "scope", "recipe", "loss", "embeddings", "activations", "one_bit_inputs",
+    "calibrated_on", "steps", "seed", "mask_seed", "mask_sets", "dtype",
 )  # fmt: skip
 # what differs between two measurements of one row
 MEASURED = ("run", "command", "commit", "versions", "inference_ms", "inference_masked_ms", "inference_repeats")
