@@ -8,12 +8,14 @@ Parts: ``linear``, a one-bit matrix of BERT-base; ``model``, a BERT-base whose l
 int8 (a8) or one bit (a1); ``training``, a step. Machines are noisy, and a time says little on another one. So every round times the
 peer and then each contender, in an order that turns round, and a row is the median of the rounds' ratios ``peer / contender``
 (above 1: faster than the peer) with its quartiles. The row ``A/A`` is the peer against itself: what a ratio of 1 looks like today.
-ONNX Runtime is a peer where it is installed (``pip install 'bitmaps[bench]'``).
+ONNX Runtime is a peer where it is installed (``pip install 'bitmaps[bench]'``). Memory that is freed stays with the process
+(``keep_memory``), with every contender.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.util
 import json
 import os
@@ -58,6 +60,7 @@ BATCHES = {True: (1, 8), False: (1, 32, 128)}
 AVX2 = {  # what restricts torch, and the libraries that it calls, to AVX2
     "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", native.VARIABLE: "avx2",
 }  # fmt: skip
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 LEAST = 0.002  # seconds that a single timing lasts at least, by as many calls as that takes
 
 
@@ -105,6 +108,16 @@ def compare(part: str, what: str, peer: str, runs: dict[str, Run], rounds: int) 
         yield Ratio(
             part, what, torch.get_num_threads(), peer, name, lower, median, upper, float(peer_ms), float(contender_ms), rounds
         )  # fmt: skip
+
+
+def keep_memory() -> None:
+    """Memory that is freed stays with the process, for whoever is timed next: glibc gives large blocks back to the system, so that
+    every output of PyTorch's operations and ours would be made of pages that the system has to clear first. ONNX Runtime keeps its
+    memory by itself."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 # -- a matrix --
@@ -353,6 +366,7 @@ def main() -> None:
         again = [sys.executable, "-m", "bitmaps.bench", *sys.argv[1:]]
         sys.exit(subprocess.run(again, env=os.environ | AVX2, check=False).returncode)
     rows = read_rows(arguments.output)
+    keep_memory()
     for count in threads:
         torch.set_num_threads(count)
         for part in arguments.parts or PARTS:

@@ -93,30 +93,41 @@ INLINE void panel(const struct matrix *w, int64_t n0, int64_t n1, enum product p
     }
 }
 
-/* From 16 products of row m to outputs n to n1, at most 16. BYTE: the activations come as q + 128, so 128 sum(w) is taken off.
- * SIGN: the products are popcount(bits xor signs), and dot(bits, signs) is popcount(signs) less that. */
-INLINE void finish(__m512i acc, enum product product, const struct matrix *w, int64_t n, int64_t n1, const struct rows *x, int64_t m,
+/* What 16 columns of the output need. */
+struct columns {
+    __mmask16 mask;
+    __m512 high, low, bias;
+};
+
+INLINE struct columns columns_of(const struct matrix *w, int64_t n, int64_t n1)
+{
+    struct columns c;
+    c.mask = n < n1 ? _bzhi_u32(0xffff, n1 - n > 16 ? 16 : n1 - n) : 0;
+    c.high = _mm512_maskz_loadu_ps(c.mask, w->high + n);
+    c.low = w->low ? _mm512_maskz_loadu_ps(c.mask, w->low + n) : _mm512_setzero_ps();
+    c.bias = w->bias ? _mm512_maskz_loadu_ps(c.mask, w->bias + n) : _mm512_setzero_ps();
+    return c;
+}
+
+/* From 16 products of row m to outputs. BYTE: the activations come as q + 128, so 128 sum(w) is taken off. SIGN: the products are
+ * popcount(bits xor signs), and dot(bits, signs) is popcount(signs) less that. */
+INLINE void finish(__m512i acc, enum product product, const struct matrix *w, struct columns c, const struct rows *x, int64_t m,
                    __m512i correction, float *y)
 {
-    if (n >= n1)
-        return;
-    const __mmask16 mask = _bzhi_u32(0xffff, n1 - n > 16 ? 16 : n1 - n);
     if (product == SIGN)
         acc = _mm512_sub_epi32(_mm512_set1_epi32(((int32_t)x->sum[m] + (int32_t)x->k) / 2), acc);
     if (product == BYTE)
         acc = _mm512_sub_epi32(acc, correction);
-    const __m512 high = _mm512_maskz_loadu_ps(mask, w->high + n), sum = _mm512_set1_ps(x->sum[m]);
+    const __m512 sum = _mm512_set1_ps(x->sum[m]);
     __m512 value = _mm512_cvtepi32_ps(acc);
     if (w->low) {
-        const __m512 low = _mm512_maskz_loadu_ps(mask, w->low + n);
-        value = _mm512_fmadd_ps(low, sum, _mm512_mul_ps(_mm512_sub_ps(high, low), value));
+        value = _mm512_fmadd_ps(c.low, sum, _mm512_mul_ps(_mm512_sub_ps(c.high, c.low), value));
     } else {
         if (product != BYTE) /* low is -high: whole numbers, so that what cancels is 0 */
             value = _mm512_fmsub_ps(_mm512_set1_ps(2.0f), value, sum);
-        value = _mm512_mul_ps(high, value);
+        value = _mm512_mul_ps(c.high, value);
     }
-    const __m512 bias = w->bias ? _mm512_maskz_loadu_ps(mask, w->bias + n) : _mm512_setzero_ps();
-    _mm512_mask_storeu_ps(y + n, mask, _mm512_fmadd_ps(value, _mm512_set1_ps(x->scale[m]), bias));
+    _mm512_mask_storeu_ps(y, c.mask, _mm512_fmadd_ps(value, _mm512_set1_ps(x->scale[m]), c.bias));
 }
 
 INLINE __m512i broadcast(const uint8_t *bytes)
@@ -126,19 +137,19 @@ INLINE __m512i broadcast(const uint8_t *bytes)
     return _mm512_set1_epi32(word);
 }
 
-/* Six rows by 64 columns: 24 accumulators, four weight vectors and one broadcast fill the 32 registers. */
-INLINE void tile_bytes(const uint8_t *const a[TILE], const struct rows *x, const __m512i *weights, int64_t steps, int int8,
-                       __m512i c[TILE][VECTORS])
+/* `height` rows by 64 columns. With six, 24 accumulators, four weight vectors and one broadcast fill the 32 registers. */
+INLINE void tile_bytes(const uint8_t *const a[TILE], const struct rows *x, const __m512i *weights, int64_t steps,
+                       const int height, const int int8, __m512i c[TILE][VECTORS])
 {
 #pragma GCC unroll 6
-    for (int i = 0; i < TILE; i++)
+    for (int i = 0; i < height; i++)
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++)
             c[i][v] = _mm512_setzero_si512();
     for (int plane = 0; plane < x->planes; plane++) {
         if (plane)
 #pragma GCC unroll 6
-            for (int i = 0; i < TILE; i++)
+            for (int i = 0; i < height; i++)
 #pragma GCC unroll 4
                 for (int v = 0; v < VECTORS; v++)
                     c[i][v] = _mm512_slli_epi32(c[i][v], 8);
@@ -146,7 +157,7 @@ INLINE void tile_bytes(const uint8_t *const a[TILE], const struct rows *x, const
         for (int64_t s = plane * x->plane, end = s + 4 * steps; s < end; s += 4, b += VECTORS) {
             const __m512i b0 = b[0], b1 = b[1], b2 = b[2], b3 = b[3];
 #pragma GCC unroll 6
-            for (int i = 0; i < TILE; i++) {
+            for (int i = 0; i < height; i++) {
                 const __m512i q = broadcast(a[i] + s);
                 c[i][0] = int8 ? dot4(c[i][0], q, b0) : dot4(c[i][0], b0, q);
                 c[i][1] = int8 ? dot4(c[i][1], q, b1) : dot4(c[i][1], b1, q);
@@ -157,19 +168,19 @@ INLINE void tile_bytes(const uint8_t *const a[TILE], const struct rows *x, const
     }
 }
 
-/* The same by popcount, 32 inputs a step: four rows, because the differences need registers too. */
-enum { SIGN_TILE = 4 };
-INLINE void tile_signs(const uint8_t *const a[SIGN_TILE], const __m512i *weights, int64_t steps, __m512i c[SIGN_TILE][VECTORS])
+/* The same by popcount, 32 inputs a step: at most four rows, because the differences need registers too. */
+INLINE void tile_signs(const uint8_t *const a[TILE], const __m512i *weights, int64_t steps, const int height,
+                       __m512i c[TILE][VECTORS])
 {
 #pragma GCC unroll 4
-    for (int i = 0; i < SIGN_TILE; i++)
+    for (int i = 0; i < height; i++)
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++)
             c[i][v] = _mm512_setzero_si512();
     for (int64_t s = 0; s < steps; s++, weights += VECTORS) {
         const __m512i b0 = weights[0], b1 = weights[1], b2 = weights[2], b3 = weights[3];
 #pragma GCC unroll 4
-        for (int i = 0; i < SIGN_TILE; i++) {
+        for (int i = 0; i < height; i++) {
             const __m512i q = broadcast(a[i] + 4 * s);
             c[i][0] = _mm512_add_epi32(c[i][0], _mm512_popcnt_epi32(_mm512_xor_si512(b0, q)));
             c[i][1] = _mm512_add_epi32(c[i][1], _mm512_popcnt_epi32(_mm512_xor_si512(b1, q)));
@@ -179,27 +190,42 @@ INLINE void tile_signs(const uint8_t *const a[SIGN_TILE], const __m512i *weights
     }
 }
 
-/* Not inlined, because gcc 12 then spills accumulators after all. */
-#define TILES(NAME, HEIGHT, PRODUCT, RUN)                                                                                        \
-    static __attribute__((noinline)) void NAME(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0, int64_t m1, float *y,     \
-                     int64_t ldy, const __m512i *weights, const int32_t *correction, int64_t steps)                              \
+/* Rows m to m + HEIGHT, of which those from m1 on are not there. Not inlined, because gcc 12 then spills accumulators after all.
+ * The lines of the output are fetched while the products are added up, or the stores would wait for them. */
+#define TILE_OF(NAME, HEIGHT, PRODUCT)                                                                                           \
+    static __attribute__((noinline)) void NAME(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m,  \
+                                               int64_t m1, float *y, int64_t ldy, const __m512i *weights,                        \
+                                               const int32_t *correction, int64_t steps)                                         \
     {                                                                                                                            \
-        for (int64_t m = m0; m < m1; m += HEIGHT) {                                                                              \
-            const uint8_t *a[HEIGHT];                                                                                            \
-            for (int i = 0; i < HEIGHT; i++) /* the last tile repeats its last row */                                            \
-                a[i] = x->q + (m + i < m1 ? m + i : m1 - 1) * x->stride;                                                         \
-            __m512i c[HEIGHT][VECTORS];                                                                                          \
-            RUN;                                                                                                                 \
-            for (int i = 0; i < HEIGHT && m + i < m1; i++)                                                                       \
-                for (int v = 0; v < VECTORS; v++)                                                                                \
-                    finish(c[i][v], PRODUCT, w, n0 + 16 * v, n1, x, m + i, _mm512_loadu_si512(correction + 16 * v),              \
-                           y + (m + i) * ldy);                                                                                   \
+        const uint8_t *a[TILE];                                                                                                  \
+        __m512i c[TILE][VECTORS];                                                                                                \
+        for (int i = 0; i < HEIGHT; i++) {                                                                                       \
+            const int64_t row = m + i < m1 ? m + i : m1 - 1;                                                                     \
+            a[i] = x->q + row * x->stride;                                                                                       \
+            for (int64_t n = n0; n < n1; n += 16)                                                                                \
+                __builtin_prefetch(y + row * ldy + n, 1);                                                                        \
+        }                                                                                                                        \
+        if (PRODUCT == SIGN)                                                                                                     \
+            tile_signs(a, weights, steps, HEIGHT, c);                                                                            \
+        else                                                                                                                     \
+            tile_bytes(a, x, weights, steps, HEIGHT, PRODUCT == BYTE, c);                                                        \
+        _Pragma("GCC unroll 4") for (int v = 0; v < VECTORS; v++)                                                                \
+        {                                                                                                                        \
+            const int64_t n = n0 + 16 * v;                                                                                       \
+            const struct columns columns = columns_of(w, n, n1);                                                                 \
+            const __m512i off = PRODUCT == BYTE ? _mm512_loadu_si512(correction + 16 * v) : _mm512_setzero_si512();              \
+            _Pragma("GCC unroll 6") for (int i = 0; i < HEIGHT; i++)                                                             \
+                if (m + i < m1)                                                                                                  \
+                    finish(c[i][v], PRODUCT, w, columns, x, m + i, off, y + (m + i) * ldy + n);                                  \
         }                                                                                                                        \
     }
-
-TILES(tiles_bit, TILE, BIT, tile_bytes(a, x, weights, steps, 0, c))
-TILES(tiles_byte, TILE, BYTE, tile_bytes(a, x, weights, steps, 1, c))
-TILES(tiles_sign, SIGN_TILE, SIGN, tile_signs(a, weights, steps, c))
+TILE_OF(six_bit, TILE, BIT)
+TILE_OF(four_bit, 4, BIT)
+TILE_OF(two_bit, 2, BIT)
+TILE_OF(six_byte, TILE, BYTE)
+TILE_OF(four_byte, 4, BYTE)
+TILE_OF(two_byte, 2, BYTE)
+TILE_OF(four_sign, 4, SIGN)
 
 /* The sums of four vectors' lanes. */
 INLINE __m128i reduce(__m512i a, __m512i b, __m512i c, __m512i d)
@@ -287,14 +313,100 @@ INLINE void few(const struct matrix *w, int64_t n0, int64_t n1, const struct row
             for (int m = 0; m < count; m++)
                 sums[m] = _mm512_mask_broadcast_i32x4(sums[m], lanes, reduce(c[m][0], c[m][1], c[m][2], c[m][3]));
         }
+        const struct columns columns = columns_of(w, n, n1);
         for (int m = 0; m < count; m++)
-            finish(sums[m], product, w, n, n1, x, m0 + m, correction, y + (m0 + m) * ldy);
+            finish(sums[m], product, w, columns, x, m0 + m, correction, y + (m0 + m) * ldy + n);
     }
 }
 
-/* A single row of activations. Bit b of each byte of the weights, as it stands, is the unsigned byte 0 or 2^b: so 32 bytes of
- * weights are 256 inputs, with eight accumulators, one for each b, that are shifted right by b in the end. It takes the activations
- * in the order in which the bits come: first inputs 0, 8, 16, ... of the 256, then 1, 9, 17, ... */
+/* -- a single row of activations -- */
+
+/* Sixteen sums over lanes: t[j] has those of row 2 j in its lower half and of row 2 j + 1 in its upper. */
+INLINE __m512i reduce_halves(const __m512i t[8])
+{
+    __m512i u[4], v[2];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        u[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(t[2 * i], t[2 * i + 1]), _mm512_unpackhi_epi32(t[2 * i], t[2 * i + 1]));
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++)
+        v[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(u[2 * i], u[2 * i + 1]), _mm512_unpackhi_epi64(u[2 * i], u[2 * i + 1]));
+    const __m512i sums = _mm512_add_epi32(_mm512_shuffle_i32x4(v[0], v[1], 0x88), _mm512_shuffle_i32x4(v[0], v[1], 0xdd));
+    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15), sums);
+}
+
+/* 32 bytes of each of two rows. */
+INLINE __m512i halves(const uint8_t *low, const uint8_t *high, __mmask32 mask, const int whole)
+{
+    const __m256i a = whole ? _mm256_loadu_si256((const __m256i *)low) : _mm256_maskz_loadu_epi8(mask, low);
+    const __m256i b = whole ? _mm256_loadu_si256((const __m256i *)high) : _mm256_maskz_loadu_epi8(mask, high);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+}
+
+/* The matrix has rows up to n1; those beyond are the last one again. */
+INLINE void eight_rows(const struct matrix *w, int64_t n, int64_t n1, const uint8_t *row[8])
+{
+    for (int i = 0; i < 8; i++)
+        row[i] = w->weight + (n + i < n1 ? n + i : n1 - 1) * row_bytes(w);
+}
+
+INLINE void add_signs(const uint8_t *const row[8], int64_t s, __mmask32 mask, const int whole, const uint8_t *q, __m512i t[4])
+{
+    const __m512i a = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(q + s)));
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++)
+        t[r] = _mm512_add_epi32(
+            t[r], _mm512_popcnt_epi32(_mm512_xor_si512(halves(row[2 * r] + s, row[2 * r + 1] + s, mask, whole), a)));
+}
+
+/* Vectors of one row each, and what is left of the rows, or all if they are short, in vectors of two. */
+static __attribute__((noinline)) void single_sign(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m,
+                                                  float *y)
+{
+    const int64_t bytes = row_bytes(w), wide = bytes < 128 ? 0 : bytes / 64 * 64;
+    const __mmask32 rest = _bzhi_u32(~0u, (uint32_t)(bytes % 32));
+    const uint8_t *q = x->q + m * x->stride, *row[8];
+    for (int64_t n = n0; n < n1; n += 16) {
+        __m512i total[8];
+        for (int half = 0; half < 2; half++) {
+            __m512i t[4];
+            eight_rows(w, n + 8 * half, n1, row);
+            int64_t s = 0;
+            if (wide) {
+                __m512i c[8];
+#pragma GCC unroll 8
+                for (int i = 0; i < 8; i++)
+                    c[i] = _mm512_setzero_si512();
+                for (; s < wide; s += 64) {
+                    const __m512i a = _mm512_loadu_si512(q + s);
+#pragma GCC unroll 8
+                    for (int i = 0; i < 8; i++)
+                        c[i] = _mm512_add_epi32(c[i], _mm512_popcnt_epi32(_mm512_xor_si512(_mm512_loadu_si512(row[i] + s), a)));
+                }
+#pragma GCC unroll 4
+                for (int r = 0; r < 4; r++)
+                    t[r] = _mm512_add_epi32(_mm512_shuffle_i64x2(c[2 * r], c[2 * r + 1], 0x44),
+                                            _mm512_shuffle_i64x2(c[2 * r], c[2 * r + 1], 0xee));
+            } else {
+#pragma GCC unroll 4
+                for (int r = 0; r < 4; r++)
+                    t[r] = _mm512_setzero_si512();
+            }
+            for (; s + 32 <= bytes; s += 32)
+                add_signs(row, s, 0, 1, q, t);
+            if (s < bytes)
+                add_signs(row, s, rest, 0, q, t);
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; r++)
+                total[4 * half + r] = t[r];
+        }
+        finish(reduce_halves(total), SIGN, w, columns_of(w, n, n1), x, m, _mm512_setzero_si512(), y + n);
+    }
+}
+
+/* Bit b of each byte of the weights, as it stands, is the unsigned byte 0 or 2^b: so 32 bytes of weights are 256 inputs, and each b
+ * has an accumulator, that is shifted right by b in the end. The upper four bits are shifted down first, so that four of them do. It
+ * takes the activations in the order in which the bits come: first inputs 0, 8, 16, ... of the 256, then 1, 9, 17, ... */
 enum { PLANES = 8, SPAN = 256 };
 
 static void by_bit(const uint8_t *q, int64_t stride, uint64_t *out)
@@ -312,64 +424,63 @@ static void by_bit(const uint8_t *q, int64_t stride, uint64_t *out)
         }
 }
 
-static __attribute__((noinline)) void single(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m, float *y, int64_t ldy,
-                   uint64_t *ordered)
+INLINE void add_bits(const uint8_t *const row[8], int64_t s, __mmask32 mask, const int whole, const __m256i *q, __m512i c[4][4])
 {
-    const int64_t bytes = row_bytes(w), spans = (x->stride + SPAN - 1) / SPAN, whole = bytes / 32 * 32;
-    const __mmask32 rest = _bzhi_u32(~0u, (uint32_t)(bytes - whole));
-    for (int plane = 0; plane < x->planes; plane++)
-        by_bit(x->q + m * x->stride + plane * x->plane, x->stride, ordered + plane * spans * SPAN / 8);
-    const __m512i gather = _mm512_setr_epi32(0, 8, 1, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-    for (int64_t n = n0; n < n1; n += 16) {
-        int32_t dots[16];
-        for (int i = 0; i < 16; i += 4) { /* two rows in the halves of a vector, and two such pairs abreast */
-            const uint8_t *row[4];
-            for (int r = 0; r < 4; r++)
-                row[r] = w->weight + (n + i + r < n1 ? n + i + r : n1 - 1) * bytes;
-            __m512i total[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-            for (int plane = 0; plane < x->planes; plane++) {
-                const __m256i *q = (const __m256i *)(ordered + plane * spans * SPAN / 8);
-                __m512i c[2][PLANES];
-#pragma GCC unroll 2
-                for (int r = 0; r < 2; r++)
+    __m512i bits[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++)
+        bits[r] = halves(row[2 * r] + s, row[2 * r + 1] + s, mask, whole);
 #pragma GCC unroll 8
-                    for (int b = 0; b < PLANES; b++)
-                        c[r][b] = _mm512_setzero_si512();
-#define ADD(LOAD)                                                                                                                \
-    {                                                                                                                            \
-        const __m512i first = _mm512_inserti64x4(_mm512_castsi256_si512(LOAD(row[0] + s)), LOAD(row[1] + s), 1);                 \
-        const __m512i second = _mm512_inserti64x4(_mm512_castsi256_si512(LOAD(row[2] + s)), LOAD(row[3] + s), 1);                \
-        _Pragma("GCC unroll 8") for (int b = 0; b < PLANES; b++)                                                                 \
-        {                                                                                                                        \
-            const __m512i bit = _mm512_set1_epi8((char)(1 << b)), a = _mm512_broadcast_i64x4(q[b]);                              \
-            c[0][b] = dot4(c[0][b], _mm512_and_si512(first, bit), a);                                                            \
-            c[1][b] = dot4(c[1][b], _mm512_and_si512(second, bit), a);                                                           \
-        }                                                                                                                        \
+    for (int b = 0; b < PLANES; b++) {
+        const __m512i a = _mm512_broadcast_i64x4(_mm256_loadu_si256(q + b)), bit = _mm512_set1_epi8((char)(1 << b % 4));
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++) {
+            if (b == 4)
+                bits[r] = _mm512_srli_epi16(bits[r], 4);
+            c[r][b % 4] = dot4(c[r][b % 4], _mm512_and_si512(bits[r], bit), a);
+        }
     }
-#define WHOLE(AT) _mm256_loadu_si256((const __m256i *)(AT))
-#define REST(AT) _mm256_maskz_loadu_epi8(rest, AT)
+}
+
+static __attribute__((noinline)) void single_bit(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m,
+                                                 float *y, uint64_t *ordered)
+{
+    const int64_t bytes = row_bytes(w), whole = bytes / 32 * 32, plane = (x->stride + SPAN - 1) / SPAN * SPAN / 8;
+    const __mmask32 rest = _bzhi_u32(~0u, (uint32_t)(bytes - whole));
+    for (int p = 0; p < x->planes; p++)
+        by_bit(x->q + m * x->stride + p * x->plane, x->stride, ordered + p * plane);
+    for (int64_t n = n0; n < n1; n += 16) {
+        __m512i total[8];
+        for (int half = 0; half < 2; half++) {
+            __m512i *t = total + 4 * half;
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; r++)
+                t[r] = _mm512_setzero_si512();
+            for (int p = 0; p < x->planes; p++) {
+                const __m256i *q = (const __m256i *)(ordered + p * plane);
+                const uint8_t *row[8];
+                __m512i c[4][4];
+                eight_rows(w, n + 8 * half, n1, row);
+#pragma GCC unroll 4
+                for (int r = 0; r < 4; r++)
+#pragma GCC unroll 4
+                    for (int b = 0; b < 4; b++)
+                        c[r][b] = _mm512_setzero_si512();
                 int64_t s = 0;
                 for (; s < whole; s += 32, q += PLANES)
-                    ADD(WHOLE)
+                    add_bits(row, s, rest, 1, q, c);
                 if (s < bytes)
-                    ADD(REST)
-#undef ADD
-#undef WHOLE
-#undef REST
-#pragma GCC unroll 2
-                for (int r = 0; r < 2; r++) {
-                    total[r] = _mm512_slli_epi32(total[r], 8);
-#pragma GCC unroll 8
-                    for (int b = 0; b < PLANES; b++)
-                        total[r] = _mm512_add_epi32(total[r], _mm512_srai_epi32(c[r][b], b));
+                    add_bits(row, s, rest, 0, q, c);
+#pragma GCC unroll 4
+                for (int r = 0; r < 4; r++) {
+                    t[r] = _mm512_add_epi32(_mm512_slli_epi32(t[r], 8), c[r][0]);
+#pragma GCC unroll 4
+                    for (int b = 1; b < 4; b++)
+                        t[r] = _mm512_add_epi32(t[r], _mm512_srai_epi32(c[r][b], b));
                 }
             }
-            __m512i sums = _mm512_add_epi32(_mm512_unpacklo_epi32(total[0], total[1]), _mm512_unpackhi_epi32(total[0], total[1]));
-            sums = _mm512_add_epi32(sums, _mm512_shuffle_epi32(sums, _MM_PERM_BADC));
-            sums = _mm512_add_epi32(sums, _mm512_shuffle_i32x4(sums, sums, 0xb1));
-            _mm_storeu_si128((__m128i *)(dots + i), _mm512_castsi512_si128(_mm512_permutexvar_epi32(gather, sums)));
         }
-        finish(_mm512_loadu_si512(dots), BIT, w, n, n1, x, m, _mm512_setzero_si512(), y + m * ldy);
+        finish(reduce_halves(total), BIT, w, columns_of(w, n, n1), x, m, _mm512_setzero_si512(), y + n);
     }
 }
 
@@ -379,16 +490,20 @@ typedef void some(const struct matrix *, int64_t, int64_t, const struct rows *, 
     {                                                                                                                            \
         few(w, n0, n1, x, m, y, ldy, COUNT, PRODUCT);                                                                            \
     }
-#define UP_TO_FIVE(NAME, PRODUCT)                                                                                                \
-    SOME(NAME##1, 1, PRODUCT)                                                                                                    \
+#define TWO_TO_FIVE(NAME, PRODUCT)                                                                                               \
     SOME(NAME##2, 2, PRODUCT)                                                                                                    \
     SOME(NAME##3, 3, PRODUCT)                                                                                                    \
     SOME(NAME##4, 4, PRODUCT)                                                                                                    \
-    SOME(NAME##5, 5, PRODUCT)                                                                                                    \
-    static some *const NAME[FEW] = {NAME##1, NAME##2, NAME##3, NAME##4, NAME##5};
-UP_TO_FIVE(few_bit, BIT)
-UP_TO_FIVE(few_byte, BYTE)
-UP_TO_FIVE(few_sign, SIGN)
+    SOME(NAME##5, 5, PRODUCT)
+TWO_TO_FIVE(few_bit, BIT)
+TWO_TO_FIVE(few_byte, BYTE)
+TWO_TO_FIVE(few_sign, SIGN)
+SOME(few_byte1, 1, BYTE)
+static some *const FEW_OF[][FEW] = {
+    [BIT] = {NULL, few_bit2, few_bit3, few_bit4, few_bit5},
+    [BYTE] = {few_byte1, few_byte2, few_byte3, few_byte4, few_byte5},
+    [SIGN] = {NULL, few_sign2, few_sign3, few_sign4, few_sign5},
+};
 
 /* Float activations: sixteen inputs at a time, added where the weight's bit is set. Up to four rows by four columns. */
 enum { FLOAT_TILE = 4 };
@@ -451,24 +566,89 @@ static void block(const struct matrix *w, int64_t n0, int64_t n1, const struct r
     const enum product product = x->act == A1 ? SIGN : w->kind == INT8 ? BYTE : BIT;
     int32_t *correction = memory;
     __m512i *weights = (__m512i *)((char *)memory + COLUMNS * sizeof(int32_t));
+    const int64_t rows = m1 - m0;
     if (x->act == F32) {
         floats(w, n0, n1, x, m0, m1, y, ldy);
-    } else if (m1 - m0 == 1 && product == BIT) {
-        single(w, n0, n1, x, m0, y, ldy, memory);
-    } else if (m1 - m0 <= FEW) {
-        (product == SIGN ? few_sign : product == BYTE ? few_byte : few_bit)[m1 - m0 - 1](w, n0, n1, x, m0, y, ldy);
+    } else if (rows == 1 && product == BIT) {
+        single_bit(w, n0, n1, x, m0, y + m0 * ldy, memory);
+    } else if (rows == 1 && product == SIGN) {
+        single_sign(w, n0, n1, x, m0, y + m0 * ldy);
+    } else if (rows <= FEW) {
+        FEW_OF[product][rows - 1](w, n0, n1, x, m0, y, ldy);
+    } else if (product == SIGN) {
+        panel(w, n0, n1, SIGN, weights, correction);
+        for (int64_t m = m0; m < m1; m += 4)
+            four_sign(w, n0, n1, x, m, m1, y, ldy, weights, correction, (w->k + 31) / 32);
+    } else if (product == BYTE) {
+        panel(w, n0, n1, BYTE, weights, correction);
+        for (int64_t m = m0; m < m1; m += TILE)
+            (m1 - m > 4 ? six_byte : m1 - m > 2 ? four_byte : two_byte)(w, n0, n1, x, m, m1, y, ldy, weights, correction,
+                                                                        (w->k + 3) / 4);
     } else {
-        if (product == SIGN) {
-            panel(w, n0, n1, SIGN, weights, correction);
-            tiles_sign(w, n0, n1, x, m0, m1, y, ldy, weights, correction, (w->k + 31) / 32);
-        } else if (product == BYTE) {
-            panel(w, n0, n1, BYTE, weights, correction);
-            tiles_byte(w, n0, n1, x, m0, m1, y, ldy, weights, correction, (w->k + 3) / 4);
-        } else {
-            panel(w, n0, n1, BIT, weights, correction);
-            tiles_bit(w, n0, n1, x, m0, m1, y, ldy, weights, correction, (w->k + 3) / 4);
-        }
+        panel(w, n0, n1, BIT, weights, correction);
+        for (int64_t m = m0; m < m1; m += TILE)
+            (m1 - m > 4 ? six_bit : m1 - m > 2 ? four_bit : two_bit)(w, n0, n1, x, m, m1, y, ldy, weights, correction,
+                                                                     (w->k + 3) / 4);
     }
+}
+
+/* Four vectors of a row, of which `left` numbers or more are there. */
+INLINE void load_64(const float *x, int64_t left, const int whole, __m512 v[4])
+{
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        v[i] = whole ? _mm512_loadu_ps(x + 16 * i) : left > 16 * i ? load_f32(x + 16 * i, left - 16 * i) : _mm512_setzero_ps();
+}
+
+INLINE void larger(const float *x, int64_t left, const int whole, __m512i most[4])
+{
+    __m512 v[4];
+    load_64(x, left, whole, v);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        most[i] = _mm512_max_epi32(most[i], _mm512_and_si512(_mm512_castps_si512(v[i]), _mm512_set1_epi32(0x7fffffff)));
+}
+
+INLINE __m512i to_bytes(const float *x, int64_t left, const int whole, __m512 inverse)
+{
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512 v[4];
+    __m512i q[4];
+    load_64(x, left, whole, v);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        q[i] = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], inverse));
+    return _mm512_permutexvar_epi32(order, _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3])));
+}
+
+/* `round_row` of rowwise.h, 64 numbers at a time. */
+static void round_row_64(const float *x, const struct rows *rows, int flip, uint8_t *q, float *scale, float *sum)
+{
+    const int64_t k = rows->k, whole = k / 64 * 64;
+    __m512i four[4], total = _mm512_setzero_si512();
+    int64_t j = 0;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        four[i] = _mm512_setzero_si512();
+    for (; j < whole; j += 64)
+        larger(x + j, 64, 1, four);
+    if (j < k)
+        larger(x + j, k - j, 0, four);
+    const __m512i two = _mm512_max_epi32(_mm512_max_epi32(four[0], four[1]), _mm512_max_epi32(four[2], four[3]));
+    const float most = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epi32(two)))), inverse = 127.0f / most;
+    if (rows->planes == 2 || !isfinite(most) || !isfinite(inverse)) {
+        round_row(x, rows, flip, q, scale, sum);
+        return;
+    }
+    const __m512 times = _mm512_set1_ps(inverse);
+    const __m512i offset = _mm512_set1_epi8(flip ? -128 : 0), ones = _mm512_set1_epi8(1);
+    for (j = 0; j < k; j += 64) { /* a row is padded to whole vectors */
+        const __m512i bytes = j < whole ? to_bytes(x + j, 64, 1, times) : to_bytes(x + j, k - j, 0, times);
+        total = dot4(total, ones, bytes);
+        _mm512_storeu_si512(q + j, _mm512_xor_si512(bytes, offset));
+    }
+    *scale = most / 127.0f;
+    *sum = (float)_mm512_reduce_add_epi32(total);
 }
 
 static void sign_row(const float *x, const struct rows *rows, uint8_t *q, float *scale, float *sum)
@@ -489,5 +669,5 @@ static void sign_row(const float *x, const struct rows *rows, uint8_t *q, float 
     *sum = (float)(2 * set - k);
 }
 
-const struct isa bitmaps_avx512 = {"avx512", COLUMNS, FEW, 1, scratch, block, round_row, sign_row, gelu, add_norm};
+const struct isa bitmaps_avx512 = {"avx512", COLUMNS, FEW, 1, scratch, block, round_row_64, sign_row, gelu, add_norm};
 #endif
