@@ -1081,7 +1081,8 @@ def test_every_row_has_its_analysis(trained: Command) -> None:
     calibrated = ("binarize=layers", "binarize.scope=matrices", "scale=row", "calibrate=16")
     assert trained("evaluate", *calibrated, "hydra.run.dir=c", "measure=none")[0] == 0
     assert trained("evaluate", "checkpoint=r", "hydra.run.dir=e", defaults=["measure=none"])[0] == 0
-    assert trained("evaluate", "checkpoint=r/packed", "hydra.run.dir=p", defaults=["measure=none"])[0] == 0
+    code, _, err = trained("evaluate", "checkpoint=r/packed", "hydra.run.dir=p", defaults=["measure=none"])
+    assert code == 0, err
     for folder in ("r", "c", "e", "p"):
         rows, analyses = rows_of(folder), analyses_of(folder)
         assert list(analyses) == list(rows)
