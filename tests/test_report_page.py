@@ -292,6 +292,18 @@ def test_the_curves_of_a_run_that_was_resumed_are_one(tmp_path: Path) -> None:
     assert read_curves(row() | {"run": str(folder)}) == {}  # a reference was not trained
 
 
+@pytest.mark.parametrize(("count", "named"), [(20, [True, False]), (21, [False, False])])
+def test_the_first_picture_names_as_many_curves_as_there_are_colours(
+    tmp_path: Path, count: int, named: list[bool]
+) -> None:
+    folders = [finished(tmp_path / str(n), row(kind="trained", recipe=f"r{n}"), analyses={}) for n in range(count)]
+    for folder in folders:
+        log(folder, 0, {step: {"train/loss": 1.0, "flips/all": 0.5} for step in range(2)})
+    curves = [spec for spec in specs(written(folders, tmp_path)[0]) if spec["description"].endswith("by training step")]
+    assert [spec["encoding"]["color"]["legend"] is not None for spec in curves] == named
+    assert all(len(spec["encoding"]["color"]["scale"]["domain"]) == count for spec in curves)
+
+
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), max_size=12))
 def test_the_pareto_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
     rows = [{"memory_mib": size, "cross_entropy": ce, "n": n} for n, (size, ce) in enumerate(points)]

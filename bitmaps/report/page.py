@@ -259,7 +259,7 @@ def confidences(line: dict[str, Any]) -> alt.Chart:
 
 def curve_charts(lines: list[dict[str, Any]]) -> list[alt.Chart]:
     """What was logged in the course of each training that has a log in CSV: a line a seed, a colour a row, which the first picture
-    names."""
+    names, if there are no more of them than colours."""
     logged = [
         (line["label"], row["run"], name, found)
         for line in lines
@@ -279,7 +279,7 @@ def curve_charts(lines: list[dict[str, Any]]) -> list[alt.Chart]:
         ]
         if len({point["step"] for point in points}) < 2:
             continue
-        legend = None if charts else alt.Legend(orient="top", columns=1, labelLimit=limit)
+        legend = None if charts or len(models) > 20 else alt.Legend(orient="top", columns=1, labelLimit=limit)
         hover = [alt.Tooltip(f"{field}:N") for field in ("model", "run", "step")]
         charts.append(
             alt.Chart(alt.Data(values=points))
