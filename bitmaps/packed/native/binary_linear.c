@@ -3,6 +3,9 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "kernels.h"
 
@@ -234,6 +237,19 @@ static struct stage stage_of(const struct plan *plan)
     return s;
 }
 
+/* Large outputs are often memory fresh from the system, which clears its pages as they are first written to. One by one that takes
+ * half as long as the product, so the system is asked for large ones, of which as many as lie inside the output. */
+static void ask_for_large_pages(const void *start, int64_t bytes)
+{
+#if defined(MADV_HUGEPAGE)
+    const uintptr_t page = 1 << 21, from = ((uintptr_t)start + page - 1) / page * page, to = ((uintptr_t)start + bytes) / page * page;
+    if (from < to)
+        madvise((void *)from, to - from, MADV_HUGEPAGE);
+#else
+    (void)start, (void)bytes;
+#endif
+}
+
 /* y_i = x w_i^T + bias_i; with `gain` there is one matrix, and its output becomes LayerNorm(residual + y). */
 static int linears(const struct plan *plan, int threads, const float *x, int64_t m, float *const *y, const float *residual,
                    const float *gain, const float *shift, float epsilon)
@@ -246,6 +262,7 @@ static int linears(const struct plan *plan, int threads, const float *x, int64_t
         s.w = w + i;
         const int64_t need = lay_out(&s, threads, rows, NULL);
         bytes = need > bytes ? need : bytes;
+        ask_for_large_pages(y[i], m * w[i].n * (int64_t)sizeof(float));
     }
     char *memory = aligned_alloc(ALIGN, up(bytes));
     if (!memory)
@@ -294,6 +311,7 @@ EXPORT int bitmaps_ffnn(const struct plan *expand, const struct plan *contract, 
         return OUT_OF_MEMORY;
     lay_out(&first, threads, rows, memory + inner);
     lay_out(&second, threads, rows, memory + inner + one);
+    ask_for_large_pages(y, m * k * (int64_t)sizeof(float));
     first.activation = 1;
     second.gain = gain;
     second.shift = shift;
