@@ -25,7 +25,7 @@ from bitmaps.errors import InputError
 from bitmaps.packed import __main__ as command
 from bitmaps.packed import native
 from bitmaps.packed.native import ACTS, REFERENCE, VARIABLE, Packed, Part
-from bitmaps.packed.operations import binary_linear, ffnn, linear_norm, linears, pack
+from bitmaps.packed.operations import binary_linear, ffnn, linear, linear_norm, linears, pack
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "bitmaps" / "packed" / "native"
@@ -51,7 +51,7 @@ def results(x: Tensor) -> list[Tensor]:
     gain, shift = normal(k, seed=20), normal(k, seed=21)
     outputs = []
     for act in ACTS:
-        outputs += linears(x, first, act)
+        outputs += [*linears(x, first, act), linear(x, first, act)]
         outputs.append(linear_norm(outputs[-1], second, x, gain, shift, 1e-12, act))
         outputs.append(ffnn(x, first, second, gain, shift, 1e-12, act))
         outputs.append(binary_linear(x, *part(n, k), act))
@@ -240,6 +240,37 @@ def test_an_output_of_many_megabytes_is_that_of_its_rows() -> None:
     x, packed = normal(5000, 64), Packed([part(300, 64)], 64)
     expected = torch.cat([linears(rows, packed, "a8")[0] for rows in x.split(1000)])
     assert torch.equal(linears(x, packed, "a8")[0], expected)
+
+
+@needs_library
+def test_failures_of_the_library_are_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every function that may run out of memory: with a library of which all do."""
+    names = re.findall(
+        r"^EXPORT int (bitmaps_\w+)\(const struct plan", (SOURCES / "binary_linear.c").read_text(), re.MULTILINE
+    )
+    assert len(names) == 4
+    code = "\n".join(f"int {name}(void) {{ return 1; }}" for name in names)
+    code += "\nvoid bitmaps_use_openmp(void) {}\nint bitmaps_isa_runs(int i) { return !i; }\n"
+    code += 'const char *bitmaps_isa_name(int i) { return i ? 0 : "generic"; }\n'
+    (tmp_path / "full.c").write_text(code, encoding="utf-8")
+    compiled("-shared", "-fPIC", tmp_path / "full.c", "-o", tmp_path / "full.so")
+    monkeypatch.setattr(native, "library_file", lambda: tmp_path / "full.so")
+    choose(monkeypatch, "generic")
+    native.library.cache_clear()
+    try:
+        x, one, back = normal(3, 20), Packed([part(33, 20)], 20), Packed([part(20, 33)], 33)
+        norm = (normal(20), normal(20), 1e-12, "a8")
+        runs: list[Callable[[], object]] = [
+            lambda: linear(x, one, "a8"),
+            lambda: linears(x, one, "a8"),
+            lambda: linear_norm(normal(3, 33), back, x, *norm),  # type: ignore[arg-type]
+            lambda: ffnn(x, one, back, *norm),  # type: ignore[arg-type]
+        ]
+        for run in runs:
+            with pytest.raises(MemoryError, match="could not get memory"):
+                run()
+    finally:
+        forget()
 
 
 # -- what the compiler made of it --

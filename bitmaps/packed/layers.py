@@ -46,12 +46,6 @@ class HasMatrices(nn.Module):
             self._packed = Packed(parts, matrices[0].in_features)
         return self._packed
 
-    def products(self, x: Tensor, act: Act) -> list[Tensor]:
-        if traced(x):
-            lists = map(list, zip(*(matrix.part() for matrix in self.matrices()), strict=True))
-            return operations.binary_linears(x, *lists, act)
-        return operations.linears(x, self.packed(), act)
-
 
 class PackedLinear(HasMatrices):
     """``x W^T + b`` with a packed W. Shapes: (..., in) -> (..., out).
@@ -84,7 +78,9 @@ class PackedLinear(HasMatrices):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.product_act is not None:
-            return self.products(x, self.product_act)[0]
+            if traced(x):
+                return operations.binary_linear(x, *self.part(), self.product_act)
+            return operations.linear(x, self.packed(), self.product_act)
         rows = (self.weight.dense(slice(i, i + ROWS)) for i in range(0, self.out_features, ROWS))
         y = torch.cat([F.linear(x.float(), part) for part in rows], -1)
         return (y if self.bias is None else y + self.bias).to(x.dtype)
@@ -120,7 +116,11 @@ class PackedAttention(Attention, HasMatrices):
         matrices = self.matrices()
         if not are_alike(*matrices):
             return super().project(x)
-        query, key, value = self.products(x, matrices[0].act)
+        if traced(x):
+            lists = map(list, zip(*(matrix.part() for matrix in matrices), strict=True))
+            query, key, value = operations.binary_linears(x, *lists, matrices[0].act)
+        else:
+            query, key, value = operations.linears(x, self.packed(), matrices[0].act)
         return query, key, value
 
     def conclude(self, x: Tensor, context: Tensor) -> Tensor:

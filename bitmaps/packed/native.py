@@ -80,10 +80,10 @@ def library() -> ctypes.CDLL | None:
     norm: list[Any] = [pointer, pointer, ctypes.c_float]
     loaded.bitmaps_isa_name.restype = ctypes.c_char_p
     loaded.bitmaps_use_openmp.argtypes = [pointer] * 3
-    loaded.bitmaps_linear.argtypes = [plan, *inputs, pointer]
+    loaded.bitmaps_linear.argtypes = loaded.bitmaps_linears.argtypes = [plan, *inputs, pointer]
     loaded.bitmaps_linear_norm.argtypes = [plan, *inputs, pointer, pointer, *norm]
     loaded.bitmaps_ffnn.argtypes = [plan, plan, *inputs, pointer, *norm]
-    for function in (loaded.bitmaps_linear, loaded.bitmaps_linear_norm, loaded.bitmaps_ffnn):
+    for function in (loaded.bitmaps_linear, loaded.bitmaps_linears, loaded.bitmaps_linear_norm, loaded.bitmaps_ffnn):
         function.restype = succeed
     # PyTorch's own threads: a second pool would fight with those that wait for work
     process = ctypes.CDLL(None)
@@ -173,7 +173,6 @@ class Packed:
         self.array = (Matrix * len(parts))(
             *(Matrix(*pointer, n, k, kind) for pointer, n, kind in zip(pointers, self.sizes, kinds, strict=True))
         )
-        self.addresses = ctypes.c_void_p * len(parts)  # of the outputs
         self.plans: dict[tuple[int, Act], Plan] = {}
 
     def plan(self, found: Kernels, act: Act) -> Plan:
@@ -191,14 +190,22 @@ class Packed:
         return Packed, (self.given, self.k)  # a copy points to its own tensors
 
 
-def run_linears(found: Kernels, packed: Packed, x: Tensor, act: Act) -> list[Tensor]:
-    """x (..., k), contiguous fp32 on the CPU like all that follow -> one (..., n) a matrix."""
-    above = x.shape[:-1]
-    outputs = [x.new_empty(*above, n) for n in packed.sizes]
+def run_linear(found: Kernels, packed: Packed, x: Tensor, act: Act) -> Tensor:
+    """x (..., k), contiguous fp32 on the CPU like all that follow -> (..., n), for one matrix."""
+    output = x.new_empty(*x.shape[:-1], packed.sizes[0])
     found.library.bitmaps_linear(
-        packed.plan(found, act), torch.get_num_threads(), x.data_ptr(), x.numel() // packed.k,
-        packed.addresses(*map(Tensor.data_ptr, outputs)),
-    )  # fmt: skip
+        packed.plan(found, act), torch.get_num_threads(), x.data_ptr(), x.numel() // packed.k, output.data_ptr()
+    )
+    return output
+
+
+def run_linears(found: Kernels, packed: Packed, x: Tensor, act: Act) -> list[Tensor]:
+    """One output a matrix."""
+    outputs = [x.new_empty(*x.shape[:-1], n) for n in packed.sizes]
+    addresses = (ctypes.c_void_p * len(outputs))(*(y.data_ptr() for y in outputs))
+    found.library.bitmaps_linears(
+        packed.plan(found, act), torch.get_num_threads(), x.data_ptr(), x.numel() // packed.k, addresses
+    )
     return outputs
 
 

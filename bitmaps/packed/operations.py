@@ -114,6 +114,16 @@ def check_act(packed: Packed, act: str) -> None:
         raise ValueError(f"act={act!r} is not there for these weights; valid are {', '.join(packed.acts)}")
 
 
+def linear(x: Tensor, packed: Packed, act: Act) -> Tensor:
+    """The product of x (..., k) with one matrix: (..., n), in x's dtype."""
+    check(x, packed, act)
+    if (found := uses_kernels(x)) is None:
+        y = reference_linear(x.float(), packed.tensors[0], act)
+    else:
+        y = native.run_linear(found, packed, native_input(x), act)
+    return y if x.dtype is torch.float32 else y.to(x.dtype)
+
+
 def linears(x: Tensor, packed: Packed, act: Act) -> list[Tensor]:
     """The products of x (..., k) with matrices that all read it: (..., n_i), in x's dtype."""
     check(x, packed, act)

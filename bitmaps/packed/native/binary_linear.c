@@ -287,9 +287,15 @@ static int linears(const struct plan *plan, int threads, const float *x, int64_t
 }
 
 /* Products of x (m, k) with all of the plan's matrices: their outputs y_i are (m, n_i). */
-EXPORT int bitmaps_linear(const struct plan *plan, int threads, const float *x, int64_t m, float *const *y)
+EXPORT int bitmaps_linears(const struct plan *plan, int threads, const float *x, int64_t m, float *const *y)
 {
     return linears(plan, threads, x, m, y, NULL, NULL, NULL, 0);
+}
+
+/* The same for a plan of one matrix. */
+EXPORT int bitmaps_linear(const struct plan *plan, int threads, const float *x, int64_t m, float *y)
+{
+    return linears(plan, threads, x, m, &y, NULL, NULL, NULL, 0);
 }
 
 /* LayerNorm(residual + x w^T + bias), for a plan of one matrix. */
