@@ -166,7 +166,7 @@ static int64_t scratch(int64_t k)
 static void block(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0, int64_t m1, float *y,
                   int64_t ldy, void *memory)
 {
-    if (x->act == F32 || w->kind == INT8 || m1 - m0 < TILE) {
+    if (x->act == F32 || w->kind == INT8 || (x->act == A1 && m1 - m0 < TILE)) {
         plain_block(w, n0, n1, x, m0, m1, y, ldy, memory);
         return;
     }
@@ -190,5 +190,5 @@ static void block(const struct matrix *w, int64_t n0, int64_t n1, const struct r
     }
 }
 
-const struct isa bitmaps_avx2 = {"avx2", COLUMNS, TILE - 1, 0, scratch, block, round_row, plain_sign_row, gelu, add_norm};
+const struct isa bitmaps_avx2 = {"avx2", COLUMNS, 0, 0, scratch, block, round_row, plain_sign_row, gelu, add_norm};
 #endif
