@@ -28,11 +28,14 @@ $(VENV)/torch: constraints.txt
 	$(BIN)/pip install --quiet $$(grep '^torch==' constraints.txt)
 	touch $@
 
-$(VENV)/demo: $(VENV)/torch pyproject.toml
+# built anew when the kernels have changed
+KERNELS = $(wildcard bitmaps/packed/native/*.[ch])
+
+$(VENV)/demo: $(VENV)/torch pyproject.toml $(KERNELS)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[offline]'
 	touch $@
 
-$(VENV)/dev: $(VENV)/torch pyproject.toml
+$(VENV)/dev: $(VENV)/torch pyproject.toml $(KERNELS)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
