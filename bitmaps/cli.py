@@ -28,14 +28,8 @@ from bitmaps.runs import Row, RunFolder, commit, read_analyses, read_metrics, re
 log = logging.getLogger(__name__)
 
 SWEEPS: list[Path] = []  # the folder of the sweep that has ended, if this command was one
-RESUMABLE = (
-    "trainer",
-    "callbacks",
-    "logger",
-    "measure",
-    "analysis",
-    "text",
-)  # what may differ from the run that is resumed
+# what may differ from the run that is resumed
+RESUMABLE = ("trainer", "callbacks", "logger", "measure", "analysis", "text")
 OF_THE_CHECKPOINT = ("model", "binarize", "values", "scale")  # what a trained run decides
 
 

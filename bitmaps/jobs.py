@@ -232,14 +232,14 @@ class Evaluation(Job):
         """A packed model, beside what it was made of in floats."""
         activations = self.config.activations.name
         model = packed.load(locate(str(self.checkpoint)), "a8" if activations == "int8" else "f32")
-        trained = model.config.bitmaps or {}
-        facts = facts | trained | {"row": "packed"}
-        if facts["activations"] != "bit":
+        facts = facts | (model.config.bitmaps or {}) | {"row": "packed"}
+        signed = facts["activations"] == "bit"
+        if not signed:
             facts["activations"] = activations
         rows = self.reference_rows(facts)
         if self.config.references:
             floats = as_trained(packed.to_float(model))
-            rows.append(self.row(floats, facts, row="trained", activations=trained["activations"]))
+            rows.append(self.row(floats, facts, row="trained", activations="bit" if signed else "float"))
         return [*rows, self.row(model, facts)]
 
 
