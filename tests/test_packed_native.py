@@ -243,6 +243,23 @@ def test_an_output_of_many_megabytes_is_that_of_its_rows() -> None:
 
 
 @needs_library
+def test_a_library_of_older_sources_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old.c").write_text(
+        'const char *bitmaps_isa_name(int i) { return i ? 0 : "generic"; }', encoding="utf-8"
+    )
+    compiled("-shared", "-fPIC", tmp_path / "old.c", "-o", tmp_path / "old.so")
+    monkeypatch.setattr(native, "library_file", lambda: tmp_path / "old.so")
+    native.library.cache_clear()
+    try:
+        with pytest.raises(
+            InputError, match=r"old\.so was built from older sources .*bitmaps_use_openmp.*install bitmaps again"
+        ):
+            native.instruction_sets()
+    finally:
+        forget()
+
+
+@needs_library
 def test_failures_of_the_library_are_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every function that may run out of memory: with a library of which all do."""
     names = re.findall(

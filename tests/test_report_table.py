@@ -314,8 +314,16 @@ def test_a_scale_shows_beside_the_row() -> None:
 
 
 def test_a_measure_that_was_not_taken_is_blank_and_zero_is_not() -> None:
-    (line,) = markdown([{"status": "ok"} | row("all", "01", inference_ms=None, mrr=0.0)]).splitlines()[2:]
-    assert line == "| all | {0,1} | naive | 262.1235 | 0.0322 | 0.0000 |  | 12.3 |"
+    rows = [scored(mrr=0.0, inference_ms=None), scored("layers")]
+    line, other = (line.split(" | ")[-3:-1] for line in markdown(rows).splitlines()[2:])
+    assert line == ["0.0000", ""]
+    assert "" not in other
+
+
+def test_a_measure_that_no_row_has_gets_no_column() -> None:
+    heading, _, line = markdown([scored(inference_ms=None, mrr=0.0)]).splitlines()
+    assert heading == "| components | values | row | CE | accuracy | MRR | MiB (pseudo) |"
+    assert line == "| all | {-1,1} | trained | 262.1235 | 0.0322 | 0.0000 | 12.3 |"
 
 
 def test_a_name_cannot_break_the_markdown_table() -> None:

@@ -71,6 +71,10 @@ def succeed(code: int) -> None:
 
 @cache
 def library() -> ctypes.CDLL | None:
+    """
+    Raises:
+        InputError: when it lacks a function, because it was built before the checkout was updated.
+    """
     path = library_file()
     if path is None:
         return None
@@ -78,13 +82,21 @@ def library() -> ctypes.CDLL | None:
     pointer, plan = ctypes.c_void_p, ctypes.POINTER(Plan)
     inputs: list[Any] = [ctypes.c_int, pointer, ctypes.c_int64]  # threads, x, m
     norm: list[Any] = [pointer, pointer, ctypes.c_float]
-    loaded.bitmaps_isa_name.restype = ctypes.c_char_p
-    loaded.bitmaps_use_openmp.argtypes = [pointer] * 3
-    loaded.bitmaps_linear.argtypes = loaded.bitmaps_linears.argtypes = [plan, *inputs, pointer]
-    loaded.bitmaps_linear_norm.argtypes = [plan, *inputs, pointer, pointer, *norm]
-    loaded.bitmaps_ffnn.argtypes = [plan, plan, *inputs, pointer, *norm]
-    for function in (loaded.bitmaps_linear, loaded.bitmaps_linears, loaded.bitmaps_linear_norm, loaded.bitmaps_ffnn):
-        function.restype = succeed
+    try:
+        loaded.bitmaps_isa_name.restype = ctypes.c_char_p
+        loaded.bitmaps_use_openmp.argtypes = [pointer] * 3
+        loaded.bitmaps_linear.argtypes = loaded.bitmaps_linears.argtypes = [plan, *inputs, pointer]
+        loaded.bitmaps_linear_norm.argtypes = [plan, *inputs, pointer, pointer, *norm]
+        loaded.bitmaps_ffnn.argtypes = [plan, plan, *inputs, pointer, *norm]
+        for function in (
+            loaded.bitmaps_linear,
+            loaded.bitmaps_linears,
+            loaded.bitmaps_linear_norm,
+            loaded.bitmaps_ffnn,
+        ):
+            function.restype = succeed
+    except AttributeError as error:
+        raise InputError(f"{path} was built from older sources ({error}): install bitmaps again") from error
     # PyTorch's own threads: a second pool would fight with those that wait for work
     process = ctypes.CDLL(None)
     if all(hasattr(process, name) for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")):

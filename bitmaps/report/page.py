@@ -72,6 +72,7 @@ def write_page(rows: list[Row], path: Path, title: str = "Binarized transformers
         scored_on=in_words({name: value for name, value in usual.items() if value is not None}),
         front=pareto_front([line["row"] | {"label": line["label"]} for line in alike]),
         headings=[{"text": heading, "numeric": bool(form)} for heading, form in names.values()],
+        timed="inference_ms" in names,
         lines=lines,
         analysed=[line for line in lines if line["analysis"]],
         sentences=sentences_of(lines),

@@ -162,7 +162,7 @@ def in_words(text: Row) -> str:
 
 
 def columns(rows: list[Row]) -> dict[str, tuple[str, str]]:
-    """Field -> heading and format: those of the blog post, after what else tells the rows apart."""
+    """Field -> heading and format: what tells the rows apart, then those of the blog post, without a measure that no row has."""
     kinds = {row.get("row") for row in rows}
 
     def told_by_components(row: Row) -> bool:
@@ -178,7 +178,8 @@ def columns(rows: list[Row]) -> dict[str, tuple[str, str]]:
     ]
     if any("deviation" in row for row in rows) and "seed" not in varying:
         varying.append("seed")
-    return {name: (name.replace("_", " "), "") for name in varying} | COLUMNS
+    there = {name for name, (_, form) in COLUMNS.items() if not form or any(row.get(name) is not None for row in rows)}
+    return {name: (name.replace("_", " "), "") for name in varying} | {n: c for n, c in COLUMNS.items() if n in there}
 
 
 def cells(row: Row, names: dict[str, tuple[str, str]]) -> list[str]:
