@@ -121,7 +121,7 @@ def help_text(conf: Path, command: str) -> str:
         )
     lines += [
         "",
-        "Set any key by <key>=<value>, as in data.length=32, and see them all by --cfg job, or in docs/configuration.md.",
+        "Set any key by <key>=<value>, as in data.length=32, and see them all by --cfg job; `make docs` says what each is for.",
         "Several values and -m make a sweep. What Hydra itself can do: --hydra-help.",
         f'Shell completion: eval "$(python {command}.py -sc install=bash)"',
     ]

@@ -232,7 +232,7 @@ def markdown(results: Path) -> str:
             continue
         headings = (budget, "seeds", "CE", "accuracy", "MRR", "CE above the teacher", "of its accuracy", "of its MRR")
         texts += [
-            row_of([*headings, "CE above bitmaps-layers", "MiB"]),
+            row_of([*headings, "CE above bitmaps-layers", "MiB (pseudo)"]),
             row_of(["---", *["---:"] * (len(headings) + 1)]),
         ]
         texts.append(

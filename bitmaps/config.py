@@ -6,7 +6,7 @@ names both. The comments in ``conf/`` say what each choice is for.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -253,12 +253,24 @@ def at_least(minimum: float, **values: float | None) -> None:
             raise InputError(f"{name.replace('__', '.')}={value} is too small; valid is {minimum} or more")
 
 
+def check_keys(part: Any, path: str = "") -> None:
+    """Raises:
+    InputError: for a key that nothing reads, which Hydra lets pass with a ``+`` before it."""
+    known = [field.name for field in fields(part)]
+    for name, value in vars(part).items():
+        if name not in known:
+            raise InputError(f"there is no {path}{name}; valid are {', '.join(path + other for other in known)}")
+        if is_dataclass(value):
+            check_keys(value, f"{path}{name}.")
+
+
 def check(config: Train | Evaluate) -> None:
     """Find what is wrong with the numbers and names of a configuration.
 
     Raises:
         InputError: naming the bad value and the valid ones.
     """
+    check_keys(config)
     data, measure, model, trainer = config.data, config.measure, config.model, config.trainer
     checkpoint = config.checkpoint if isinstance(config, Evaluate) else None
     at_least(1, limit=config.limit, data__batch_size=data.batch_size, data__eval_batch_size=data.eval_batch_size)

@@ -250,6 +250,8 @@ def test_a_bad_value_is_named(override: str, named: tuple[str, ...]) -> None:
         ("train", "calibrate=9", "calibrate .*recipe.center=row"),  # the default recipe
         ("train", "calibrate=9 recipe=bwn", "calibrate .*recipe.scaling=computed"),
         ("train", "binarize.scope=all", "binarize.scope=all .* matrices"),
+        ("train", "+lenght=32", "there is no lenght; valid are .*, limit, .*"),
+        ("evaluate", "+data.lenght=32", "there is no data.lenght; valid are .*, data.length, .*"),
     ],
 )
 def test_a_number_that_cannot_be_is_refused_by_name(command: str, overrides: str, message: str) -> None:

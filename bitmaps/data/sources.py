@@ -48,7 +48,8 @@ class Source:
             raise InputError(f"unknown data set {self.name!r}; valid are {', '.join(NAMES)}")
         if self.name == "wiki" and importlib.util.find_spec("gensim") is None:
             raise InputError(
-                "data=wiki reads its articles from the gensim wheel, which is not installed: pip install 'bitmaps[offline]'"
+                "data=wiki reads its articles from the gensim wheel, which is not installed: "
+                "pip install -c constraints.txt -e '.[offline]'"
             )
         if self.name == "text" and self.dir is None:
             raise InputError("data=text needs data.dir=<folder with train.txt, validation.txt and test.txt>")
