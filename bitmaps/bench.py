@@ -44,9 +44,11 @@ from torch import Tensor, nn
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.binary.components import binarize_naive, make_trainable
 from bitmaps.binary.quantize import Quantization
+from bitmaps.errors import InputError
 from bitmaps.packed import folder, native
 from bitmaps.packed.layers import PackedLinear
 from bitmaps.packed.weights import PackedWeight
+from bitmaps.runs import write_json
 
 Run = Callable[[], object]
 BATCH, LENGTH, MASKED = 32, 64, 0.15
@@ -255,8 +257,10 @@ def training_steps(rounds: int, quick: bool, there: set[str]) -> Iterator[Ratio]
     """A step of masked-language modelling on 32 sequences of 64 tokens, without dropout: ours against ``transformers``' model,
     and ours with every layer binarized against ours as it is. (The teacher's forward pass is no part of it.)"""
     for shape in ("minilm",) if quick else tuple(SHAPES):
-        what = f"{shape}, {BATCH} sequences of {LENGTH} tokens"
-        if what in there:
+        step, through = (
+            f"{shape}, {BATCH} sequences of {LENGTH} tokens, {which}" for which in ("the step", "through one bit")
+        )
+        if {step, through} <= there:
             continue
         config = SHAPES[shape]
         generator = torch.Generator().manual_seed(0)
@@ -276,10 +280,12 @@ def training_steps(rounds: int, quick: bool, there: set[str]) -> Iterator[Ratio]
             return model(ids, attention_mask=mask, labels=labels).loss
 
         runs = {"transformers' step": training_step(theirs, their_loss), "our step": everything}
-        yield from compare("training", what, "transformers' step", runs, rounds)
+        if step not in there:
+            yield from compare("training", step, "transformers' step", runs, rounds)
         binarized = make_trainable(Bert(config), ("attention", "ffnn"), Quantization(center="row", gradient="scaled"))
         runs = {"our step": everything, "our step, layers binarized": ours(binarized)}
-        yield from compare("training", what, "our step", runs, rounds)
+        if through not in there:
+            yield from compare("training", through, "our step", runs, rounds)
 
 
 PARTS = {"linear": linears, "model": models, "training": training_steps}
@@ -367,6 +373,12 @@ def main() -> None:
         # torch reads these when it is loaded: so once more, in a process that has them
         again = [sys.executable, "-m", "bitmaps.bench", *sys.argv[1:]]
         sys.exit(subprocess.run(again, env=os.environ | AVX2, check=False).returncode)
+    if arguments.output is not None and not arguments.output.parent.is_dir():
+        parser.error(f"--output {arguments.output}: there is no folder {arguments.output.parent}")
+    try:
+        measured = machine()
+    except InputError as error:
+        sys.exit(f"error: {error}")
     rows = read_rows(arguments.output)
     keep_memory()
     for count in threads:
@@ -380,8 +392,7 @@ def main() -> None:
                     file=sys.stderr,
                 )
                 if arguments.output is not None:
-                    content = {"machine": machine(), "rows": [asdict(row) for row in rows]}
-                    arguments.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+                    write_json(arguments.output, {"machine": measured, "rows": [asdict(row) for row in rows]})
     print_tables(rows)
 
 

@@ -26,7 +26,7 @@ LICENSE = ("license", "license_name", "license_link")
 CARD = """
 # {title}
 
-A masked-language BERT trained through its binarization by bitmaps, and stored in real bits.
+A masked-language BERT{how} by bitmaps, and stored in {stored}.
 
 {facts}
 ## Scores
@@ -90,7 +90,7 @@ def write_card(folder: Path, rows: list[Row], model: schema.Model, data: schema.
         model_name=f"{Path(own['model']).name}, {what}",
         library_name="bitmaps",
         pipeline_tag="fill-mask",
-        tags=["bert", "binarized", "one-bit"],
+        tags=["bert", *(["binarized", "one-bit"] if values else [])],
         datasets=hub_data,
         base_model=model.source if pretrained and is_hub_id(str(model.source)) else None,
         eval_results=[
@@ -132,6 +132,8 @@ def write_card(folder: Path, rows: list[Row], model: schema.Model, data: schema.
     on_disk = (folder / packed.FILE).stat().st_size
     text = CARD.format(
         title=front.model_name,
+        how=" trained through its binarization" if values else " trained",
+        stored="real bits" if values else "fewer bits",
         facts="".join(f"- {name}: {value}\n" for name, value in facts.items() if value not in (None, "")),
         scores=markdown([{"status": "ok"} | row for row in rows]),
         on_disk=f"{on_disk / MIB:.2f}",

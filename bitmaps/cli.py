@@ -109,10 +109,19 @@ def run(command: str, cfg: DictConfig) -> None:
                 f"error: trainer.strategy={config.trainer.strategy} with trainer.devices={config.trainer.devices} in a multirun: "
                 "each process that it starts would replay the whole sweep. Run the jobs one by one, without -m."
             )
-        folder.claim(OmegaConf.to_yaml(cfg), facts, resume)
+        if not resume:
+            folder.claim(OmegaConf.to_yaml(cfg), facts)
         twin = twin_of(cfg, folder.path) if in_sweep else None
         with tracking(config.logger, folder.path, facts, group=folder.path.parent.name if in_sweep else None) as track:
-            rows = read_rows(twin) if twin else job.run(folder.path, facts, track.logger)
+            if (
+                resume
+            ):  # not before: the run that is there may have ended, and a logger that does not start costs it nothing
+                folder.claim(OmegaConf.to_yaml(cfg), facts, resume)
+            rows = (
+                job.run(folder.path, facts, track.logger)
+                if twin is None
+                else [row | {"command": facts["command"]} for row in read_rows(twin)]
+            )
             analyses = read_analyses(twin) if twin else job.analyses
             track.summarize(rows, analyses, job.scored, folder.path / "packed")
         folder.finish(rows, read_sentences(twin) if twin else job.sentences, analyses)
@@ -149,12 +158,12 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             raise InputError(f"resume={cfg.resume} holds no run to go on with: it has no {file}")
     merged = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Train), OmegaConf.load(path / "config.yaml")))
     for key in keys(overrides):
-        if key.split(".")[0] not in (*RESUMABLE, "resume", "hydra") or key == "trainer.accumulate_grad_batches":
+        if key.split(".")[0] not in (*RESUMABLE, "resume") or key == "trainer.accumulate_grad_batches":
             raise InputError(f"{key} cannot change when a run is resumed; what can: {', '.join(RESUMABLE)}")
         if key == "trainer":  # the choice of devices; the steps and what else is under `trainer` stay
             for device in fields(Devices):
                 merged.trainer[device.name] = cfg.trainer[device.name]
-        elif not key.startswith("hydra"):
+        else:
             OmegaConf.update(merged, key, OmegaConf.select(cfg, key), merge=False)
     return merged
 
@@ -191,7 +200,8 @@ def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         path = path.parent
     metrics = read_metrics(path)
     if not (path / "config.yaml").is_file() or not (path / "model" / "config.json").is_file():
-        raise InputError(f"checkpoint={cfg.checkpoint} holds no trained model (its status is {metrics.get('status')})")
+        what = "was scored, not trained" if metrics["status"] == "ok" else f"has the status {metrics['status']}"
+        raise InputError(f"checkpoint={cfg.checkpoint} holds no trained model: that run {what}")
     for key, plain in (("embeddings", "fp32"), ("activations", "float")):
         if key in given and metrics.get(key) != plain and not real_bits:
             raise InputError(
@@ -217,9 +227,12 @@ def twin_of(cfg: DictConfig, own: Path) -> Path | None:
         return OmegaConf.to_yaml(plain)
 
     wanted = identity(OmegaConf.create(OmegaConf.to_yaml(cfg)))
-    for rows in own.parent.glob("*/rows.json"):
-        if rows.parent != own and identity(OmegaConf.load(rows.with_name("config.yaml"))) == wanted:
-            return rows.parent
+    for metrics in own.parent.glob("*/metrics.json"):
+        other = metrics.parent
+        if other == own or read_metrics(other)["status"] != "ok":
+            continue
+        if identity(OmegaConf.load(other / "config.yaml")) == wanted:
+            return other
     return None
 
 

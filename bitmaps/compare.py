@@ -6,7 +6,8 @@
 
 The first two make the full-precision model if ``<folder>/teacher`` holds none, then every job of ``jobs_of``, several side by
 side, each as ``train.py`` or ``evaluate.py`` would on its own. They may be stopped and started again: what is done is left alone,
-what has a checkpoint goes on from there. Overrides go to every job. What came of it is written to ``--results``, one JSON file a
+what has a checkpoint goes on from there. Overrides go to every job, those of the model's weights to the full-precision model
+alone, which the others start from. What came of it is written to ``--results``, one JSON file a
 recipe and row, its seeds together. ``table`` prints them, and draws size against cross entropy into ``<results>/size.png``.
 """
 
@@ -29,8 +30,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from bitmaps.config import check, conf_dir
 from bitmaps.errors import InputError
 from bitmaps.runs import SCORES, read_json, read_metrics, read_sentences, write_json
 
@@ -131,21 +138,43 @@ def done(folder: Path) -> bool:
     return (folder / "metrics.json").is_file() and read_metrics(folder)["status"] == "ok"
 
 
+def check_overrides(job: Job, extra: Sequence[str]) -> None:
+    """Raises:
+    InputError: when the job's command does not take all of its overrides."""
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+            check(OmegaConf.to_object(compose(job.command, [*job.overrides, *extra])))  # type: ignore[arg-type]
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        raise InputError(f"{job.name} cannot be run with {' '.join(extra)}: {error}") from error
+
+
 def run(job: Job, folder: Path, extra: Sequence[str], threads: int) -> float:
     """Run a job, unless it is done, in its folder, and give the seconds that took.
 
     Raises:
-        InputError: when it fails; what it said is in the file beside its folder.
+        InputError: when it fails; what it said is in the file beside its folder. When another process is at it, or the folder
+            holds something else.
     """
-    start = time.monotonic()
     if done(folder):
         return 0.0
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
+            return run_locked(job, folder, extra, threads)
+    except Timeout as error:
+        raise InputError(f"{folder} is being worked on by another process") from error
+
+
+def run_locked(job: Job, folder: Path, extra: Sequence[str], threads: int) -> float:
+    start = time.monotonic()
     if (folder / "checkpoints" / "last.ckpt").is_file():
         arguments = [f"resume={folder}"]
     else:
+        is_run = (folder / "config.yaml").is_file()
+        if folder.is_dir() and not is_run and any(file.suffix != ".log" for file in folder.iterdir()):
+            raise InputError(f"{folder} is no run: it stays as it is, so choose another --folder")
         shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint: there is nothing to go on from
         arguments = [*job.overrides, *extra, f"hydra.run.dir={folder}"]
-    folder.parent.mkdir(parents=True, exist_ok=True)
     code = f"from bitmaps.cli import {job.command}; {job.command}()"
     with folder.with_name(f"{folder.name}.log").open("w", encoding="utf-8") as said:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -191,11 +220,20 @@ def compare(
     """Make the full-precision model, then run what is not done yet of a budget, ``parallel`` runs side by side."""
     if parallel < 1:
         raise InputError(f"--parallel {parallel} is too small; valid is 1 or more")
-    threads = max(1, torch.get_num_threads() // parallel)
-    run(Job("teacher", 0, ("experiment=ptb",)), folder / "teacher", extra, threads * parallel)
-    of_all = [override for override in extra if not override.startswith("model")]  # which the teacher alone starts from
-    jobs = jobs_of(budget, seeds)
+    if not seeds:
+        raise InputError("--seeds is too small; valid is 1 or more")
+    threads, jobs = max(1, torch.get_num_threads() // parallel), jobs_of(budget, seeds)
     chosen = [job for job in jobs if fnmatchcase(job.name, pattern)]
+    if not chosen:
+        raise InputError(f"--jobs {pattern} is none of {', '.join(job.name for job in jobs)}")
+    teacher = Job("teacher", 0, ("experiment=ptb",))
+    check_overrides(teacher, extra)
+    of_all = [
+        o for o in extra if not o.startswith("model") or o.startswith("model.dropout=")
+    ]  # the rest is of the weights
+    for job in chosen:
+        check_overrides(job, [*of_all, f"{'checkpoint' if job.of else 'model.source'}={folder / 'teacher'}"])
+    run(teacher, folder / "teacher", extra, threads * parallel)
     todo = [job for job in chosen if not done(folder / budget / job.name)]
     print(f"{len(chosen) - len(todo)} of {len(chosen)} jobs are done", flush=True)
     took: list[float] = []
@@ -216,9 +254,9 @@ def compare(
                 write_line(job.line, jobs, folder, budget, results)
     for line in sorted({job.line for job in jobs}):
         write_line(line, jobs, folder, budget, results)
-    teacher = read_metrics(folder / "teacher")
-    facts = {name: value for name, value in teacher.items() if name not in OF_A_RUN}
-    write_json(results / "teacher.json", {"line": "teacher", "mean": {name: teacher[name] for name in SCORES}} | facts)
+    row = read_metrics(folder / "teacher")
+    facts = {name: value for name, value in row.items() if name not in OF_A_RUN}
+    write_json(results / "teacher.json", {"line": "teacher", "mean": {name: row[name] for name in SCORES}} | facts)
 
 
 def markdown(results: Path) -> str:

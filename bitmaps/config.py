@@ -249,7 +249,7 @@ def at_least(minimum: float, **values: float | None) -> None:
     """Raises:
     InputError: when a value that is not ``None`` is smaller; ``a__b`` stands for the key ``a.b``."""
     for name, value in values.items():
-        if value is not None and value < minimum:
+        if value is not None and not value >= minimum:  # nan is neither
             raise InputError(f"{name.replace('__', '.')}={value} is too small; valid is {minimum} or more")
 
 
@@ -271,6 +271,13 @@ def check(config: Train | Evaluate) -> None:
         InputError: naming the bad value and the valid ones.
     """
     check_keys(config)
+    parts = {"logger": config.logger}
+    if isinstance(config, Train):
+        parts |= {"optimizer": config.optimizer, "schedule": config.schedule}
+        parts |= {f"callbacks.{name}": callback for name, callback in config.callbacks.items()}
+    for name, part in parts.items():
+        if "_target_" not in part:
+            raise InputError(f"{name} has no _target_, the class that it is")
     data, measure, model, trainer = config.data, config.measure, config.model, config.trainer
     checkpoint = config.checkpoint if isinstance(config, Evaluate) else None
     at_least(1, limit=config.limit, data__batch_size=data.batch_size, data__eval_batch_size=data.eval_batch_size)
@@ -307,9 +314,9 @@ def check(config: Train | Evaluate) -> None:
             "valid is bit"
         )
     at_least(0, calibrate=config.calibrate)
+    if config.calibrate and not config.binarize.components:
+        raise InputError("calibrate fits binarized matrices: binarize=none has none")
     if config.calibrate and isinstance(config, Evaluate):
-        if not config.binarize.components:
-            raise InputError("calibrate fits binarized matrices: binarize=none has none")
         if config.binarize.scope is not Scope.matrices:
             raise InputError(
                 f"calibrate fits matrices: binarize.scope={config.binarize.scope.name} is more; valid is matrices"
@@ -332,6 +339,9 @@ def check(config: Train | Evaluate) -> None:
             trainer__val_check_interval=config.trainer.val_check_interval,
         )
         at_least(1, trainer__accumulate_grad_batches=config.trainer.accumulate_grad_batches)
+        at_least(1, trainer__log_every_n_steps=config.trainer.log_every_n_steps)
+        at_least(0, trainer__gradient_clip_val=config.trainer.gradient_clip_val)
+        at_least(0, schedule__num_warmup_steps=config.schedule.get("num_warmup_steps"))
         if config.trainer.max_steps % config.trainer.validation_steps:
             raise InputError(
                 f"trainer.max_steps={config.trainer.max_steps} is no multiple of trainer.val_check_interval="
@@ -344,6 +354,8 @@ def check(config: Train | Evaluate) -> None:
             raise InputError(f"loss.more_masked={share} is no share; valid are 0 to 1")
         if not any(weights.values()):
             raise InputError("all parts of loss weigh 0; one at least must weigh more")
+        if share and not any(weight for name, weight in weights.items() if name != "cross_entropy"):
+            raise InputError(f"loss.more_masked={share} is for distillation, which loss={config.loss.name} has none of")
         if config.binarize.components and config.binarize.scope is not Scope.matrices:
             raise InputError(
                 f"binarize.scope={config.binarize.scope.name} cannot be trained: biases and LayerNorms stay fp32; valid is matrices"

@@ -15,11 +15,11 @@ import wandb_workspaces.workspaces as ws
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from bitmaps.errors import InputError
-from bitmaps.report.table import COLUMNS
+from bitmaps.report.table import COLUMNS, MEASURES
 
 VIEW = "bitmapsview"  # the view's name in its address, by which it is found again; W&B's own are as long
 RUNS = 100  # of which a panel shows at most so many
-MEASURES = {name: heading for name, (heading, form) in COLUMNS.items() if form}
+HEADINGS = {name: COLUMNS[name][0] for name in MEASURES}
 CURVES = {
     "val/cross_entropy": "validation: cross entropy",
     "val/accuracy": "validation: accuracy",
@@ -44,7 +44,7 @@ def workspace(entity: str, project: str) -> ws.Workspace:
             max_runs_to_show=RUNS,
             max_bars_to_show=RUNS,
         )
-        for name, heading in MEASURES.items()
+        for name, heading in HEADINGS.items()
     ]
     sizes = wr.ScatterPlot(
         title="size against cross entropy",

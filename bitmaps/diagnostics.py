@@ -69,6 +69,8 @@ class SignWatch(Callback):
     """
 
     def __init__(self, every: int = 20) -> None:
+        if every < 1:
+            raise ValueError(f"every={every} is too small; valid is 1 or more")
         self.every = every
         self.first: dict[str, Tensor] = {}
         self.last: dict[str, Tensor] = {}

@@ -55,10 +55,10 @@ class Pretrained:
     seed: int
 
     @classmethod
-    def find(cls, settings: schema.Model, seed: int, length: int) -> Pretrained:
+    def find(cls, settings: schema.Model, seed: int, lengths: dict[str, int]) -> Pretrained:
         """Raises:
         InputError: when the model or its adapter is missing or damaged, is no BERT, does not fit its tokenizer, or has fewer
-            positions than a sequence of ``length`` or one that is timed."""
+            positions than one of ``lengths``, which go by their keys."""
         random = settings.weights is schema.Weights.random
         if random and (sizes := settings.shape.sizes()):
             if settings.random_tokenizer is None:
@@ -76,8 +76,9 @@ class Pretrained:
         pieces = len(tokenizer_of(tokenizer))
         if pieces > shape.vocab_size:
             raise InputError(f"the tokenizer in {tokenizer} has {pieces} pieces, but the model only {shape.vocab_size}")
-        if length > shape.max_position_embeddings:
-            raise InputError(f"a length of {length} is more than the model's {shape.max_position_embeddings} positions")
+        for name, length in lengths.items():
+            if length > shape.max_position_embeddings:
+                raise InputError(f"{name}={length} is more than the model's {shape.max_position_embeddings} positions")
         return cls(settings, shape, tokenizer, seed)
 
     def load(self) -> Bert:
@@ -123,8 +124,10 @@ class Job:
         self.devices["enable_progress_bar"] = sys.stdout.isatty()
         self.source = Source(data.name, data.dir, data.path, data.configuration, data.column, data.streaming)
         self.source.check(*splits, self.split)
-        longest = max(data.length, config.measure.length if config.measure.repeats else 0)
-        self.pretrained = Pretrained.find(config.model, config.seed, longest)
+        lengths = {"data.length": data.length} | (
+            {"measure.length": config.measure.length} if config.measure.repeats else {}
+        )
+        self.pretrained = Pretrained.find(config.model, config.seed, lengths)
         # what is wrong with the devices is found before the text is read
         launcher = make_trainer(**self.devices, logger=False).strategy.launcher
         self.starts_processes = isinstance(launcher, _SubprocessScriptLauncher)
@@ -213,7 +216,7 @@ class Evaluation(Job):
                 round_activations(model, components, config.signed())
             return [*references, self.row(model, facts)]
         model = self.pretrained.load()
-        facts = facts | {"row": "naive" if components else "unbinarized", "steps": 0, "calibrated_on": 0}
+        facts = facts | {"row": "naive" if facts["values"] else "unbinarized", "steps": 0, "calibrated_on": 0}
         rows = []
         if config.calibrate:
             rows = self.reference_rows(facts)
@@ -257,6 +260,12 @@ class Training(Job):
             self.callbacks: list[Callback] = [instantiate(callback) for callback in config.callbacks.values()]
         except InstantiationException as error:
             raise InputError(str(error)) from error
+        found = [c for c in self.callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+        if len(found) != 1:
+            raise InputError(
+                f"callbacks: one ModelCheckpoint with a monitor keeps the best model; there are {len(found)}"
+            )
+        self.best = found[0]
         make_trainer(**self.arguments(), logger=False)
 
     def arguments(self) -> dict[str, Any]:
@@ -299,9 +308,11 @@ class Training(Job):
                 callback.dirpath = str(folder / "checkpoints")
         bar = [RichProgressBar()] if self.devices["enable_progress_bar"] else []
         trainer = make_trainer(**self.arguments(), logger=logger, callbacks=[*self.callbacks, *bar])
-        last, best = folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt"
+        last = folder / "checkpoints" / "last.ckpt"
         trainer.fit(module, datamodule=self.data, ckpt_path=last if config.resume else None, weights_only=True)
 
+        # a run that was moved, and then resumed without a better validation, has lost the path
+        best = self.best.best_model_path or Path(str(self.best.dirpath), f"{self.best.filename}.ckpt")
         module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
         effective = to_float(module.model.cpu())
         if config.activations.name != "float":

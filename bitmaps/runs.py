@@ -32,8 +32,12 @@ Row = dict[str, Any]
 
 def write_json(path: Path, value: Any) -> None:
     """Replace the file in one step, so that whoever reads it meanwhile sees the old or the new one. NaN is refused."""
+    replace_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 
 
@@ -92,7 +96,7 @@ class RunFolder:
                 f"{self.path} already holds a run: choose another folder, or go on with it by resume={self.path}"
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "config.yaml").write_text(config, encoding="utf-8")
+        replace_text(self.path / "config.yaml", config)
         self.claimed = True
         self.write({"status": "running", "error": None} | facts)
 
@@ -122,7 +126,7 @@ def read_json(path: Path) -> Any:
     """Raises:
     InputError: when the file is missing or not JSON."""
     if not path.is_file():
-        raise InputError(f"{path.parent} is not a run folder: no {path.name} there")
+        raise InputError(f"{path.parent} holds no results: no {path.name} there")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -24,12 +24,10 @@ from bitmaps import card
 from bitmaps.bert import Bert
 from bitmaps.diagnostics import values_of
 from bitmaps.errors import InputError
-from bitmaps.report.table import COLUMNS, VARYING
+from bitmaps.report.table import MEASURES, VARYING
 from bitmaps.runs import Row
 
 Analyses = dict[str, dict[str, Any]]  # the kind of a row -> what its predictions look like
-
-MEASURES = [name for name, (_, form) in COLUMNS.items() if form]  # the five of the comparison
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,10 @@ def tracking(config: dict[str, Any], folder: Path, facts: Row, group: str | None
         raise InputError(f"logger: {error}") from error
     failed = True
     try:
-        logger.log_hyperparams(config_of(facts))
+        try:
+            logger.log_hyperparams(config_of(facts))
+        except wandb.Error as error:
+            raise InputError(f"logger: {error}; type `wandb login`, or choose logger=wandb_offline") from error
         yield (WandbTracking if isinstance(logger, WandbLogger) else Tracking)(logger, facts)
         failed = False
     finally:

@@ -14,9 +14,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+import wandb
 from conftest import Recorded
 from huggingface_hub import ModelCard
 from hydra.core.global_hydra import GlobalHydra
+from lightning.pytorch.loggers import WandbLogger
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
@@ -383,6 +385,33 @@ def test_a_resumed_run_stays_the_run_that_it_was(command: Command) -> None:
         assert code == 2
         assert f"{override.split('=')[0]} cannot change" in err
     assert metrics("r")["status"] == "ok"
+
+
+def test_a_logger_that_does_not_start_costs_a_finished_run_nothing(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("train", "hydra.run.dir=r", *SHORT, "measure=none")[0] == 0
+    before = {file: file.read_bytes() for file in (Path("r/metrics.json"), Path("r/config.yaml"))}
+
+    def nobody(*arguments: Any, **options: Any) -> None:
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(WandbLogger, "log_hyperparams", nobody)
+    code, _, err = command("train", "resume=r", "trainer.max_steps=8", "logger=wandb", defaults=())
+    assert code == 2
+    assert "logger: No API key configured." in err
+    assert "choose logger=wandb_offline" in err
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_the_best_checkpoint_may_have_another_name(command: Command) -> None:
+    code, _, err = command("train", "hydra.run.dir=r", *SHORT, "measure=none", "callbacks.best.filename=mine")
+    assert code == 0, err
+    assert Path("r/checkpoints/mine.ckpt").is_file()
+    code, _, err = command("train", "hydra.run.dir=s", *SHORT, "measure=none", "~callbacks.best")
+    assert code == 2
+    assert "one ModelCheckpoint with a monitor keeps the best model; there are 0" in err
+    assert not Path("s/config.yaml").exists()
 
 
 def test_resuming_on_other_devices_keeps_the_number_of_steps(command: Command) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +32,7 @@ BUDGETS = {"short": 300, "long": 1500}
 # Jobs
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def conf() -> Iterator[None]:
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         yield
@@ -522,6 +524,49 @@ def test_a_comparison_runs_what_is_missing_and_writes_every_line(
     call(monkeypatch, "table", "--results", str(results))
     printed = {cells(line)[0] for line in capsys.readouterr().out.splitlines() if line.startswith("|")}
     assert printed == {"short", "---", "the teacher, full precision", *(job.line for job in jobs)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--seeds", "-3"), "--seeds is too small; valid is 1 or more"),
+        (("--jobs", "bitmap-*"), "--jobs bitmap-* is none of bitmaps-layers-0, "),
+        (("optimizer.lr=1e-3",), "bitmaps-layers-embeddings_fp16-0 cannot be run with optimizer.lr=1e-3 checkpoint="),
+        (("limit=0",), "teacher-0 cannot be run with limit=0: limit=0 is too small"),
+    ],
+)
+def test_what_a_job_does_not_take_is_said_before_the_first_one(
+    tmp_path: Path,
+    processes: Callable[..., Processes],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    fake = processes(end)
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        call(monkeypatch, "short", "--folder", str(tmp_path / "runs"), "--results", str(tmp_path), *arguments)
+    assert fake.arguments == []
+
+
+def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path: Path, processes: Callable[..., Processes]) -> None:
+    folder = tmp_path / JOB.name
+    folder.mkdir()
+    (folder / "model.safetensors").touch()
+    fake = processes(end)
+    with pytest.raises(InputError, match="is no run: it stays as it is"):
+        run(JOB, folder, ["data.dir=x"], threads=1)
+    assert (folder / "model.safetensors").is_file()
+    assert fake.arguments == []
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path: Path, processes: Callable[..., Processes]) -> None:
+    fake = processes(end)
+    with (
+        FileLock(tmp_path / f".{JOB.name}.lock"),
+        pytest.raises(InputError, match="is being worked on by another process"),
+    ):
+        run(JOB, tmp_path / JOB.name, ["data.dir=x"], threads=1)
+    assert fake.arguments == []
 
 
 def test_a_comparison_ends_in_one_line_where_a_job_fails(

@@ -69,14 +69,12 @@ def test_a_run_that_was_moved_is_reported_from_where_it_is(tmp_path: Path, monke
     ("name", "message"),
     [
         ("nowhere", "nowhere is no folder: a run or a sweep is wanted"),
-        ("empty", "empty holds no results"),
         ("file", "file is no folder"),
     ],
 )
 def test_a_folder_that_is_none_ends_in_one_line_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
-    (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     finished(tmp_path / "good")
     with pytest.raises(SystemExit) as caught:
@@ -84,6 +82,23 @@ def test_a_folder_that_is_none_ends_in_one_line_and_writes_nothing(
     assert str(caught.value.code).startswith("error: ")
     assert message in str(caught.value.code)
     assert not (tmp_path / "output").exists()
+
+
+def test_folders_without_results_are_passed_over_as_long_as_one_has_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a command leaves them that ended before it had begun."""
+    empty = [tmp_path / "one", tmp_path / "two"]
+    for folder in empty:
+        folder.mkdir()
+        (folder / "train.log").touch()
+    run(monkeypatch, *empty, finished(tmp_path / "good"), "--output", tmp_path / "output")
+    assert (tmp_path / "output" / "results.html").is_file()
+    assert "passed over: " in capsys.readouterr().err
+    for folders in (empty, empty[:1]):
+        with pytest.raises(SystemExit, match=r"error: .* hold.* results"):
+            run(monkeypatch, *folders, "--output", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_where_nothing_can_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

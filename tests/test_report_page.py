@@ -253,9 +253,7 @@ def test_what_cannot_be_compared_says_so_beside_its_row(tmp_path: Path) -> None:
     assert f"wiki ffnn {{-1,1}} running no result yet: {running} is still running, or was stopped" in rows
     assert "wiki head {-1,1} failed ValueError: out of paper" in rows
     assert any(line.startswith("failed") and "another/metrics.json is not of format 1" in line for line in rows)
-    assert any(
-        line.startswith("failed") and "empty is not a run folder: no metrics.json there" in line for line in rows
-    )
+    assert any(line.startswith("failed") and "empty holds no results: no metrics.json there" in line for line in rows)
     assert "none unbinarized" in text
     compared = {point["model"] for point in values(specs(page)[0])}
     assert compared == {"none unbinarized", "all {-1,1} naive", "layers_except_ffnn {-1,1} naive"}
@@ -264,7 +262,7 @@ def test_what_cannot_be_compared_says_so_beside_its_row(tmp_path: Path) -> None:
 def test_a_page_of_failures_alone_is_a_page(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     page, text = written([tmp_path / "empty"], tmp_path)
-    assert "empty is not a run folder" in text
+    assert "empty holds no results" in text
     assert specs(page) == []
     assert len(page) < 20_000  # without what draws the pictures
 

@@ -144,7 +144,7 @@ def test_what_has_no_scores_is_a_row_that_says_so(tmp_path: Path) -> None:
     assert "| layers | {0,1} | running |" in text
     assert "\nall {0,1} failed: data.dir=x is not a folder\n" in text
     assert f"\nlayers {{0,1}} running: no result yet: {paths['running']} is still running, or was stopped\n" in text
-    assert "empty is not a run folder" in text
+    assert "empty holds no results" in text
     assert "metrics.json is not JSON" in text
 
 
@@ -154,8 +154,8 @@ def test_every_folder_that_cannot_be_read_has_a_row(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         folders.append(tmp_path / name)
     text = markdown(collect(folders))
-    assert "one is not a run folder" in text
-    assert "two is not a run folder" in text
+    assert "one holds no results" in text
+    assert "two holds no results" in text
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", "[]", "[1]"])

@@ -161,7 +161,7 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "is not a run folder: no metrics.json there"),
+        (None, "holds no results: no metrics.json there"),
         (b"{", "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
         (b'{"format": 2}', "is not of format 1"),

@@ -227,7 +227,8 @@ class MaskedSentences(LightningDataModule):
         """So many sentences of the train split, or all, as they would be trained on, in whole batches."""
         pieces = tokenized(self.source, "train", self.tokenizer_folder, self.length, self.limit)
         stream = TrainingStream(pieces, self.vocabulary, self.batch_size, self.seed)
-        return list(islice(stream, math.ceil(min(sentences, len(pieces)) / self.batch_size)))
+        epoch = max(1, len(pieces) // self.batch_size)
+        return list(islice(stream, min(math.ceil(sentences / self.batch_size), epoch)))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         sentences = tokenized(self.source, "train", self.tokenizer_folder, self.length, self.limit)

@@ -76,6 +76,8 @@ def main() -> None:
     parser.add_argument("--head", choices=("fp16", "int8"), help="round the head's transform to")
     arguments = parser.parse_args()
     what, folders = arguments.what, arguments.folders
+    if what in ("info", "to_float") and (arguments.embeddings or arguments.head):
+        parser.error(f"{what} takes neither --embeddings nor --head")
     try:
         if what == "info" and not folders:
             info()
@@ -84,7 +86,8 @@ def main() -> None:
         elif what not in ("info", "to_float") and len(folders) <= 1:
             pack(Path(what), folders[0] if folders else Path(what) / "packed", arguments.embeddings, arguments.head)
         else:
-            parser.error(f"{what} does not take {len(folders)} folders")
+            wanted = {"info": "no folder", "to_float": "two folders"}.get(what, "at most one more folder")
+            parser.error(f"{what} takes {wanted}, not {len(folders)}")
     except InputError as error:
         sys.exit(f"error: {error}")
 

@@ -26,7 +26,6 @@ from bitmaps.packed.weights import PackedWeight
 
 FORMAT, VERSION = "bitmaps", "1"
 FILE = "model.safetensors"
-DTYPES = {"bit": torch.uint8, "int8": torch.int8, "int4": torch.uint8, "fp16": torch.float16}
 
 
 class PackedConfig(TransformersConfig):
@@ -129,10 +128,9 @@ def save(
         raise InputError(f"{folder} cannot be made: {error}") from error
     words = parts["embeddings.word.weight"]
     config = model.config.to_dict() | {"model_type": PackedConfig.model_type, "architectures": ["bitmaps.packed"]}
-    if model.config.bitmaps is not None:
-        config["bitmaps"] = model.config.bitmaps | {
-            "embeddings": words.kind if isinstance(words, PackedWeight) else "fp32"
-        }
+    config["bitmaps"] = (model.config.bitmaps or {}) | {
+        "embeddings": words.kind if isinstance(words, PackedWeight) else "fp32"
+    }
     (draft / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     metadata = {"format": FORMAT, "version": VERSION, "shapes": json.dumps(shapes), "digest": digest(tensors)}
     save_file(tensors, draft / FILE, metadata=metadata)
@@ -205,9 +203,9 @@ def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Packe
     if len(shape) != 2:
         raise InputError(f"{name} is missing")
     rows, columns = shape
-    for kind, width in (("int8", columns), ("int4", (columns + 1) // 2)):
+    for kind, dtype, width in (("int8", torch.int8, columns), ("int4", torch.uint8, (columns + 1) // 2)):
         if f"{name}.{kind}" in tensors:
-            data = part(f".{kind}", DTYPES[kind], (rows, width))
+            data = part(f".{kind}", dtype, (rows, width))
             return PackedWeight(kind, columns, data, part(".scale", torch.float32, (rows,)))  # type: ignore[arg-type]
     data = part(".bits", torch.uint8, (rows, (columns + 7) // 8))
     if columns % 8 and (data[:, -1] >> columns % 8).any():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -56,7 +57,8 @@ class Kernels:
 
 def library_file() -> Path | None:
     """What the package's build made of native/*.c; ``None`` where there was no compiler."""
-    return next(iter(sorted(Path(__file__).parent.glob("_kernels*.so"))), None)
+    file = Path(__file__).parent / f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
+    return file if file.is_file() else None
 
 
 def succeed(code: int) -> None:

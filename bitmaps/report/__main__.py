@@ -24,7 +24,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="where to write; the first folder unless given")
     arguments = parser.parse_args()
     try:
-        folders = [run for folder in arguments.folders for run in table.run_folders(folder)]
+        folders = []
+        for folder in arguments.folders:
+            try:
+                folders += table.run_folders(folder)
+            except InputError as error:
+                if len(arguments.folders) == 1 or not folder.is_dir():
+                    raise
+                print(f"passed over: {error}", file=sys.stderr)
+        if not folders:
+            raise InputError(f"none of {len(arguments.folders)} folders holds results")
         rows = table.collect(folders)
         output = arguments.output or arguments.folders[0]
         output.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ COLUMNS = {  # field -> heading and format
     "inference_ms": ("ms", ".2f"),
     "memory_mib": ("MiB (pseudo)", ".1f"),
 }
+MEASURES = [name for name, (_, form) in COLUMNS.items() if form]  # the five of the comparison
 VALUE_SETS = {"01": "{0,1}", "pm1": "{-1,1}", None: ""}
 ROWS = ("unbinarized", "naive", "calibrated", "trained", "packed")
 # columns of their own where rows of one kind differ in them
@@ -114,8 +115,7 @@ def pooled(rows: list[Row]) -> list[Row]:
 
 
 def mean_of(rows: list[Row]) -> Row:
-    measures = [name for name, (_, form) in COLUMNS.items() if form]
-    measured = {name: [row[name] for row in rows if row.get(name) is not None] for name in measures}
+    measured = {name: [row[name] for row in rows if row.get(name) is not None] for name in MEASURES}
     return rows[0] | {
         "seed": ", ".join(str(row["seed"]) for row in rows),
         "seeds": rows,
@@ -178,8 +178,10 @@ def columns(rows: list[Row]) -> dict[str, tuple[str, str]]:
     ]
     if any("deviation" in row for row in rows) and "seed" not in varying:
         varying.append("seed")
-    there = {name for name, (_, form) in COLUMNS.items() if not form or any(row.get(name) is not None for row in rows)}
-    return {name: (name.replace("_", " "), "") for name in varying} | {n: c for n, c in COLUMNS.items() if n in there}
+    missing = {name for name in MEASURES if all(row.get(name) is None for row in rows)}
+    return {name: (name.replace("_", " "), "") for name in varying} | {
+        n: c for n, c in COLUMNS.items() if n not in missing
+    }
 
 
 def cells(row: Row, names: dict[str, tuple[str, str]]) -> list[str]:
@@ -318,7 +320,7 @@ def draw(rows: list[Row], path: Path) -> None:
     from matplotlib.figure import Figure  # takes a second, so only when there is something to draw
 
     rows = pooled([row for row in rows if row["status"] == "ok"])
-    measures = [name for name, (_, form) in COLUMNS.items() if form and any(row.get(name) is not None for row in rows)]
+    measures = [name for name in MEASURES if any(row.get(name) is not None for row in rows)]
     if not measures:
         return
     figure = Figure(figsize=(3.2 * len(measures) + 3, 0.35 * len(rows) + 1.5), layout="constrained")
