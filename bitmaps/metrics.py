@@ -141,17 +141,13 @@ class SentenceSums(Metric):
 
     def __init__(self, sentences: int, top: int = 32) -> None:
         super().__init__()
-        self.top = top
+        self.scores = (MaskedCrossEntropy(), MaskedAccuracy(), MaskedMRR(top))
         self.add_state("sums", torch.zeros(sentences, 4, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor, sentences: Tensor) -> None:
         """(n, vocabulary), (n,), and (n,) numbers of sentences."""
-        rank = ranks(logits, labels)
-        each = [
-            torch.ones_like(rank), F.cross_entropy(logits, labels, reduction="none"), rank == 1,
-            torch.where(rank <= self.top, 1.0 / rank, 0.0),
-        ]  # fmt: skip
-        self.sums.index_add_(0, sentences, torch.stack([column.double() for column in each], -1))
+        columns = [torch.ones_like(labels), *(score.each(logits, labels) for score in self.scores)]
+        self.sums.index_add_(0, sentences, torch.stack([column.double() for column in columns], -1))
 
     def compute(self) -> Tensor:
         return self.sums
