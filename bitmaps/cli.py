@@ -113,9 +113,7 @@ def run(command: str, cfg: DictConfig) -> None:
             folder.claim(OmegaConf.to_yaml(cfg), facts)
         twin = twin_of(cfg, folder.path) if in_sweep else None
         with tracking(config.logger, folder.path, facts, group=folder.path.parent.name if in_sweep else None) as track:
-            if (
-                resume
-            ):  # not before: the run that is there may have ended, and a logger that does not start costs it nothing
+            if resume:  # only now: a logger that does not start costs the run that is there nothing
                 folder.claim(OmegaConf.to_yaml(cfg), facts, resume)
             rows = (
                 job.run(folder.path, facts, track.logger)
