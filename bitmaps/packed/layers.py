@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -40,11 +41,14 @@ class HasMatrices(nn.Module):
         return super()._apply(fn, recurse)
 
     def packed(self) -> Packed:
-        matrices = self.matrices()
-        parts = [matrix.part() for matrix in matrices]
-        if self._packed is None or not self._packed.points_to(parts):
-            self._packed = Packed(parts, matrices[0].in_features)
+        if self._packed is None or not self._packed.points_to(self.tensors()):
+            matrices = self.matrices()
+            self._packed = Packed([matrix.part() for matrix in matrices], matrices[0].in_features)
         return self._packed
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All that the matrices are made of, one after the other."""
+        return tuple(chain.from_iterable(matrix.part() for matrix in self.matrices()))
 
 
 class PackedLinear(HasMatrices):
@@ -75,6 +79,9 @@ class PackedLinear(HasMatrices):
 
     def matrices(self) -> list[PackedLinear]:
         return [self]
+
+    def tensors(self) -> Part:
+        return self.part()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.product_act is not None:

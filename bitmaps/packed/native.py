@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
+from operator import is_
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -177,8 +178,7 @@ class Packed:
                     )
             if low is not None and not bits:
                 raise ValueError("int8 weights have no low value")
-        self.given = list(parts)
-        self.identities = list(map(id, chain.from_iterable(parts)))
+        self.given, self.flat = list(parts), tuple(chain.from_iterable(parts))
         self.k, self.sizes = k, [len(weight) for weight, *_ in parts]
         kinds = [int(weight.dtype == torch.int8) for weight, *_ in parts]
         self.acts: tuple[Act, ...] = ("a8",) if any(kinds) else ACTS
@@ -196,9 +196,9 @@ class Packed:
             plan = self.plans[key] = Plan(self.array, len(self.sizes), found.number, ACTS.index(act))
         return plan
 
-    def points_to(self, parts: Sequence[Part]) -> bool:
+    def points_to(self, tensors: Sequence[Tensor | None]) -> bool:
         """Whether it was made of these very tensors, which may have been replaced since."""
-        return list(map(id, chain.from_iterable(parts))) == self.identities
+        return all(map(is_, tensors, self.flat))
 
     def __reduce__(self) -> tuple[type[Packed], tuple[object, ...]]:
         return Packed, (self.given, self.k)  # a copy points to its own tensors
