@@ -246,7 +246,7 @@ def test_model_inside_a_package_is_found_without_importing_it(tiny: Bert, packag
 
 @pytest.mark.parametrize("source", ["package:not_installed/model", "package:not.installed/model", "package:/model"])
 def test_package_that_is_not_installed_says_what_to_install(source: str) -> None:
-    with pytest.raises(InputError, match=r"pip install 'bitmaps\[offline\]'"):
+    with pytest.raises(InputError, match=r"pip install -c constraints.txt -e '\.\[offline\]'"):
         locate(source)
 
 
