@@ -121,8 +121,7 @@ def test_signs_times_a_number_a_row_and_one_a_column_are_given_back_up_to_roundi
     packed = PackedWeight.one_bit(weight)
     assert packed is not None
     torch.testing.assert_close(packed.dense(), weight, rtol=1e-6, atol=0)
-    signed = bool((weight < 0).any())
-    assert packed.nbytes == bytes_of_bits(weight, rows * (1 if signed else 2) + columns)
+    assert packed.nbytes == bytes_of_bits(weight, rows + columns)
 
 
 @settings(max_examples=30, deadline=None)
