@@ -228,10 +228,13 @@ def compare(
         raise InputError(f"--jobs {pattern} is none of {', '.join(job.name for job in jobs)}")
     teacher = Job("teacher", 0, ("experiment=ptb",))
     check_overrides(teacher, extra)
+    # what else is under `model` is of the weights, which the others take from the full-precision model
     of_all = [
-        o for o in extra if not o.startswith("model") or o.startswith("model.dropout=")
-    ]  # the rest is of the weights
-    for job in chosen:
+        override for override in extra if not override.startswith("model") or override.startswith("model.dropout=")
+    ]
+    # of a line its first seed alone: seeds differ in nothing that can be wrong
+    lines = {job.line: job for job in reversed(chosen)}
+    for job in reversed(lines.values()):
         check_overrides(job, [*of_all, f"{'checkpoint' if job.of else 'model.source'}={folder / 'teacher'}"])
     run(teacher, folder / "teacher", extra, threads * parallel)
     todo = [job for job in chosen if not done(folder / budget / job.name)]

@@ -19,7 +19,6 @@ from bitmaps.report.table import COLUMNS, MEASURES
 
 VIEW = "bitmapsview"  # the view's name in its address, by which it is found again; W&B's own are as long
 RUNS = 100  # of which a panel shows at most so many
-HEADINGS = {name: COLUMNS[name][0] for name in MEASURES}
 CURVES = {
     "val/cross_entropy": "validation: cross entropy",
     "val/accuracy": "validation: accuracy",
@@ -36,7 +35,7 @@ def workspace(entity: str, project: str) -> ws.Workspace:
     settings = [f"config:{name}.value" for name in ("components", "values", "row", "model", "data", "seed")]
     bars = [
         wr.BarPlot(
-            title=heading,
+            title=COLUMNS[name][0],
             metrics=[name],
             groupby=wr.Config("label"),
             groupby_aggfunc="mean",
@@ -44,7 +43,7 @@ def workspace(entity: str, project: str) -> ws.Workspace:
             max_runs_to_show=RUNS,
             max_bars_to_show=RUNS,
         )
-        for name, heading in HEADINGS.items()
+        for name in MEASURES
     ]
     sizes = wr.ScatterPlot(
         title="size against cross entropy",

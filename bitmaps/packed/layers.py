@@ -80,8 +80,7 @@ class PackedLinear(HasMatrices):
     def matrices(self) -> list[PackedLinear]:
         return [self]
 
-    def tensors(self) -> Part:
-        return self.part()
+    tensors = part  # of the one matrix
 
     def forward(self, x: Tensor) -> Tensor:
         if self.product_act is not None:

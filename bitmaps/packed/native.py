@@ -28,6 +28,7 @@ ACTS: tuple[Act, ...] = ("f32", "a16", "a8", "a1")  # in the order of `enum act`
 # A sum of k products of a bit or a byte with an int8 must fit into 32 bits: a16 goes up to 32,639, int8 weights up to 127 * 255.
 LARGEST_K = 2**31 // 2**15
 VARIABLE, REFERENCE = "BITMAPS_KERNELS", "reference"
+OUT_OF_MEMORY = "the kernels could not get memory"
 
 
 class Matrix(ctypes.Structure):
@@ -62,16 +63,6 @@ def library_file() -> Path | None:
     return file if file.is_file() else None
 
 
-def succeed(code: int) -> None:
-    """What becomes of the library's results.
-
-    Raises:
-        MemoryError: when the kernels could not get memory.
-    """
-    if code:
-        raise MemoryError("the kernels could not get memory")
-
-
 @cache
 def library() -> ctypes.CDLL | None:
     """
@@ -91,13 +82,6 @@ def library() -> ctypes.CDLL | None:
         loaded.bitmaps_linear.argtypes = loaded.bitmaps_linears.argtypes = [plan, *inputs, pointer]
         loaded.bitmaps_linear_norm.argtypes = [plan, *inputs, pointer, pointer, *norm]
         loaded.bitmaps_ffnn.argtypes = [plan, plan, *inputs, pointer, *norm]
-        for function in (
-            loaded.bitmaps_linear,
-            loaded.bitmaps_linears,
-            loaded.bitmaps_linear_norm,
-            loaded.bitmaps_ffnn,
-        ):
-            function.restype = succeed
     except AttributeError as error:
         raise InputError(f"{path} was built from older sources ({error}): install bitmaps again") from error
     # PyTorch's own threads: a second pool would fight with those that wait for work
@@ -204,22 +188,34 @@ class Packed:
         return Packed, (self.given, self.k)  # a copy points to its own tensors
 
 
+# For one token a product takes microseconds. So a result is looked at where it comes, and sizes are unpacked rather than sliced:
+# each is worth a tenth of one.
+
+
 def run_linear(found: Kernels, packed: Packed, x: Tensor, act: Act) -> Tensor:
-    """x (..., k), contiguous fp32 on the CPU like all that follow -> (..., n), for one matrix."""
-    output = x.new_empty(*x.shape[:-1], packed.sizes[0])
-    found.library.bitmaps_linear(
-        packed.plan(found, act), torch.get_num_threads(), x.data_ptr(), x.numel() // packed.k, output.data_ptr()
-    )
+    """x (..., k), contiguous fp32 on the CPU like all that follow -> (..., n), for one matrix.
+
+    Raises:
+        MemoryError: when the kernels could not get memory, here and in what follows.
+    """
+    *outer, k = x.shape
+    output = x.new_empty(*outer, packed.sizes[0])
+    if found.library.bitmaps_linear(
+        packed.plan(found, act), torch.get_num_threads(), x.data_ptr(), x.numel() // k, output.data_ptr()
+    ):
+        raise MemoryError(OUT_OF_MEMORY)
     return output
 
 
 def run_linears(found: Kernels, packed: Packed, x: Tensor, act: Act) -> list[Tensor]:
     """One output a matrix."""
-    outputs = [x.new_empty(*x.shape[:-1], n) for n in packed.sizes]
+    *outer, k = x.shape
+    outputs = [x.new_empty(*outer, n) for n in packed.sizes]
     addresses = (ctypes.c_void_p * len(outputs))(*(y.data_ptr() for y in outputs))
-    found.library.bitmaps_linears(
-        packed.plan(found, act), torch.get_num_threads(), x.data_ptr(), x.numel() // packed.k, addresses
-    )
+    if found.library.bitmaps_linears(
+        packed.plan(found, act), torch.get_num_threads(), x.data_ptr(), x.numel() // k, addresses
+    ):
+        raise MemoryError(OUT_OF_MEMORY)
     return outputs
 
 
@@ -228,10 +224,11 @@ def run_linear_norm(
 ) -> Tensor:
     """LayerNorm(residual + x W^T + b)."""
     output = torch.empty_like(residual)
-    found.library.bitmaps_linear_norm(
+    if found.library.bitmaps_linear_norm(
         packed.plan(found, act), torch.get_num_threads(), x.data_ptr(), x.numel() // packed.k,
         output.data_ptr(), residual.data_ptr(), gain.data_ptr(), shift.data_ptr(), epsilon,
-    )  # fmt: skip
+    ):  # fmt: skip
+        raise MemoryError(OUT_OF_MEMORY)
     return output
 
 
@@ -240,8 +237,9 @@ def run_ffnn(
 ) -> Tensor:
     """LayerNorm(x + contract(gelu(expand(x))))."""
     output = torch.empty_like(x)
-    found.library.bitmaps_ffnn(
+    if found.library.bitmaps_ffnn(
         expand.plan(found, act), contract.plan(found, act), torch.get_num_threads(), x.data_ptr(), x.numel() // expand.k,
         output.data_ptr(), gain.data_ptr(), shift.data_ptr(), epsilon,
-    )  # fmt: skip
+    ):  # fmt: skip
+        raise MemoryError(OUT_OF_MEMORY)
     return output

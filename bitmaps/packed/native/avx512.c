@@ -406,7 +406,8 @@ static __attribute__((noinline)) void single_sign(const struct matrix *w, int64_
 
 /* Bit b of each byte of the weights, as it stands, is the unsigned byte 0 or 2^b: so 32 bytes of weights are 256 inputs, and each b
  * has an accumulator, that is shifted right by b in the end. The upper four bits are shifted down first, so that four of them do. It
- * takes the activations in the order in which the bits come: first inputs 0, 8, 16, ... of the 256, then 1, 9, 17, ... */
+ * takes the activations in the order in which the bits come: first inputs 0, 8, 16, ... of the 256, then 1, 9, 17, ..., each of these
+ * vectors twice, for two rows: to broadcast 32 bytes costs a vector operation, which are what this is short of. */
 enum { PLANES = 8, SPAN = 256 };
 
 static void by_bit(const uint8_t *q, int64_t stride, uint64_t *out)
@@ -414,17 +415,17 @@ static void by_bit(const uint8_t *q, int64_t stride, uint64_t *out)
     const __m512i order = _mm512_set_epi8(
         63, 55, 47, 39, 31, 23, 15, 7, 62, 54, 46, 38, 30, 22, 14, 6, 61, 53, 45, 37, 29, 21, 13, 5, 60, 52, 44, 36, 28, 20, 12, 4,
         59, 51, 43, 35, 27, 19, 11, 3, 58, 50, 42, 34, 26, 18, 10, 2, 57, 49, 41, 33, 25, 17, 9, 1, 56, 48, 40, 32, 24, 16, 8, 0);
-    for (int64_t s = 0; s < stride; s += SPAN, out += SPAN / 8)
+    for (int64_t s = 0; s < stride; s += SPAN, out += SPAN / 4)
         for (int i = 0; i < SPAN / 64; i++) {
             uint64_t eight[PLANES] = {0};
             if (s + 64 * i < stride)
                 _mm512_storeu_si512(eight, _mm512_permutexvar_epi8(order, _mm512_loadu_si512(q + s + 64 * i)));
             for (int b = 0; b < PLANES; b++)
-                out[4 * b + i] = eight[b];
+                out[8 * b + i] = out[8 * b + 4 + i] = eight[b];
         }
 }
 
-INLINE void add_bits(const uint8_t *const row[8], int64_t s, __mmask32 mask, const int whole, const __m256i *q, __m512i c[4][4])
+INLINE void add_bits(const uint8_t *const row[8], int64_t s, __mmask32 mask, const int whole, const __m512i *q, __m512i c[4][4])
 {
     __m512i bits[4];
 #pragma GCC unroll 4
@@ -432,7 +433,7 @@ INLINE void add_bits(const uint8_t *const row[8], int64_t s, __mmask32 mask, con
         bits[r] = halves(row[2 * r] + s, row[2 * r + 1] + s, mask, whole);
 #pragma GCC unroll 8
     for (int b = 0; b < PLANES; b++) {
-        const __m512i a = _mm512_broadcast_i64x4(_mm256_loadu_si256(q + b)), bit = _mm512_set1_epi8((char)(1 << b % 4));
+        const __m512i a = _mm512_load_si512(q + b), bit = _mm512_set1_epi8((char)(1 << b % 4));
 #pragma GCC unroll 4
         for (int r = 0; r < 4; r++) {
             if (b == 4)
@@ -442,25 +443,21 @@ INLINE void add_bits(const uint8_t *const row[8], int64_t s, __mmask32 mask, con
     }
 }
 
-static __attribute__((noinline)) void single_bit(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m,
-                                                 float *y, uint64_t *ordered)
+INLINE void single_bits(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m, float *y,
+                        uint64_t *ordered, const int planes)
 {
-    const int64_t bytes = row_bytes(w), whole = bytes / 32 * 32, plane = (x->stride + SPAN - 1) / SPAN * SPAN / 8;
+    const int64_t bytes = row_bytes(w), whole = bytes / 32 * 32, plane = (x->stride + SPAN - 1) / SPAN * SPAN / 4;
     const __mmask32 rest = _bzhi_u32(~0u, (uint32_t)(bytes - whole));
-    for (int p = 0; p < x->planes; p++)
+    for (int p = 0; p < planes; p++)
         by_bit(x->q + m * x->stride + p * x->plane, x->stride, ordered + p * plane);
     for (int64_t n = n0; n < n1; n += 16) {
         __m512i total[8];
         for (int half = 0; half < 2; half++) {
-            __m512i *t = total + 4 * half;
-#pragma GCC unroll 4
-            for (int r = 0; r < 4; r++)
-                t[r] = _mm512_setzero_si512();
-            for (int p = 0; p < x->planes; p++) {
-                const __m256i *q = (const __m256i *)(ordered + p * plane);
-                const uint8_t *row[8];
+            const uint8_t *row[8];
+            eight_rows(w, n + 8 * half, n1, row);
+            for (int p = 0; p < planes; p++) {
+                const __m512i *q = (const __m512i *)(ordered + p * plane);
                 __m512i c[4][4];
-                eight_rows(w, n + 8 * half, n1, row);
 #pragma GCC unroll 4
                 for (int r = 0; r < 4; r++)
 #pragma GCC unroll 4
@@ -473,15 +470,25 @@ static __attribute__((noinline)) void single_bit(const struct matrix *w, int64_t
                     add_bits(row, s, rest, 0, q, c);
 #pragma GCC unroll 4
                 for (int r = 0; r < 4; r++) {
-                    t[r] = _mm512_add_epi32(_mm512_slli_epi32(t[r], 8), c[r][0]);
+                    __m512i *t = total + 4 * half + r;
+                    *t = p ? _mm512_add_epi32(_mm512_slli_epi32(*t, 8), c[r][0]) : c[r][0];
 #pragma GCC unroll 4
                     for (int b = 1; b < 4; b++)
-                        t[r] = _mm512_add_epi32(t[r], _mm512_srai_epi32(c[r][b], b));
+                        *t = _mm512_add_epi32(*t, _mm512_srai_epi32(c[r][b], b));
                 }
             }
         }
         finish(reduce_halves(total), BIT, w, columns_of(w, n, n1), x, m, _mm512_setzero_si512(), y + n);
     }
+}
+
+static __attribute__((noinline)) void single_bit(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m,
+                                                 float *y, uint64_t *ordered)
+{
+    if (x->planes == 1)
+        single_bits(w, n0, n1, x, m, y, ordered, 1);
+    else
+        single_bits(w, n0, n1, x, m, y, ordered, 2);
 }
 
 typedef void some(const struct matrix *, int64_t, int64_t, const struct rows *, int64_t, float *, int64_t);
