@@ -19,7 +19,7 @@ from bitmaps.data.module import Example, collate
 from bitmaps.errors import InputError
 from bitmaps.metrics import IGNORE, ranks
 
-# A model that predicts one token more often than this has collapsed to it: none is nearly as frequent in a text.
+# A model that predicts one token more often than this, and more than twice as often as it is right to, has collapsed to it.
 COLLAPSED = 0.25
 BINS = 20  # of confidences
 LISTED = 20  # predictions, most frequent first
@@ -150,14 +150,14 @@ def verdict(most: dict[str, Any], distinct: int) -> str:
     >>> verdict({"token": ".", "share": 1.0, "true_share": 0.05, "confidence": 0.019}, 1)
     "predicts '.' for 100 % of masked tokens with mean confidence 0.019: collapsed"
     >>> verdict({"token": "the", "share": 0.0612, "true_share": 0.0501, "confidence": 0.4}, 2345)
-    "predicts 2345 different tokens, most often 'the': for 6.1 % of masked tokens, where it is right for 5.0 %"
+    "predicts 2345 different tokens, most often 'the': for 6.1 % of masked tokens, while 5.0 % are"
     """
     token = repr(most["token"])
-    if most["share"] > COLLAPSED:
+    if most["share"] > max(COLLAPSED, 2 * most["true_share"]):
         share = percent(most["share"])
         return f"predicts {token} for {share} of masked tokens with mean confidence {most['confidence']:.3f}: collapsed"
     share, true = percent(most["share"]), percent(most["true_share"])
-    return f"predicts {distinct} different tokens, most often {token}: for {share} of masked tokens, where it is right for {true}"
+    return f"predicts {distinct} different tokens, most often {token}: for {share} of masked tokens, while {true} are"
 
 
 def percent(share: float) -> str:

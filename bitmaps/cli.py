@@ -60,10 +60,10 @@ def main(command: str) -> None:
 
         sweep = SWEEPS.pop()
         rows = table.collect(table.run_folders(sweep))
-        table.write(rows, sweep)
+        written = table.write(rows, sweep)
         write_page(rows, sweep / "results.html")
         table.print_table(rows)
-        print(f"{sweep}: results.html, results.csv, results.md, results.png")
+        print(f"{sweep}: results.html, {', '.join(written)}")
         if any(row["status"] != "ok" for row in rows):
             sys.exit(1)
 
@@ -116,7 +116,7 @@ def run(command: str, cfg: DictConfig) -> None:
             if resume:  # only now: a logger that does not start costs the run that is there nothing
                 folder.claim(OmegaConf.to_yaml(cfg), facts, resume)
             rows = (
-                job.run(folder.path, facts, track.logger)
+                job.run(folder.path, facts, track.loggers)
                 if twin is None
                 else [row | {"command": facts["command"]} for row in read_rows(twin)]
             )

@@ -205,13 +205,37 @@ class Common:
             "seed": self.seed,
             "mask_seed": self.mask_seed,
             "mask_sets": self.mask_sets,
+            "settings": self.settings(),
         }
+
+    def settings(self) -> dict[str, Any]:
+        """What can be set by its key and decides how a model comes out, beside what the other facts say."""
+        parts = {"model": ("adapter", "head"), "data": ("configuration", "column", "length")}
+        return {f"{part}.{name}": plain(getattr(getattr(self, part), name)) for part in parts for name in parts[part]}
+
+
+def plain(value: Any) -> Any:
+    return value.name if isinstance(value, Enum) else value
+
+
+def flat(value: Any, name: str) -> dict[str, Any]:
+    """Dictionaries within dictionaries as one.
+
+    >>> flat({"lr": 0.1, "schedule": {"steps": 3}}, "optimizer")
+    {'optimizer.lr': 0.1, 'optimizer.schedule.steps': 3}
+    """
+    if not isinstance(value, dict):
+        return {name: plain(value)}
+    return {n: v for key, inner in value.items() for n, v in flat(inner, f"{name}.{key}").items()}
 
 
 @dataclass
 class Evaluate(Common):
     checkpoint: str | None = None
     trainer: Devices = field(default_factory=Devices)
+
+
+OF_A_STEP = ("devices", "num_nodes", "precision", "accumulate_grad_batches", "gradient_clip_val", "val_check_interval")
 
 
 @dataclass
@@ -227,6 +251,21 @@ class Train(Common):
 
     def facts(self) -> dict[str, Any]:
         return super().facts() | {"recipe": self.recipe.name, "loss": self.loss.name}
+
+    def settings(self) -> dict[str, Any]:
+        parts = {
+            "model": {"dropout": self.model.dropout},
+            "data": {"batch_size": self.data.batch_size},
+            "recipe": asdict(self.recipe),
+            "loss": asdict(self.loss),
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "trainer": {name: value for name, value in asdict(self.trainer).items() if name in OF_A_STEP},
+            "callbacks": self.callbacks,
+        }
+        names_and_steps = ("recipe.name", "loss.name", "schedule.num_training_steps")  # which are facts of their own
+        found = {key: value for part in parts for key, value in flat(parts[part], part).items()}
+        return super().settings() | {key: value for key, value in found.items() if key not in names_and_steps}
 
 
 # At the root, not inside a group, where it would show up as an option.

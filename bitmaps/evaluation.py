@@ -23,8 +23,9 @@ class Evaluated:
 
     Attributes:
         row: cross_entropy (nats), perplexity, accuracy, mrr and masked_tokens; the same without [UNK] targets as ``known``;
-            inference_ms and inference_masked_ms a sequence and the repeats they are medians of; memory_mib (pseudo) and
-            resident_mib; device, threads and the dtype that was timed (scores are in fp32).
+            inference_ms and inference_masked_ms a sequence, medians of inference_repeats batches of inference_batch sequences
+            of inference_length tokens; memory_mib (pseudo) and resident_mib; device, threads and the dtype that was timed
+            (scores are in fp32).
         sentence_sums: of each sentence (``SentenceSums``).
         predicted: for each masked token.
     """
@@ -74,6 +75,8 @@ def evaluate(model: Bert, data: MaskedSentences, split: str, timed: Timed, devic
         "inference_ms": full and full.inference_ms,
         "inference_masked_ms": at_masks and at_masks.inference_ms,
         "inference_repeats": full and full.repeats,
+        "inference_batch": full and timed.batch_size,
+        "inference_length": full and timed.length,
         "memory_mib": memory_mib(model),
         "resident_mib": resident_mib(model),
         "device": device_name(timer.strategy.root_device),

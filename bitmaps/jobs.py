@@ -180,6 +180,7 @@ class Job:
             "calibrated_on": 0,
             "activations": "float",
             "one_bit_inputs": None,
+            "settings": schema.Common.settings(self.config),
         }
         nothing = {"components": "none", "values": None, "scale": None, "scope": None, "embeddings": "fp32"}
         rows = [self.row(self.pretrained.load(), facts, row="unbinarized", **plain, **nothing)]
@@ -188,6 +189,12 @@ class Job:
             table = "bit" if "embeddings" in components else "fp32"
             rows.append(self.row(naive, facts, row="naive", scale="none", scope="all", **plain, embeddings=table))
         return rows
+
+
+def as_it_was_trained(facts: Row, model: Bert) -> Row:
+    """What is scored is how it was trained, on the text that these facts name."""
+    trained = model.config.bitmaps or {}
+    return facts | trained | {"settings": trained.get("settings", {}) | facts["settings"]}
 
 
 class Evaluation(Job):
@@ -199,13 +206,13 @@ class Evaluation(Job):
         super().__init__(config, config.trainer, *(["train"] if config.calibrate else []))
         self.checkpoint = config.checkpoint
 
-    def run(self, folder: Path, facts: Row, logger: Logger) -> list[Row]:
+    def run(self, folder: Path, facts: Row, loggers: list[Logger]) -> list[Row]:
         config, components, words = self.config, self.config.component_names(), self.config.word_table()
         if self.checkpoint is not None:
             if packed.is_packed(locate(self.checkpoint)):
                 return self.packed_rows(facts)
             model = as_trained(load(self.checkpoint))
-            facts = facts | (model.config.bitmaps or {}) | {"row": "trained"}
+            facts = as_it_was_trained(facts, model) | {"row": "trained"}
             references = self.reference_rows(facts)
             if config.embeddings is not None:  # post-training
                 store_words(model, words, config.values)  # type: ignore[arg-type]
@@ -235,7 +242,7 @@ class Evaluation(Job):
         """A packed model, beside what it was made of in floats."""
         activations = self.config.activations.name
         model = packed.load(locate(str(self.checkpoint)), "a8" if activations == "int8" else "f32")
-        facts = facts | (model.config.bitmaps or {}) | {"row": "packed"}
+        facts = as_it_was_trained(facts, model) | {"row": "packed"}
         signed = facts["activations"] == "bit"
         if not signed:
             facts["activations"] = activations
@@ -282,7 +289,7 @@ class Training(Job):
             "enable_model_summary": False,
         }
 
-    def run(self, folder: Path, facts: Row, logger: Logger) -> list[Row]:
+    def run(self, folder: Path, facts: Row, loggers: list[Logger]) -> list[Row]:
         config = self.config
         seed_everything(config.seed, verbose=False)
         model = self.pretrained.load().set_dropout(config.model.dropout)
@@ -307,7 +314,7 @@ class Training(Job):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder / "checkpoints")
         bar = [RichProgressBar()] if self.devices["enable_progress_bar"] else []
-        trainer = make_trainer(**self.arguments(), logger=logger, callbacks=[*self.callbacks, *bar])
+        trainer = make_trainer(**self.arguments(), logger=loggers, callbacks=[*self.callbacks, *bar])
         last = folder / "checkpoints" / "last.ckpt"
         trainer.fit(module, datamodule=self.data, ckpt_path=last if config.resume else None, weights_only=True)
 
@@ -330,7 +337,7 @@ class Training(Job):
         the tokenizer. When a run is resumed, those of a shorter training are there: they stay until the new ones are complete."""
         kept = (
             "components", "values", "scale", "scope", "recipe", "loss", "embeddings", "activations", "one_bit_inputs",
-            "calibrated_on", "steps", "seed",
+            "calibrated_on", "steps", "seed", "settings",
         )  # fmt: skip
         model.config = replace(model.config, bitmaps={name: facts[name] for name in kept})
         draft = folder / "model.draft"

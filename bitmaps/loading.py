@@ -13,6 +13,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from bitmaps.bert import Bert, checkpoint
 from bitmaps.bert.checkpoint import Head, locate
 from bitmaps.binary.components import round_activations
+from bitmaps.binary.rounding import signed_inputs
 from bitmaps.config import GROUPS
 from bitmaps.errors import InputError
 from bitmaps.packed import folder as packed
@@ -55,7 +56,7 @@ def as_trained(model: Bert) -> Bert:
     trained = model.config.bitmaps or {}
     if trained.get("activations") == "bit":
         name = trained["components"]
-        round_activations(model, GROUPS.get(name, name.split("+")), trained["one_bit_inputs"].split("+"))
+        round_activations(model, GROUPS.get(name, name.split("+")), signed_inputs(model.config))
     return model
 
 

@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ from bitmaps.errors import InputError
 FORMAT = 1
 SCORES = ("cross_entropy", "accuracy", "mrr")
 PACKAGES = ("torch", "lightning", "transformers", "torchmetrics", "datasets", "hydra-core")
+
+# what a row and an error analysis have at least: all that tables and pages read
+IN_A_ROW = ("row", *SCORES, "memory_mib")
+IN_AN_ANALYSIS = ("verdict", "predicted", "distinct", "confidence", "by_input", "by_frequency", "sentences")
 
 Row = dict[str, Any]
 
@@ -133,6 +138,15 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not JSON: {error}") from error
 
 
+def need(path: Path, value: Any, names: Sequence[str]) -> None:
+    """Raises:
+    InputError: when the value is no object with all of these names."""
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged or of another version: {value!r:.40} where an object belongs")
+    if lacking := [name for name in names if name not in value]:
+        raise InputError(f"{path} is damaged or of another version: there is no {', '.join(lacking)}")
+
+
 def read_metrics(folder: Path) -> Row:
     """The ``metrics.json`` of a run folder.
 
@@ -142,6 +156,7 @@ def read_metrics(folder: Path) -> Row:
     metrics = read_json(folder / "metrics.json")
     if not isinstance(metrics, dict) or metrics.get("format") != FORMAT:
         raise InputError(f"{folder / 'metrics.json'} is not of format {FORMAT}")
+    need(folder / "metrics.json", metrics, ("status",))
     return metrics
 
 
@@ -152,8 +167,10 @@ def read_rows(folder: Path) -> list[Row]:
         InputError: when ``rows.json`` is missing or not JSON, or no list of rows.
     """
     rows = read_json(folder / "rows.json")
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list) or not rows:
         raise InputError(f"{folder / 'rows.json'} is no list of rows")
+    for row in rows:
+        need(folder / "rows.json", row, IN_A_ROW)
     return rows
 
 
@@ -161,9 +178,12 @@ def read_analyses(folder: Path) -> dict[str, Any]:
     """What a run that ended well predicts: the kind of a row -> its error analysis (``bitmaps.analysis.analyse``).
 
     Raises:
-        InputError: when ``analysis.json`` is missing or not JSON.
+        InputError: when ``analysis.json`` is missing or not JSON, or holds something else.
     """
     analyses: dict[str, Any] = read_json(folder / "analysis.json")
+    need(folder / "analysis.json", analyses, ())
+    for analysis in analyses.values():
+        need(folder / "analysis.json", analysis, IN_AN_ANALYSIS)
     return analyses
 
 

@@ -17,14 +17,14 @@ import wandb
 from huggingface_hub import ModelCard
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from bitmaps import card
 from bitmaps.bert import Bert
 from bitmaps.diagnostics import values_of
 from bitmaps.errors import InputError
-from bitmaps.report.table import MEASURES, VARYING
+from bitmaps.report.table import MEASURES, told_by
 from bitmaps.runs import Row
 
 Analyses = dict[str, dict[str, Any]]  # the kind of a row -> what its predictions look like
@@ -32,10 +32,20 @@ Analyses = dict[str, dict[str, Any]]  # the kind of a row -> what its prediction
 
 @dataclass(frozen=True)
 class Tracking:
-    """A run's logger, and what it is told when the run is over."""
+    """A run's loggers, and what is logged when the run is over.
+
+    Attributes:
+        logger: the one that was chosen.
+        curves: where that keeps none in the run folder, one that does, for the report.
+    """
 
     logger: Logger
+    curves: CSVLogger | None
     facts: Row
+
+    @property
+    def loggers(self) -> list[Logger]:
+        return [self.logger] if self.curves is None else [self.logger, self.curves]
 
     @rank_zero_only
     def summarize(self, rows: list[Row], analyses: Analyses, model: Bert | None, packed: Path) -> None:
@@ -58,7 +68,7 @@ class WandbTracking(Tracking):
         packed model as an artifact, with its card."""
         run, own = self.logger.experiment, rows[-1]  # type: ignore[attr-defined]
         settings = {name: own[name] for name in (*self.facts, "calibrated_on") if name in own}
-        run.config.update(config_of(settings), allow_val_change=True)
+        run.config.update(config_of(settings) | {"label": label(own)}, allow_val_change=True)
         run.tags += (own["row"],)
         summary = {name: value for name, value in own.items() if name not in settings and value is not None}
         for row in rows[:-1]:
@@ -92,15 +102,16 @@ def numbers(row: Row) -> Row:
 
 def label(facts: Row) -> str:
     """What the runs of one bar or curve share, those that differ in their seed alone: in words what tells most of them apart, and
-    last a digest of all that ``report.table.pooled`` tells them apart by."""
+    last a digest of all that the report tells them apart by."""
     words = [facts[name] for name in ("components", "values", "scale", "recipe", "row") if facts[name] != "none"]
-    told_by = {name: facts.get(name) for name in ("row", "components", "values", "scale", *VARYING) if name != "seed"}
-    return "-".join([*filter(None, words), f"{zlib.crc32(json.dumps(told_by).encode()) % 2**16:04x}"])
+    digest = zlib.crc32(json.dumps(told_by(facts), sort_keys=True).encode()) % 2**16
+    return "-".join([*filter(None, words), f"{digest:04x}"])
 
 
 def config_of(facts: Row) -> Row:
     """Facts as columns: no column is an object."""
-    return {k: v for k, v in facts.items() if not isinstance(v, dict)} | facts["versions"] | {"label": label(facts)}
+    plain = {k: v for k, v in facts.items() if not isinstance(v, dict)}
+    return plain | facts.get("settings", {}) | facts["versions"] | {"label": label(facts)}
 
 
 def predictions(analyses: Analyses) -> tuple[list[str | int], list[list[Any]]]:
@@ -143,7 +154,9 @@ def tracking(config: dict[str, Any], folder: Path, facts: Row, group: str | None
             logger.log_hyperparams(config_of(facts))
         except wandb.Error as error:
             raise InputError(f"logger: {error}; type `wandb login`, or choose logger=wandb_offline") from error
-        yield (WandbTracking if isinstance(logger, WandbLogger) else Tracking)(logger, facts)
+        curves = None if isinstance(logger, CSVLogger) else CSVLogger(str(folder), "logs")
+        track = (WandbTracking if isinstance(logger, WandbLogger) else Tracking)(logger, curves, facts)
+        yield track
         failed = False
     finally:
         logger.finalize("failed" if failed else "success")

@@ -132,11 +132,17 @@ def test_a_model_that_predicts_one_token_has_no_entropy(tokenizer: PreTrainedTok
         (1.0, "predicts '.' for 100 % of masked tokens with mean confidence 0.019: collapsed"),
         (0.99999, "predicts '.' for 99.9 % of masked tokens with mean confidence 0.019: collapsed"),
         (0.251, "predicts '.' for 25.1 % of masked tokens with mean confidence 0.019: collapsed"),
-        (0.25, "predicts 9 different tokens, most often '.': for 25.0 % of masked tokens, where it is right for 5.0 %"),
+        (0.25, "predicts 9 different tokens, most often '.': for 25.0 % of masked tokens, while 5.0 % are"),
     ],
 )
 def test_a_verdict_names_the_token_and_says_what_has_collapsed(share: float, words: str) -> None:
     assert verdict({"token": ".", "share": share, "true_share": 0.05, "confidence": 0.0191}, 9) == words
+
+
+def test_what_is_as_frequent_in_the_text_has_not_collapsed() -> None:
+    right = verdict({"token": "[UNK]", "share": 0.4, "true_share": 0.4, "confidence": 0.9}, 9)
+    assert right.endswith("for 40.0 % of masked tokens, while 40.0 % are")
+    assert "collapsed" in verdict({"token": "[UNK]", "share": 0.9, "true_share": 0.4, "confidence": 0.9}, 9)
 
 
 def test_a_token_beyond_the_tokenizers_pieces_goes_by_its_number(tokenizer: PreTrainedTokenizerBase) -> None:

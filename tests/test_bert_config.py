@@ -48,6 +48,12 @@ def test_other_keys_and_nulls_are_left_aside() -> None:
         ({"add_cross_attention": True}, "decoder"),
         ({"hidden_size": 10, "num_attention_heads": 3}, "10.*3"),
         ({"hidden_act": "gelou"}, "'gelou'.*gelu"),
+        ({"hidden_act": ["gelu"]}, "hidden_act .'gelu'.*gelu"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps .*above 0, not nan"),
+        ({"layer_norm_eps": -1.0}, "layer_norm_eps .*above 0, not -1"),
+        ({"layer_norm_eps": "a"}, "layer_norm_eps .*not 'a'"),
+        ({"initializer_range": "x"}, "initializer_range .*not 'x'"),
+        ({"bitmaps": "x"}, "bitmaps .*not 'x'"),
     ],
 )
 def test_what_is_not_supported_is_named(values: dict[str, Any], named: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -326,6 +327,7 @@ def test_components_go_by_their_groups_name_or_their_own(overrides: str, compone
 
 def test_facts_say_what_is_run() -> None:
     facts = config("train", "binarize=all", "values=01", "scale=tensor", "limit=9", "seed=3", "data.split=test").facts()
+    del facts["settings"]
     assert facts == {
         "row": None,
         "model": "minilm",
@@ -375,6 +377,45 @@ def test_facts_tell_how_it_is_run() -> None:
     assert (trained["mask_seed"], trained["mask_sets"]) == (7, 5)
     scored = config("evaluate", "activations=int8", "binarize=layers").facts()
     assert (scored["recipe"], scored["loss"], scored["activations"]) == (None, None, "int8")
+
+
+OF_A_MODEL = {"model.adapter", "model.head", "data.configuration", "data.column", "data.length"}
+
+
+def test_settings_are_all_else_that_decides_how_a_model_comes_out() -> None:
+    assert set(config("evaluate").settings()) == OF_A_MODEL
+    plain = config("train").settings()
+    assert plain.keys() > OF_A_MODEL
+    assert (plain["optimizer.lr"], plain["recipe.gradient"], plain["loss.hidden"]) == (4e-4, "scaled", 100.0)
+    json.dumps(plain)  # goes into files
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optimizer.lr=1", "optimizer.weight_decay=0.5", "recipe.gradient=clipped", "recipe.center=none", "loss.more_masked=0",
+        "data.batch_size=1", "data.length=32", "model.adapter=null", "model.dropout=0.1", "schedule.num_warmup_steps=5",
+        "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=null",
+    ],
+)  # fmt: skip
+def test_each_setting_goes_by_its_key(override: str) -> None:
+    plain, changed = config("train").settings(), config("train", override).settings()
+    assert {key for key in changed if changed[key] != plain[key]} == {override.split("=")[0]}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "text='[MASK]'",
+        "measure=none",
+        "logger=wandb_offline",
+        "trainer.max_steps=480",
+        "data.eval_batch_size=1",
+    ],
+)
+def test_what_decides_nothing_or_is_a_fact_of_its_own_is_no_setting(override: str) -> None:
+    assert config("train", override).settings() == config("train").settings()
 
 
 def test_nothing_binarized_has_no_values_scale_or_scope() -> None:

@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -181,7 +182,7 @@ def test_a_table_of_many_rows_is_multiplied_part_by_part(kind: str, monkeypatch:
 
 
 def test_inputs_of_another_size_or_an_act_that_does_not_exist_are_refused() -> None:
-    with pytest.raises(ValueError, match="14 numbers where the matrix takes 13"):
+    with pytest.raises(ValueError, match=r"14,.* where the matrix takes 13"):
         linear_of("pm1", 9, 13, "a8")(torch.zeros(14))
     with pytest.raises(ValueError, match=r"'a4'.*f32, a16, a8, a1"):
         linear_of("pm1", 9, 13, "a4")(torch.zeros(13))  # type: ignore[arg-type]
@@ -194,6 +195,41 @@ def test_inputs_of_another_size_or_an_act_that_does_not_exist_are_refused() -> N
 def test_an_embedding_gives_rows(kind: str, shape: tuple[int, ...]) -> None:
     weight, ids = weight_of(kind, 9, 13), torch.randint(9, shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(PackedEmbedding(weight)(ids), F.embedding(ids, weight.dense()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("ids", [torch.tensor([-1]), torch.tensor([9]), torch.zeros(9, dtype=torch.bool)])
+@pytest.mark.parametrize("kind", ["bit", "int8", "int4", "fp16"])
+def test_an_embedding_refuses_what_is_no_row(kind: str, ids: Tensor) -> None:
+    with pytest.raises((IndexError, RuntimeError)):
+        PackedEmbedding(weight_of(kind, 9, 13))(ids)
+
+
+@in_both_ways
+def test_a_trace_computes_what_the_layer_does() -> None:
+    layer, x = PackedLinear(weight_of("bit", 9, 13), torch.arange(9.0), "a8"), torch.randn(2, 13)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        traced = torch.jit.trace(layer, (x,))
+    other = torch.randn(2, 13)
+    torch.testing.assert_close(traced(other), layer(other))
+
+
+@in_both_ways
+def test_autocast_changes_nothing() -> None:
+    layer, x = PackedLinear(weight_of("bit", 9, 13), torch.arange(9.0), "a16"), torch.randn(2, 13)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+    assert torch.equal(found, layer(x))
+
+
+def test_other_data_of_a_tensor_leaves_what_is_pointed_to_alive() -> None:
+    layer, x = PackedLinear(weight_of("bit", 64, 13), torch.arange(64.0), "a8"), torch.randn(2, 13)
+    before = layer(x)
+    assert layer.bias is not None
+    layer.bias.data = torch.full((64,), 5.0)
+    taken = [torch.full((64,), 1e30) for _ in range(100)]  # of the memory that was freed, if it was
+    assert torch.equal(layer(x), before)
+    del taken
 
 
 # Blocks

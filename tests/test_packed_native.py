@@ -366,7 +366,8 @@ def traffic(code: Code, loop: Code) -> list[str]:
 HOT: dict[str, tuple[int, dict[str, int]]] = {
     "many rows, bits and bytes": (2, {"vpdpbusd": 24}),
     "many rows, signs": (1, {"vpopcntd": 16}),
-    "a single row": (1, {"vpdpbusd": 32, "vpand": 32}),
+    "a single row, one plane and two": (2, {"vpdpbusd": 32, "vpand": 32}),
+    "a single row, signs": (1, {"vpopcntd": 8}),
     "many rows, AVX2": (1, {"vpmaddubsw": 8}),
 }
 

@@ -677,7 +677,7 @@ def refused(backend: str, message: str, compute: Callable[[], object]) -> None:
 
 def test_inputs_of_another_size_are_refused(backend: str) -> None:
     matrix, x = random_matrix(5, 17).packed(), torch.zeros(2, 18)
-    message = "inputs of 18 numbers where the matrix takes 17"
+    message = r"inputs of shape \(2, 18\) where the matrix takes 17 numbers"
     refused(backend, message, lambda: linears(x, matrix, "a8"))
     refused(backend, message, lambda: linear_norm(x, matrix, torch.zeros(2, 5), *norm_of(5), "a8"))
     refused(backend, message, lambda: ffnn(x, matrix, random_matrix(17, 5).packed(), *norm_of(17), "a8"))
@@ -690,6 +690,31 @@ def test_inputs_that_are_not_floating_point_are_refused(backend: str, dtype: tor
     refused(backend, message, lambda: linears(x, matrix, "a8"))
     refused(backend, message, lambda: linear_norm(x, matrix, torch.zeros(2, 5), *norm_of(5), "a8"))
     refused(backend, message, lambda: ffnn(x, matrix, random_matrix(17, 5).packed(), *norm_of(17), "a8"))
+
+
+def test_a_single_number_is_refused(backend: str) -> None:
+    refused(
+        backend,
+        r"inputs of shape \(\) where the matrix takes 17",
+        lambda: linears(torch.tensor(1.0), random_matrix(5, 17).packed(), "a8"),
+    )
+
+
+def test_what_is_on_another_device_is_refused(backend: str) -> None:
+    def moved(part: Part) -> Part:
+        return tuple(None if t is None else t.to("meta") for t in part)  # type: ignore[return-value]
+
+    x, here = torch.zeros(2, 17), random_matrix(5, 17)
+    away, gain = Packed([moved(here.part())], 17), norm_of(5)
+    refused(backend, "inputs on cpu where the matrix is elsewhere", lambda: linears(x, away, "a8"))
+    refused(backend, "inputs on meta", lambda: linears(x.to("meta"), here.packed(), "a8"))
+    refused(backend, "several devices: cpu, meta", lambda: Packed([here.part(), moved(here.part())], 17))
+    message = "a residual of .* on meta"
+    refused(backend, message, lambda: linear_norm(x, here.packed(), torch.zeros(2, 5, device="meta"), *gain, "a8"))
+    there = (gain[0].to("meta"), *gain[1:])
+    refused(backend, "on meta where float32", lambda: linear_norm(x, here.packed(), torch.zeros(2, 5), *there, "a8"))
+    back = Packed([moved(random_matrix(17, 5).part())], 5)
+    refused(backend, "on different devices", lambda: ffnn(x, here.packed(), back, *norm_of(17), "a8"))
 
 
 def test_activations_that_do_not_exist_are_refused(backend: str) -> None:

@@ -19,6 +19,7 @@ from bitmaps.errors import InputError
 from bitmaps.report.table import (
     COLUMNS,
     collect,
+    columns,
     draw,
     labels,
     markdown,
@@ -378,8 +379,67 @@ def test_seeds_are_one_bar_with_their_spread(tmp_path: Path, monkeypatch: pytest
     assert sorted(x for x, _ in spread) == pytest.approx([0.15 - 0.05 * 2**0.5, 0.15 + 0.05 * 2**0.5])
 
 
+def test_what_was_scored_on_other_text_is_not_drawn_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: figures.append(self))
+    draw([scored("layers"), scored("ffnn"), scored("all", data="ptb", mrr=0.9)], tmp_path)
+    (axis,) = (axis for axis in figures[0].axes if axis.get_title() == "MRR")
+    assert [bar.get_width() for bar in axis.patches if isinstance(bar, Rectangle)] == pytest.approx([0.0543, 0.0543])
+
+
+SETTINGS = {"optimizer.lr": 1e-4, "recipe.gradient": "identity", "data.length": 64}
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("optimizer.lr", 0.3), ("recipe.gradient", "clipped"), ("data.length", 32)]
+)
+def test_rows_that_differ_in_a_setting_stay_apart_and_say_in_which(tmp_path: Path, name: str, other: Any) -> None:
+    rows = [
+        row("ffnn", "01", "trained", settings=settings, seed=seed, accuracy=0.1 * seed)
+        for seed, settings in (
+            (1, SETTINGS),
+            (2, SETTINGS),
+            (3, SETTINGS | {name: other}),
+            (4, SETTINGS | {name: other}),
+        )
+    ]
+    first, second = pooled(collect([finished(tmp_path / str(n), one) for n, one in enumerate(rows)]))
+    assert [(first["seed"], first["accuracy"]), (second["seed"], second["accuracy"])] == [
+        ("1, 2", pytest.approx(0.15)),
+        ("3, 4", pytest.approx(0.35)),
+    ]
+    assert [heading for heading in columns([first, second]) if "." in heading] == [name]
+    assert [label.split(", ")[-1] for label in labels([first, second])] == [
+        f"{name} {SETTINGS[name]}",
+        f"{name} {other}",
+    ]
+
+
+def test_models_of_different_kinds_of_rows_are_told_apart() -> None:
+    rows = [scored("none", "unbinarized", model="minilm"), scored("layers", "naive", model="bert_base")]
+    assert "model" in columns(rows)
+
+
+@pytest.mark.parametrize("name", ["device", "threads", "inference_batch", "inference_length", "dtype"])
+def test_times_of_other_conditions_are_not_averaged(name: str) -> None:
+    rows = [scored("ffnn", seed=seed, inference_ms=10.0 * seed, **{name: seed}) for seed in (1, 2)]
+    assert [found["inference_ms"] for found in pooled(rows)] == [10.0, 20.0]
+    assert name in columns(pooled(rows))
+    (one,) = pooled([found | {"inference_ms": None} for found in rows])  # where nothing was timed they do not matter
+    assert one["seed"] == "1, 2"
+
+
+def test_a_report_in_a_folder_of_runs_is_no_run(tmp_path: Path) -> None:
+    run = finished(tmp_path / "0", row("ffnn", "01"))
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "results.html").touch()
+    (tmp_path / "empty").mkdir()  # a job that never began
+    assert run_folders(tmp_path) == [run, tmp_path / "empty"]
+
+
 def test_nothing_is_drawn_when_every_run_failed(tmp_path: Path) -> None:
-    write([{"status": "failed", "error": "x"}], tmp_path)
+    (tmp_path / "results.png").touch()  # of rows that are no more
+    assert write([{"status": "failed", "error": "x"}], tmp_path) == ["results.csv", "results.md"]
     assert not (tmp_path / "results.png").exists()
     assert "failed: x" in (tmp_path / "results.md").read_text()
 

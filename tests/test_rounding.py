@@ -13,7 +13,19 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 from torch import nn
 
-from bitmaps.binary.rounding import BITS, Rounding, RoundInputs, RoundThrough, Stored, one_bit_inputs, rounded, signs
+from bitmaps.bert import BertConfig
+from bitmaps.binary.rounding import (
+    BITS,
+    Rounding,
+    RoundInputs,
+    RoundThrough,
+    Stored,
+    one_bit_inputs,
+    rounded,
+    signed_inputs,
+    signs,
+)
+from bitmaps.errors import InputError
 
 INTEGERS: tuple[Stored, ...] = ("int8", "int4")
 LEVELS = {"int8": 127, "int4": 7}
@@ -216,3 +228,14 @@ def test_the_hooks_of_one_bit_are_found() -> None:
     for layer, hook in zip(model, hooks, strict=True):
         layer.register_forward_pre_hook(hook)
     assert one_bit_inputs(model) == hooks[1:]
+
+
+def test_what_signs_are_taken_of_is_read_from_the_config() -> None:
+    assert signed_inputs(BertConfig()) == signed_inputs(BertConfig(bitmaps={"one_bit_inputs": None})) == []
+    assert signed_inputs(BertConfig(bitmaps={"one_bit_inputs": "query+expand"})) == ["query", "expand"]
+
+
+@pytest.mark.parametrize("wrong", ["nonsense", "query+", 3, ["query"]])
+def test_what_is_no_linear_layer_is_refused(wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"one_bit_inputs .* valid are query, key, value, output, expand, contract"):
+        signed_inputs(BertConfig(bitmaps={"one_bit_inputs": wrong}))

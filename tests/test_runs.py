@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 from bitmaps.errors import InputError
 from bitmaps.runs import (
+    IN_AN_ANALYSIS,
     Row,
     RunFolder,
     commit,
@@ -25,9 +28,10 @@ from bitmaps.runs import (
 )
 
 FACTS: Row = {"model": "minilm", "components": "ffnn", "seed": 0}
-ROWS: list[Row] = [{**FACTS, "row": "unbinarized", "accuracy": 0.5}, {**FACTS, "row": "naive", "accuracy": 0.25}]
+SCORED: Row = {"cross_entropy": 4.5, "accuracy": 0.5, "mrr": 0.25, "memory_mib": 1.5}
+ROWS: list[Row] = [{**FACTS, **SCORED, "row": "unbinarized"}, {**FACTS, **SCORED, "row": "naive", "accuracy": 0.25}]
 SENTENCES = {"unbinarized": torch.rand(3, 4, dtype=torch.float64), "naive": torch.zeros(3, 4, dtype=torch.float64)}
-ANALYSES = {"naive": {"verdict": "collapsed"}}
+ANALYSES: dict[str, Any] = {"naive": dict.fromkeys(IN_AN_ANALYSIS) | {"verdict": "collapsed"}}
 
 
 def claimed(path: Path) -> RunFolder:
@@ -71,11 +75,36 @@ def test_an_analysis_that_cannot_be_read_is_named(tmp_path: Path, content: str |
         read_analyses(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "[1]", '"rows"', "null"])
+@pytest.mark.parametrize("content", ["{}", "[]", '"rows"', "null"])
 def test_rows_that_are_none_are_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "rows.json").write_text(content)
     with pytest.raises(InputError, match=r"rows\.json is no list of rows"):
         read_rows(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["row", "cross_entropy", "accuracy", "mrr", "memory_mib"])
+def test_what_a_row_lacks_is_named(tmp_path: Path, name: str) -> None:
+    write_json(tmp_path / "rows.json", [ROWS[0], {k: v for k, v in ROWS[1].items() if k != name}])
+    with pytest.raises(InputError, match=rf"rows\.json is damaged or of another version: there is no {name}$"):
+        read_rows(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "read"),
+    [
+        ("metrics.json", {"format": 1}, read_metrics),
+        ("rows.json", [1], read_rows),
+        ("analysis.json", [], read_analyses),
+        ("analysis.json", {"naive": 1}, read_analyses),
+        ("analysis.json", {"naive": {"verdict": "collapsed"}}, read_analyses),
+    ],
+)
+def test_what_is_of_another_version_is_named(
+    tmp_path: Path, file: str, content: Any, read: Callable[[Path], Any]
+) -> None:
+    write_json(tmp_path / file, content)
+    with pytest.raises(InputError, match=f"{file} is damaged or of another version"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(

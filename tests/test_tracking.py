@@ -180,3 +180,8 @@ def test_runs_that_differ_in_their_seed_share_a_label(name: str, value: Any) -> 
 @pytest.mark.parametrize("name", ["model", "data", "split", "steps", "recipe", "values", "row", "limit", "mask_seed"])
 def test_runs_that_differ_in_anything_else_do_not(name: str) -> None:
     assert label(TRAINED | {name: "another"}) != label(TRAINED)
+
+
+def test_runs_that_differ_in_a_setting_do_not_either() -> None:
+    labels = {label(TRAINED | {"settings": {"optimizer.lr": rate}}) for rate in (1e-4, 3e-1)}
+    assert len(labels) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ class BertConfig:
     binarized, and how, in a model that this project wrote; ``None`` in any other.
 
     Raises:
-        InputError: for a width that the heads do not divide, a size below one, or an unknown activation function.
+        InputError: for a width that the heads do not divide, a size below one, an unknown activation function, or what is no
+            number where one belongs.
     """
 
     vocab_size: int = 30522
@@ -47,14 +49,19 @@ class BertConfig:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not isinstance(p := getattr(self, name), int | float) or not 0 <= p <= 1:
                 raise InputError(f"{name} must lie in 0..1, not {p!r}")
+        for name in ("layer_norm_eps", "initializer_range"):
+            if not isinstance(x := getattr(self, name), int | float) or not 0 < x < math.inf:
+                raise InputError(f"{name} must be a number above 0, not {x!r}")
         if self.pad_token_id is not None and self.pad_token_id not in range(self.vocab_size):
             raise InputError(f"pad_token_id must lie in 0..{self.vocab_size - 1} or be null, not {self.pad_token_id!r}")
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
-        if self.hidden_act not in ACT2FN:
+        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACT2FN:
             raise InputError(f"unknown hidden_act {self.hidden_act!r}; valid are {', '.join(sorted(ACT2FN))}")
+        if not isinstance(self.bitmaps, dict | None):
+            raise InputError(f"bitmaps must be an object or null, not {self.bitmaps!r}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BertConfig:

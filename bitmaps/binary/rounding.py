@@ -7,6 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from bitmaps.bert.config import BertConfig
+from bitmaps.config import Linear
+from bitmaps.errors import InputError
+
 Stored = Literal["fp16", "int8", "int4"]
 BITS = {"fp16": 16, "int8": 8, "int4": 4}
 
@@ -85,3 +89,16 @@ def one_bit_inputs(model: nn.Module) -> list[RoundInputs]:
     """Those hooks of a model that leave one bit."""
     hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
     return [hook for hook in hooks if isinstance(hook, RoundInputs) and hook.to == "bit"]
+
+
+def signed_inputs(config: BertConfig) -> list[str]:
+    """The linear layers of whose inputs a model that was trained so takes the signs, as its ``config.json`` says.
+
+    Raises:
+        InputError: when that names anything else.
+    """
+    given = (config.bitmaps or {}).get("one_bit_inputs") or ""
+    names = str(given).split("+")
+    if given and (unknown := [name for name in names if name not in Linear.__members__]):
+        raise InputError(f"one_bit_inputs {unknown[0]!r} is unknown; valid are {', '.join(Linear.__members__)}")
+    return names if given else []

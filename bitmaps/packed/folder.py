@@ -18,7 +18,7 @@ from transformers import BertConfig as TransformersConfig
 
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.bert.checkpoint import hugging_face_name
-from bitmaps.binary.rounding import BITS, Stored
+from bitmaps.binary.rounding import BITS, Stored, signed_inputs
 from bitmaps.errors import InputError
 from bitmaps.packed.layers import PackedAttention, PackedEmbedding, PackedFeedForward, PackedLinear
 from bitmaps.packed.native import Act
@@ -192,7 +192,8 @@ def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Packe
             raise InputError(
                 f"{name + suffix} is {tensor.dtype} of shape {tuple(tensor.shape)}, but the model asks for {dtype} of {wanted}"
             )
-        if dtype.is_floating_point and not tensor.isfinite().all():
+        # not `isfinite` of all, which would take more memory than the file
+        if dtype.is_floating_point and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
             raise InputError(f"{name + suffix} holds a number that is not finite")
         return tensor
 
@@ -230,8 +231,7 @@ def load(folder: Path, act: Act) -> Bert:
     Raises:
         InputError: when the folder is damaged or does not fit its ``config.json``, before anything computes with it.
     """
-    path = folder / FILE
-    config = BertConfig.from_file(folder / "config.json")
+    path, config = folder / FILE, BertConfig.from_file(folder / "config.json")
     tensors, shapes = read(path)
     parts: dict[str, PackedWeight | Tensor] = {}
     try:
@@ -259,8 +259,7 @@ def on_meta(config: BertConfig) -> Bert:
 
 def assemble(config: BertConfig, parts: Mapping[str, PackedWeight | Tensor], act: Act) -> Bert:
     """A model of these parameters (``pack_model``), in evaluation mode."""
-    model, trained = on_meta(config), config.bitmaps or {}
-    signed = (trained.get("one_bit_inputs") or "").split("+")
+    model, signed = on_meta(config), signed_inputs(config)
     for name, part in parts.items():
         place(model, name, part, "a1" if name.split(".")[-2] in signed else act)
     return model.requires_grad_(False).eval()

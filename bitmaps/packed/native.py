@@ -143,7 +143,7 @@ class Packed:
         k: inputs.
 
     Raises:
-        ValueError: for tensors that do not fit each other, or more inputs than 32 bits can add up.
+        ValueError: for tensors that do not fit each other or are on several devices, or more inputs than 32 bits can add up.
     """
 
     def __init__(self, parts: Sequence[Part], k: int) -> None:
@@ -163,10 +163,17 @@ class Packed:
             if low is not None and not bits:
                 raise ValueError("int8 weights have no low value")
         self.given, self.flat = list(parts), tuple(chain.from_iterable(parts))
+        devices = {tensor.device for tensor in self.flat if tensor is not None}
+        if len(devices) != 1:
+            raise ValueError(f"matrices on several devices: {', '.join(sorted(map(str, devices)))}")
+        self.is_cpu = devices.pop().type == "cpu"
         self.k, self.sizes = k, [len(weight) for weight, *_ in parts]
         kinds = [int(weight.dtype == torch.int8) for weight, *_ in parts]
         self.acts: tuple[Act, ...] = ("a8",) if any(kinds) else ACTS
-        self.tensors = [cast(Part, tuple(None if t is None else t.contiguous() for t in part)) for part in parts]
+        # tensors of its own, so that what is pointed to stays there if a tensor is given other ``data``
+        self.tensors = [
+            cast(Part, tuple(None if t is None else t.detach().contiguous() for t in part)) for part in parts
+        ]
         pointers = [[None if t is None else t.data_ptr() for t in part] for part in self.tensors]
         self.array = (Matrix * len(parts))(
             *(Matrix(*pointer, n, k, kind) for pointer, n, kind in zip(pointers, self.sizes, kinds, strict=True))

@@ -64,16 +64,17 @@ def whole_numbers(x: Tensor, act: Act) -> tuple[list[Tensor], Tensor]:
 
 
 def reference_linear(x: Tensor, part: Part, act: Act) -> Tensor:
-    """One matrix, without the kernels: (..., k) -> (..., n)."""
+    """One matrix, without the kernels: (..., k) -> (..., n). In fp32 under ``torch.autocast`` too, as with them."""
     weight, high, low, bias, column = part
     k, is_bits = x.shape[-1], weight.dtype == torch.uint8
     planes, scale = whole_numbers(x if column is None else x * column, act)
     whole = planes[0] if len(planes) == 1 else 256 * planes[0] + planes[1]
     dots = []
-    for rows in weight.split(BLOCK):
-        units = (unpack(rows, k) if is_bits else rows).to(x.dtype)
-        dot = planes[0] @ units.mT
-        dots.append(dot if len(planes) == 1 else 256 * dot + planes[1] @ units.mT)
+    with torch.autocast(x.device.type, enabled=False):
+        for rows in weight.split(BLOCK):
+            units = (unpack(rows, k) if is_bits else rows).to(x.dtype)
+            dot = planes[0] @ units.mT
+            dots.append(dot if len(planes) == 1 else 256 * dot + planes[1] @ units.mT)
     dot, total = torch.cat(dots, -1), whole.sum(-1, keepdim=True)
     products = high * (2 * dot - total if is_bits else dot) if low is None else (high - low) * dot + low * total
     y = scale * products
@@ -85,25 +86,31 @@ def native_input(x: Tensor) -> Tensor:
     return x if x.dtype is torch.float32 and x.is_contiguous() else x.to(torch.float32).contiguous()
 
 
-def norm_input(tensor: Tensor, size: int) -> Tensor:
+def norm_input(tensor: Tensor, size: int, x: Tensor) -> Tensor:
     """Gain or shift of a LayerNorm as the kernels take it.
 
     Raises:
-        ValueError: when it is not (size) of float32."""
-    if tensor.shape != (size,) or tensor.dtype != torch.float32:
-        raise ValueError(f"{tensor.dtype} of shape {tuple(tensor.shape)} where float32 of ({size},) belongs")
+        ValueError: when it is not (size) of float32, or not where x is."""
+    if tensor.shape != (size,) or tensor.dtype != torch.float32 or tensor.device != x.device:
+        raise ValueError(
+            f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device} where float32 of ({size},) on {x.device} belongs"
+        )
     return tensor.contiguous()
 
 
-def uses_kernels(x: Tensor) -> native.Kernels | None:
-    return native.kernels() if x.is_cpu else None
+def kernels_for(packed: Packed) -> native.Kernels | None:
+    # torch.jit.trace cannot see what a kernel writes: it records the reference
+    return native.kernels() if packed.is_cpu and torch._C._get_tracing_state() is None else None
 
 
 def check(x: Tensor, packed: Packed, act: str) -> None:
     """Raises:
-    ValueError: for inputs of another size, or an ``act`` that does not exist or not for int8 weights."""
-    if x.shape[-1] != packed.k:
-        raise ValueError(f"inputs of {x.shape[-1]} numbers where the matrix takes {packed.k}")
+    ValueError: for inputs of another size or on another device, or an ``act`` that does not exist or not for int8 weights."""
+    shape = x.shape
+    if not shape or shape[-1] != packed.k:
+        raise ValueError(f"inputs of shape {tuple(shape)} where the matrix takes {packed.k} numbers")
+    if x.is_cpu != packed.is_cpu:
+        raise ValueError(f"inputs on {x.device} where the matrix is elsewhere")
     if not x.is_floating_point():
         raise ValueError(f"inputs of {x.dtype}; valid are floating point numbers")
     check_act(packed, act)
@@ -117,7 +124,7 @@ def check_act(packed: Packed, act: str) -> None:
 def linear(x: Tensor, packed: Packed, act: Act) -> Tensor:
     """The product of x (..., k) with one matrix: (..., n), in x's dtype."""
     check(x, packed, act)
-    if (found := uses_kernels(x)) is None:
+    if (found := kernels_for(packed)) is None:
         y = reference_linear(x.float(), packed.tensors[0], act)
     else:
         y = native.run_linear(found, packed, native_input(x), act)
@@ -127,7 +134,7 @@ def linear(x: Tensor, packed: Packed, act: Act) -> Tensor:
 def linears(x: Tensor, packed: Packed, act: Act) -> list[Tensor]:
     """The products of x (..., k) with matrices that all read it: (..., n_i), in x's dtype."""
     check(x, packed, act)
-    if (found := uses_kernels(x)) is None:
+    if (found := kernels_for(packed)) is None:
         outputs = [reference_linear(x.float(), part, act) for part in packed.tensors]
     else:
         outputs = native.run_linears(found, packed, native_input(x), act)
@@ -139,12 +146,13 @@ def linear_norm(
 ) -> Tensor:
     """``LayerNorm(residual + x W^T + b)``."""
     check(x, packed, act)
-    if len(packed.sizes) != 1 or residual.shape != (*x.shape[:-1], packed.sizes[0]):
+    if len(packed.sizes) != 1 or residual.shape != (*x.shape[:-1], packed.sizes[0]) or residual.device != x.device:
         raise ValueError(
-            f"a residual of {tuple(residual.shape)} to products of {tuple(x.shape)} with matrices of {packed.sizes}"
+            f"a residual of {tuple(residual.shape)} on {residual.device} to products of {tuple(x.shape)} on {x.device} "
+            f"with matrices of {packed.sizes}"
         )
-    gain, shift = norm_input(gain, packed.sizes[0]), norm_input(shift, packed.sizes[0])
-    if (found := uses_kernels(x)) is None:
+    gain, shift = norm_input(gain, packed.sizes[0], x), norm_input(shift, packed.sizes[0], x)
+    if (found := kernels_for(packed)) is None:
         y = reference_linear(x.float(), packed.tensors[0], act)
         return F.layer_norm(residual.float() + y, gain.shape, gain, shift, epsilon).to(x.dtype)
     return native.run_linear_norm(found, packed, native_input(x), native_input(residual), gain, shift, epsilon, act).to(
@@ -157,9 +165,11 @@ def ffnn(x: Tensor, expand: Packed, contract: Packed, gain: Tensor, shift: Tenso
     check(x, expand, act)
     if expand.sizes != [contract.k] or contract.sizes != [expand.k]:
         raise ValueError(f"a block of {expand.k} to {expand.sizes} and {contract.k} to {contract.sizes} numbers")
+    if contract.is_cpu != expand.is_cpu:
+        raise ValueError("the two matrices of a block are on different devices")
     check_act(contract, act)
-    gain, shift = norm_input(gain, expand.k), norm_input(shift, expand.k)
-    if (found := uses_kernels(x)) is None:
+    gain, shift = norm_input(gain, expand.k, x), norm_input(shift, expand.k, x)
+    if (found := kernels_for(expand)) is None:
         inner = F.gelu(reference_linear(x.float(), expand.tensors[0], act))
         y = x.float() + reference_linear(inner, contract.tensors[0], act)
         return F.layer_norm(y, gain.shape, gain, shift, epsilon).to(x.dtype)

@@ -144,17 +144,21 @@ class PackedWeight(nn.Module):
 
     def dense(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """The matrix, or some of its rows, in fp32: (..., columns)."""
-        data = self.data[rows]
+
+        def pick(table: Tensor) -> Tensor:  # `embedding` refuses a row that is not there, and -1
+            return table[rows] if isinstance(rows, slice) else F.embedding(rows, table)
+
+        data = pick(self.data)
         if self.kind == "fp16":
             return data.float()
         assert self.high is not None
-        high = self.high[rows][..., None]
+        high = pick(self.high[:, None])
         if self.kind == "int8":
             return high * data
         if self.kind == "int4":
             nibbles = torch.stack([data & 15, data >> 4], -1).flatten(-2)[..., : self.columns]
             return high * (nibbles.to(torch.int8) - 8)
-        low = -high if self.low is None else self.low[rows][..., None]
+        low = -high if self.low is None else pick(self.low[:, None])
         weight = torch.where(unpack(data, self.columns).bool(), high, low)
         return weight if self.column is None else weight * self.column
 

@@ -37,12 +37,12 @@ def main() -> None:
         rows = table.collect(folders)
         output = arguments.output or arguments.folders[0]
         output.mkdir(parents=True, exist_ok=True)
-        table.write(rows, output)
+        written = table.write(rows, output)
         write_page(rows, output / "results.html")
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
     table.print_table(rows)
-    print(f"{output}: results.html, results.csv, results.md, results.png")
+    print(f"{output}: results.html, {', '.join(written)}")
 
 
 if __name__ == "__main__":

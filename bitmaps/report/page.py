@@ -112,7 +112,8 @@ def analysis_of(row: Row) -> tuple[dict[str, Any] | None, str]:
 def circumstances_of(rows: list[Row]) -> list[dict[str, Any]]:
     """What made the rows: for each commit, versions and machine, the ``runs``, each with its folder, command and status."""
     found: dict[str, dict[str, Any]] = {}
-    for run in {row["run"]: row for row in rows}.values():
+    everything = [one for row in rows for one in (row, *row.get("also", ()))]
+    for run in {row["run"]: row for row in everything}.values():
         facts = {name: run.get(name) for name in ("commit", "versions", "device", "threads")}
         found.setdefault(json.dumps(facts, sort_keys=True), facts | {"runs": []})["runs"].append(
             {name: run.get(name) for name in ("run", "command", "status")}
@@ -245,7 +246,7 @@ def confidences(line: dict[str, Any]) -> alt.Chart:
     ]
     form = ".2f"
     return (
-        alt.Chart(alt.Data(values=points), title=alt.TitleParams(line["label"], limit=230, fontSize=11))
+        alt.Chart(alt.Data(values=points), title=alt.TitleParams(line["example"], limit=230, fontSize=11))
         .mark_rect()
         .encode(
             x=alt.X("from:Q", title="confidence").scale(domain=[0, 1]).axis(values=[0, 0.5, 1]),
@@ -254,7 +255,7 @@ def confidences(line: dict[str, Any]) -> alt.Chart:
             y2=alt.datum(0),
             tooltip=[alt.Tooltip("from:Q", format=form), alt.Tooltip("to:Q", format=form), alt.Tooltip("share:Q", format=".1%")],
         )
-        .properties(width="container", height=90, description=f"{line['label']}: mean confidence {found['mean']:.3f}")
+        .properties(width="container", height=90, description=f"{line['example']}: mean confidence {found['mean']:.3f}")
     )  # fmt: skip
 
 

@@ -31,11 +31,11 @@ COLUMNS = {  # field -> heading and format
 MEASURES = [name for name, (_, form) in COLUMNS.items() if form]  # the five of the comparison
 VALUE_SETS = {"01": "{0,1}", "pm1": "{-1,1}", None: ""}
 ROWS = ("unbinarized", "naive", "calibrated", "trained", "packed")
-# columns of their own where rows of one kind differ in them
-VARYING = (
-    "model", "weights", "data", "split", "limit", "scope", "recipe", "loss", "embeddings", "activations", "one_bit_inputs",
-    "calibrated_on", "steps", "seed", "mask_seed", "mask_sets", "dtype",
-)  # fmt: skip
+# columns of their own where rows differ in them
+TIMED = ("dtype", "device", "threads", "inference_batch", "inference_length")
+WHERE = ("model", "weights", "data", "split", "limit", "mask_seed", "mask_sets", *TIMED)
+# the same where rows of one kind do: an untrained row has no recipe
+HOW = ("scope", "recipe", "loss", "embeddings", "activations", "one_bit_inputs", "calibrated_on", "steps")
 # what differs between two measurements of one row
 MEASURED = ("run", "command", "commit", "versions", "inference_ms", "inference_masked_ms", "inference_repeats")
 # two rows that differ here were scored on other text, and are not comparable
@@ -69,31 +69,49 @@ def run_folders(folder: Path) -> list[Path]:
     found = sorted(
         (f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")), key=lambda f: (len(f.name), f.name)
     )
-    if not any((f / name).is_file() for f in found for name in ("metrics.json", "config.yaml")):
+    runs = {f for f in found if any((f / name).is_file() for name in ("metrics.json", "config.yaml"))}
+    found = [f for f in found if f in runs or not (f / "results.html").is_file()]  # a report is none
+    if not runs:
         raise InputError(f"{folder} holds no results: neither it nor a folder in it is a run")
     return found
 
 
 def rows_of(folder: Path) -> list[Row]:
-    """The rows of a run folder; one that failed, is not finished or cannot be read is a row that says so."""
+    """The rows of a run folder, with their ``settings`` as fields too; one that failed, is not finished or cannot be read is a
+    row that says so."""
+    rows: list[Row]
     try:
         metrics = read_metrics(folder)
         rows = [{"status": "ok"} | row for row in read_rows(folder)] if metrics["status"] == "ok" else [metrics]
     except InputError as error:
         rows = [{"status": "failed", "error": str(error)}]
-    return [row | {"run": str(folder)} for row in rows]
+    return [row | row.get("settings", {}) | {"run": str(folder)} for row in rows]
 
 
 def collect(folders: list[Path]) -> list[Row]:
-    """The rows of these runs in order, each with the ``run`` that it is of. What several runs came to alike stands there once:
-    the unbinarized and the naive model beside their own row, whatever their seed, and what was run twice."""
+    """The rows of these runs in order, each with the ``run`` that it is of. What several runs came to alike stands there once,
+    the others ``also``: the unbinarized and the naive model beside their own row, whatever their seed, and what was run twice."""
     unique: dict[str, Row] = {}
     for folder in folders:
         for row in rows_of(folder):
             passed_over = MEASURED if row.get("row") not in ("unbinarized", "naive") else (*MEASURED, "seed")
             same = {name: value for name, value in row.items() if name not in passed_over}
-            unique.setdefault(json.dumps(same, sort_keys=True) if row["status"] == "ok" else str(folder), row)
+            kept = unique.setdefault(json.dumps(same, sort_keys=True) if row["status"] == "ok" else str(folder), row)
+            if kept is not row:
+                kept.setdefault("also", []).append(row)
     return sorted(unique.values(), key=order)
+
+
+def told_by(row: Row) -> Row:
+    """What tells a row from all others, those of other seeds aside. How it was timed does if it was."""
+    names = dict.fromkeys(("row", "components", "values", "scale", *HOW, *WHERE, *TEXT))
+    passed_over = () if row.get("inference_ms") is not None else TIMED
+    return {name: row.get(name) for name in names if name not in passed_over} | (row.get("settings") or {})
+
+
+def settings_of(rows: list[Row]) -> list[str]:
+    """What was set by its key in any of these."""
+    return list(dict.fromkeys(name for row in rows for name in row.get("settings") or ()))
 
 
 def pooled(rows: list[Row]) -> list[Row]:
@@ -101,9 +119,7 @@ def pooled(rows: list[Row]) -> list[Row]:
     (n - 1) as ``deviation``, and the rows themselves as ``seeds``."""
     groups: dict[str, list[Row]] = {}
     for number, row in enumerate(rows):
-        facts: Row = {
-            name: row.get(name) for name in ("row", "components", "values", "scale", *VARYING, *TEXT) if name != "seed"
-        }
+        facts = told_by(row)
         if row["status"] != "ok":
             facts["alone"] = number
         # one that was run again with a seed that is there, and came to something else, is another row
@@ -164,16 +180,21 @@ def in_words(text: Row) -> str:
 def columns(rows: list[Row]) -> dict[str, tuple[str, str]]:
     """Field -> heading and format: what tells the rows apart, then those of the blog post, without a measure that no row has."""
     kinds = {row.get("row") for row in rows}
+    timed = [row for row in rows if row.get("inference_ms") is not None]
 
     def told_by_components(row: Row) -> bool:
         """Whether the word table is stored as the components say."""
         words = "bit" if row.get("components") == "all" or "embeddings" in str(row.get("components")) else "fp32"
         return row.get("embeddings") in (words, None)
 
-    varying = [
+    def differ(name: str, rows: list[Row]) -> bool:
+        return len({json.dumps(row.get(name)) for row in rows} - {"null"}) > 1
+
+    varying = [name for name in WHERE if differ(name, timed if name in TIMED else rows)]
+    varying += [
         name
-        for name in VARYING
-        if any(len({row.get(name) for row in rows if row.get("row") == kind} - {None}) > 1 for kind in kinds)
+        for name in (*HOW, *settings_of(rows), "seed")
+        if any(differ(name, [row for row in rows if row.get("row") == kind]) for kind in kinds)
         and not (name == "embeddings" and all(map(told_by_components, rows)))
     ]
     if any("deviation" in row for row in rows) and "seed" not in varying:
@@ -213,10 +234,10 @@ def labels(rows: list[Row]) -> list[str]:
         texts = [row.get("components"), VALUE_SETS.get(row.get("values"), row.get("values")), kind]
         other_text = row["status"] == "ok" and text_of(row) != usual
         found.append(" ".join(filter(None, texts)) + (", other text" if other_text else ""))
-    for name in ("scale", *VARYING, "run"):
-        values: dict[str, set[Any]] = defaultdict(set)
+    for name in ("scale", *WHERE, *HOW, *settings_of(rows), "seed", "run"):
+        values: dict[str, set[str]] = defaultdict(set)
         for label, row in zip(found, rows, strict=True):
-            values[label].add(row.get(name))
+            values[label].add(json.dumps(row.get(name)))
         found = [
             f"{label}, {name.replace('_', ' ')} {row[name]}"
             if len(values[label]) > 1 and row.get(name) is not None
@@ -307,7 +328,7 @@ def markdown(rows: list[Row]) -> str:
 def write_csv(rows: list[Row], path: Path) -> None:
     """Every plain field of every row, at full precision."""
     names = list(COLUMNS) + sorted(
-        {n for row in rows for n, v in row.items() if not isinstance(v, dict)} - set(COLUMNS)
+        {n for row in rows for n, v in row.items() if not isinstance(v, dict | list)} - set(COLUMNS)
     )
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
@@ -316,12 +337,13 @@ def write_csv(rows: list[Row], path: Path) -> None:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """One bar chart a measure, one bar a row."""
+    """One bar chart a measure, one bar a row of those that can be compared; no file if there is nothing to draw."""
     from matplotlib.figure import Figure  # takes a second, so only when there is something to draw
 
-    rows = pooled([row for row in rows if row["status"] == "ok"])
+    rows = pooled([row for row in rows if row["status"] == "ok" and text_of(row) == usual_text(rows)])
     measures = [name for name in MEASURES if any(row.get(name) is not None for row in rows)]
     if not measures:
+        path.unlink(missing_ok=True)  # of other rows
         return
     figure = Figure(figsize=(3.2 * len(measures) + 3, 0.35 * len(rows) + 1.5), layout="constrained")
     axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
@@ -338,8 +360,9 @@ def draw(rows: list[Row], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def write(rows: list[Row], folder: Path) -> None:
-    """``results.csv``, ``results.md`` and ``results.png`` of a sweep."""
+def write(rows: list[Row], folder: Path) -> list[str]:
+    """``results.csv``, ``results.md`` and ``results.png`` of a sweep; gives the names of those that are there."""
     write_csv(rows, folder / "results.csv")
     (folder / "results.md").write_text(markdown(rows), encoding="utf-8")
     draw(rows, folder / "results.png")
+    return [name for name in ("results.csv", "results.md", "results.png") if (folder / name).is_file()]
