@@ -55,7 +55,7 @@ AFTER_TRAINING = ("embeddings=fp16", "embeddings=int8", "embeddings=int4", "acti
 # what of a run's row does not belong to the line
 OF_A_RUN = (
     "format", "status", "error", "command", "seed", "known", *SCORES, "perplexity", "inference_ms", "inference_masked_ms",
-    "inference_repeats",
+    "inference_repeats", "inference_batch", "inference_length",
 )  # fmt: skip
 
 
