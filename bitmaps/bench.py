@@ -8,8 +8,8 @@ Parts: ``linear``, a one-bit matrix of BERT-base; ``model``, a BERT-base whose l
 int8 (a8) or one bit (a1); ``training``, a step. Machines are noisy, and a time says little on another one. So every round times the
 peer and then each contender, in an order that turns round, and a row is the median of the rounds' ratios ``peer / contender``
 (above 1: faster than the peer) with its quartiles. The row ``A/A`` is the peer against itself: what a ratio of 1 looks like today.
-ONNX Runtime is a peer where it is installed (``pip install -c constraints.txt -e '.[bench]'``). Memory that is freed stays with
-the process (``keep_memory``), with every contender.
+ONNX Runtime is a peer of matrices where it is installed (``pip install -c constraints.txt -e '.[bench]'``). Memory that is freed
+stays with the process (``keep_memory``), with every contender.
 """
 
 from __future__ import annotations
