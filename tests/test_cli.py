@@ -32,6 +32,7 @@ from bitmaps.dashboard import CURVES, MEASURES
 from bitmaps.data.module import masked
 from bitmaps.data.sources import Source
 from bitmaps.packed.__main__ import main as packed_main
+from bitmaps.report.page import read_curves
 from bitmaps.runs import Row
 
 WORDS = "the a cat dog bird sat ran flew on under over mat log sky and then it was very big small red blue".split()  # noqa: SIM905
@@ -1059,6 +1060,8 @@ def test_a_training_is_recorded_with_all_that_the_dashboard_shows(
     before = rows_of("r")["unbinarized"]
     assert found.summary["unbinarized/cross_entropy"] == before["cross_entropy"]
     assert set(CURVES) <= set(found.curves)
+    assert {"val/cross_entropy", "train/loss"} <= set(read_curves({"row": "trained", "run": "r"}))  # for the report
+    assert found.config["optimizer.lr"] == 4e-4
     assert {name: found.config[name] for name in ("row", "components", "values", "steps", "scale")} == {
         name: row[name] for name in ("row", "components", "values", "steps", "scale")
     }
