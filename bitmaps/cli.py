@@ -93,6 +93,7 @@ def run(command: str, cfg: DictConfig) -> None:
     if in_sweep and (folder.holds_run() or (folder.path.parent / "results.csv").exists()):
         raise SystemExit(f"error: {folder.path.parent} already holds a sweep: choose another hydra.sweep.dir")
     try:
+        check_lists(overrides)
         resume = bool(cfg.get("resume"))
         if resume:
             cfg = resumed(cfg, overrides)
@@ -111,7 +112,8 @@ def run(command: str, cfg: DictConfig) -> None:
             )
         if not resume:
             folder.claim(OmegaConf.to_yaml(cfg), facts)
-        twin = twin_of(cfg, folder.path) if in_sweep else None
+        # not of a training, which leaves a model
+        twin = twin_of(cfg, folder.path) if in_sweep and isinstance(config, Evaluate) else None
         with tracking(config.logger, folder.path, facts, group=folder.path.parent.name if in_sweep else None) as track:
             if resume:  # only now: a logger that does not start costs the run that is there nothing
                 folder.claim(OmegaConf.to_yaml(cfg), facts, resume)
@@ -163,7 +165,20 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
                 merged.trainer[device.name] = cfg.trainer[device.name]
         else:
             OmegaConf.update(merged, key, OmegaConf.select(cfg, key), merge=False)
+    steps = read_metrics(path).get("steps") or 0
+    if merged.trainer.max_steps < steps:
+        raise InputError(f"trainer.max_steps={merged.trainer.max_steps} is too small: {path} has {steps} steps already")
     return merged
+
+
+def check_lists(overrides: list[str]) -> None:
+    """Raises:
+    InputError: for several options of a group, of which Hydra would lay one over the other."""
+    for override in overrides:
+        group, _, value = override.partition("=")
+        if value.startswith("[") and group != "experiment" and (conf_dir() / group).is_dir():
+            instead = f"; for several components: 'binarize.components={value}'" if group == "binarize" else ""
+            raise InputError(f"{override} names several options where one is valid{instead}")
 
 
 def keys(overrides: list[str]) -> list[str]:
@@ -208,6 +223,8 @@ def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     saved = cast(DictConfig, OmegaConf.load(path / "config.yaml"))
     names = [*OF_THE_CHECKPOINT, *(name for name in ("data", "seed") if name not in given)]
     merged = OmegaConf.merge(cfg, {name: saved[name] for name in names if name in saved})
+    if "data" in given:  # other text, cut as it was in training
+        OmegaConf.update(merged, "data.length", saved.data.length)
     for key in given:
         if key.startswith("data."):
             OmegaConf.update(merged, key, OmegaConf.select(cfg, key))

@@ -189,7 +189,7 @@ class Common:
             "row": None,
             "model": self.model.name if self.model.name != "hub" else self.model.source,
             "weights": self.model.weights.name,
-            "data": self.data.name if self.data.name != "hub" else self.data.path,
+            "data": {"hub": self.data.path, "text": self.data.dir}.get(self.data.name, self.data.name),
             "split": self.data.split.name,
             "limit": self.limit,
             "components": self.binarize.name if of_group else "+".join(sorted(names)) or "none",
@@ -202,6 +202,7 @@ class Common:
             "activations": self.activations.name,
             "one_bit_inputs": "+".join(self.signed()) or None,
             "steps": None,
+            "best_step": None,
             "seed": self.seed,
             "mask_seed": self.mask_seed,
             "mask_sets": self.mask_sets,
@@ -210,8 +211,9 @@ class Common:
 
     def settings(self) -> dict[str, Any]:
         """What can be set by its key and decides how a model comes out, beside what the other facts say."""
-        parts = {"model": ("adapter", "head"), "data": ("configuration", "column", "length")}
-        return {f"{part}.{name}": plain(getattr(getattr(self, part), name)) for part in parts for name in parts[part]}
+        parts = {"model": ("source", "adapter", "head"), "data": ("configuration", "column", "length")}
+        found = {f"{part}.{name}": plain(getattr(getattr(self, part), name)) for part in parts for name in parts[part]}
+        return found | (flat(self.model.shape.sizes(), "model.shape") if self.model.weights is Weights.random else {})
 
 
 def plain(value: Any) -> Any:
@@ -315,6 +317,8 @@ def check(config: Train | Evaluate) -> None:
         parts |= {"optimizer": config.optimizer, "schedule": config.schedule}
         parts |= {f"callbacks.{name}": callback for name, callback in config.callbacks.items()}
     for name, part in parts.items():
+        if part is None:
+            raise InputError(f"{name}=null is no class; to do without it, ~{name}")
         if "_target_" not in part:
             raise InputError(f"{name} has no _target_, the class that it is")
     data, measure, model, trainer = config.data, config.measure, config.model, config.trainer

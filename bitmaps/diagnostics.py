@@ -69,17 +69,17 @@ class SignWatch(Callback):
     """
 
     def __init__(self, every: int = 20) -> None:
-        if every < 1:
-            raise ValueError(f"every={every} is too small; valid is 1 or more")
+        if not 1 <= every <= 25:  # after many steps signs that flip at random differ no more than after a few
+            raise ValueError(f"every={every} is out of range; valid is 1 to 25")
         self.every = every
         self.first: dict[str, Tensor] = {}
         self.last: dict[str, Tensor] = {}
-        self.last_step = 0
+        self.first_step = self.last_step = 0
         self.rate = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.first = self.bits(pl_module)
-        self.last, self.last_step = self.first, trainer.global_step
+        self.first = self.last = self.bits(pl_module)
+        self.first_step = self.last_step = trainer.global_step  # above 0 if it is resumed
 
     @torch.no_grad()
     def bits(self, pl_module: LightningModule) -> dict[str, Tensor]:
@@ -100,8 +100,12 @@ class SignWatch(Callback):
         self.last, self.last_step = now, trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.last:
-            verdict(share(self.last, self.first), self.rate)
+        if not self.last:
+            return
+        now = self.bits(pl_module)
+        if steps := trainer.global_step - self.last_step:  # it was stopped between two looks
+            self.rate = share(now, self.last) / steps
+        verdict(share(now, self.first), self.rate, self.first_step)
 
 
 def share(now: dict[str, Tensor], before: dict[str, Tensor]) -> float:
@@ -110,9 +114,10 @@ def share(now: dict[str, Tensor], before: dict[str, Tensor]) -> float:
 
 
 @rank_zero_only
-def verdict(flipped: float, rate: float) -> None:
-    """Say how the signs came out: ``flipped`` of them since the start, ``rate`` a step at the end."""
-    if flipped < FROZEN:
+def verdict(flipped: float, rate: float, start: int = 0) -> None:
+    """Say how the signs came out: ``flipped`` of them since step ``start``, ``rate`` a step at the end. A training that was
+    resumed may have had its time before."""
+    if flipped < FROZEN and not start:
         log.warning(
             "the signs are frozen: training flipped %.2g of them. Raise optimizer.lr, or choose another recipe.gradient.",
             flipped,
@@ -122,4 +127,5 @@ def verdict(flipped: float, rate: float) -> None:
             "the signs are random: each step still flips %.2g of them. Lower optimizer.lr, or let it decay.", rate
         )
     else:
-        log.info("training flipped %.2g of all signs; at its end %.2g a step", flipped, rate)
+        since = f" since step {start}" if start else ""
+        log.info("training flipped %.2g of all signs%s; at its end %.2g a step", flipped, since, rate)

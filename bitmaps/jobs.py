@@ -177,6 +177,7 @@ class Job:
             "recipe": None,
             "loss": None,
             "steps": 0,
+            "best_step": None,
             "calibrated_on": 0,
             "activations": "float",
             "one_bit_inputs": None,
@@ -320,11 +321,13 @@ class Training(Job):
 
         # a run that was moved, and then resumed without a better validation, has lost the path
         best = self.best.best_model_path or Path(str(self.best.dirpath), f"{self.best.filename}.ckpt")
-        module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+        checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+        module.load_state_dict(checkpoint["state_dict"])
         effective = to_float(module.model.cpu())
         if config.activations.name != "float":
             round_activations(effective, components, config.signed())
-        facts = facts | {"row": "trained", "steps": trainer.global_step, "calibrated_on": fitted}
+        facts = facts | {"row": "trained", "steps": trainer.global_step, "best_step": checkpoint["global_step"]}
+        facts |= {"calibrated_on": fitted}
         if trainer.is_global_zero:
             self.write_model(effective, folder, facts)
         rows = [*self.reference_rows(facts), self.row(effective, facts)]
@@ -337,7 +340,7 @@ class Training(Job):
         the tokenizer. When a run is resumed, those of a shorter training are there: they stay until the new ones are complete."""
         kept = (
             "components", "values", "scale", "scope", "recipe", "loss", "embeddings", "activations", "one_bit_inputs",
-            "calibrated_on", "steps", "seed", "settings",
+            "calibrated_on", "steps", "best_step", "seed", "settings",
         )  # fmt: skip
         model.config = replace(model.config, bitmaps={name: facts[name] for name in kept})
         draft = folder / "model.draft"

@@ -324,6 +324,11 @@ def test_random_weights_need_no_checkpoint(command: Command, model_folder: Path)
         ("evaluate", ["seed=-1"], "seed=-1"),
         ("evaluate", ["limit=0"], "limit=0"),
         ("evaluate", ["data.dir=/no/such/folder"], "/no/such/folder"),
+        ("evaluate", ["data=wiki", "data.dir=/no/such/folder"], "what reads it are data=text and data=ptb"),
+        ("evaluate", ["data.path=me/text"], "what reads it is data=hub"),
+        ("evaluate", ["binarize=[embeddings,ffnn]"], "'binarize.components=[embeddings,ffnn]'"),
+        ("train", ["loss=[common,bwn]"], "several options where one is valid"),
+        ("train", ["callbacks.signs=null"], "~callbacks.signs"),
         ("evaluate", ["model.source=/no/such/model"], "/no/such/model"),
         ("evaluate", ["model.adapter=nosuch"], "nosuch"),
         ("evaluate", ["trainer.precision=64"], "bf16-mixed"),
@@ -453,7 +458,7 @@ def test_a_checkpoint_is_scored_on_its_own_text_also_on_another_split(command: C
     assert command("train", "hydra.run.dir=r", *SHORT, "measure=none")[0] == 0
     code, _, err = command("evaluate", "checkpoint=r", "data.split=test", "hydra.run.dir=e", defaults=["measure=none"])
     assert code == 0, err
-    assert (metrics("e")["data"], metrics("e")["split"]) == ("text", "test")
+    assert (metrics("e")["data"], metrics("e")["split"]) == (str(text_folder), "test")
     assert metrics("e")["masked_tokens"] < metrics("r")["masked_tokens"]
 
 

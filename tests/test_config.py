@@ -345,6 +345,7 @@ def test_facts_say_what_is_run() -> None:
         "activations": "float",
         "one_bit_inputs": None,
         "steps": None,
+        "best_step": None,
         "seed": 3,
         "mask_seed": 481,
         "mask_sets": 1,
@@ -379,7 +380,7 @@ def test_facts_tell_how_it_is_run() -> None:
     assert (scored["recipe"], scored["loss"], scored["activations"]) == (None, None, "int8")
 
 
-OF_A_MODEL = {"model.adapter", "model.head", "data.configuration", "data.column", "data.length"}
+OF_A_MODEL = {"model.source", "model.adapter", "model.head", "data.configuration", "data.column", "data.length"}
 
 
 def test_settings_are_all_else_that_decides_how_a_model_comes_out() -> None:

@@ -259,13 +259,13 @@ def test_looks_are_what_changed_since_the_last_one_a_step(tiny: Bert, accumulate
 
 
 def test_the_verdict_is_on_all_steps_and_the_rate_of_the_last(tiny: Bert, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[tuple[float, float]] = []
-    monkeypatch.setattr("bitmaps.diagnostics.verdict", lambda flipped, rate: given.append((flipped, rate)))
+    given: list[tuple[float, float, int]] = []
+    monkeypatch.setattr("bitmaps.diagnostics.verdict", lambda *found: given.append(found))
     _, record = fit(trainable(tiny), every=4, max_steps=6)
     first, last = record.layers[0], record.layers[-1]
     flipped = sum(flips(last, first).values()) / sum(layer.weight.numel() for layer in last.values())
     assert len(given) == 1
-    assert given[0] == pytest.approx((flipped, record.logged[6]["flips/all"]), rel=1e-5)
+    assert given[0] == pytest.approx((flipped, record.logged[6]["flips/all"], 0), rel=1e-5)
     # bits that flip back are no longer flipped
     assert flipped < 4 * record.logged[4]["flips/all"] + 2 * record.logged[6]["flips/all"] + 1e-9
 
@@ -278,6 +278,41 @@ def test_a_training_ends_with_a_warning_of_signs_that_are_frozen_or_random(
     ((level, message),) = verdicts(said)
     assert level == "WARNING"
     assert f"signs are {word}" in message
+
+
+class StopAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step >= self.step
+
+
+def test_a_training_that_is_stopped_between_two_looks_is_judged_as_it_is_then(
+    tiny: Bert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[float, float, int]] = []
+    monkeypatch.setattr("bitmaps.diagnostics.verdict", lambda *found: given.append(found))
+    watch, record = SignWatch(every=4), Record()
+    module = MaskedLanguageModel(
+        trainable(tiny).train(), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05)
+    )
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, max_epochs=-1, max_steps=20, callbacks=[watch, record, StopAt(3)],
+    )  # fmt: skip
+    batches: Any = [batch(seed) for seed in range(40)]
+    trainer.fit(module, train_dataloaders=DataLoader(batches, batch_size=None))
+    first, last = record.layers[0], record.layers[3]
+    flipped = sum(flips(last, first).values()) / sum(layer.weight.numel() for layer in last.values())
+    assert flipped > 0
+    assert given == [pytest.approx((flipped, flipped / 3, 0), rel=1e-5)]
+
+
+def test_a_training_that_was_resumed_says_since_when(said: pytest.LogCaptureFixture) -> None:
+    verdict(0.0, 0.0, 40)
+    ((level, message),) = verdicts(said)
+    assert (level, "all signs since step 40" in message) == ("INFO", True)
 
 
 def test_a_training_that_moves_some_signs_ends_without_a_warning(tiny: Bert, said: pytest.LogCaptureFixture) -> None:
@@ -299,7 +334,7 @@ def test_nothing_is_said_of_a_model_without_bits(tiny: Bert, said: pytest.LogCap
 
 def test_looking_changes_no_step(tiny: Bert) -> None:
     weights: list[dict[str, Tensor]] = []
-    for every in (1, 99):
+    for every in (1, 25):
         model = trainable(copy.deepcopy(tiny))
         fit(model, every, max_steps=3)
         weights.append(model.state_dict())

@@ -51,6 +51,14 @@ class Source:
                 "data=wiki reads its articles from the gensim wheel, which is not installed: "
                 "pip install -c constraints.txt -e '.[offline]'"
             )
+        if self.dir is not None and self.name not in ("ptb", "text"):
+            raise InputError(
+                f"data.dir={self.dir} is not read by data={self.name}; what reads it are data=text and data=ptb"
+            )
+        of_the_hub = {"path": self.path, "configuration": self.configuration, "streaming": self.streaming or None}
+        for key, value in of_the_hub.items() if self.name != "hub" else ():
+            if value is not None:
+                raise InputError(f"data.{key}={value} is not read by data={self.name}; what reads it is data=hub")
         if self.name == "text" and self.dir is None:
             raise InputError("data=text needs data.dir=<folder with train.txt, validation.txt and test.txt>")
         if self.name == "hub" and self.path is None:
