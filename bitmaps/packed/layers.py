@@ -41,7 +41,12 @@ class HasMatrices(nn.Module):
         return super()._apply(fn, recurse)
 
     def packed(self) -> Packed:
-        if self._packed is None or not self._packed.points_to(self.tensors()):
+        # torch.jit.trace compares two traces, of which the second must not find what the first has made
+        if (
+            self._packed is None
+            or torch._C._get_tracing_state() is not None
+            or not self._packed.points_to(self.tensors())
+        ):
             matrices = self.matrices()
             self._packed = Packed([matrix.part() for matrix in matrices], matrices[0].in_features)
         return self._packed
