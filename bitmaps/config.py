@@ -213,6 +213,8 @@ class Common:
         """What can be set by its key and decides how a model comes out, beside what the other facts say."""
         parts = {"model": ("source", "adapter", "head"), "data": ("configuration", "column", "length")}
         found = {f"{part}.{name}": plain(getattr(getattr(self, part), name)) for part in parts for name in parts[part]}
+        if self.model.name == "hub":  # which goes by its source
+            del found["model.source"]
         return found | (flat(self.model.shape.sizes(), "model.shape") if self.model.weights is Weights.random else {})
 
 
