@@ -65,7 +65,7 @@ class SignWatch(Callback):
     At the end it says in words if the bits did not move, or still move at random.
 
     Args:
-        every: steps between two looks.
+        every: steps between two looks, 1 to 25.
     """
 
     def __init__(self, every: int = 20) -> None:

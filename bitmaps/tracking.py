@@ -155,8 +155,7 @@ def tracking(config: dict[str, Any], folder: Path, facts: Row, group: str | None
         except wandb.Error as error:
             raise InputError(f"logger: {error}; type `wandb login`, or choose logger=wandb_offline") from error
         curves = None if isinstance(logger, CSVLogger) else CSVLogger(str(folder), "logs")
-        track = (WandbTracking if isinstance(logger, WandbLogger) else Tracking)(logger, curves, facts)
-        yield track
+        yield (WandbTracking if isinstance(logger, WandbLogger) else Tracking)(logger, curves, facts)
         failed = False
     finally:
         logger.finalize("failed" if failed else "success")

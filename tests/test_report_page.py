@@ -425,10 +425,8 @@ def test_a_key_sorts_by_a_name(browser: Browser, report: Path) -> None:
     page.keyboard.press("Space")
     assert column(page, "components") == ascending[::-1]
     page.locator("#table").get_by_role("button", name="steps", exact=True).click()
-    assert [steps for steps in column(page, "steps") if steps != "0"] == [
-        "9",
-        "100",
-    ]  # as text they would come the other way round
+    # as text they would come the other way round
+    assert [steps for steps in column(page, "steps") if steps != "0"] == ["9", "100"]
     page.context.close()
 
 

@@ -98,7 +98,7 @@ def signed_inputs(config: BertConfig) -> list[str]:
         InputError: when that names anything else.
     """
     given = (config.bitmaps or {}).get("one_bit_inputs") or ""
-    names = str(given).split("+")
-    if given and (unknown := [name for name in names if name not in Linear.__members__]):
+    names = str(given).split("+") if given else []
+    if unknown := [name for name in names if name not in Linear.__members__]:
         raise InputError(f"one_bit_inputs {unknown[0]!r} is unknown; valid are {', '.join(Linear.__members__)}")
-    return names if given else []
+    return names
