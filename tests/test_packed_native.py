@@ -368,7 +368,8 @@ HOT: dict[str, tuple[int, dict[str, int]]] = {
     "many rows, signs": (1, {"vpopcntd": 16}),
     "a single row, one plane and two": (2, {"vpdpbusd": 32, "vpand": 32}),
     "a single row, signs": (1, {"vpopcntd": 8}),
-    "many rows, AVX2": (1, {"vpmaddubsw": 8}),
+    "many rows, AVX2": (1, {"vpmaddubsw": 8, "vpbroadcastd": 4}),
+    "a single row, AVX2": (1, {"vpmaddubsw": 8, "vpand": 8}),
 }
 
 

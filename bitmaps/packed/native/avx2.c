@@ -7,7 +7,7 @@
 #include "plain.h"
 
 #define INLINE static inline __attribute__((always_inline))
-enum { COLUMNS = 16, VECTORS = COLUMNS / 8, TILE = 4, PAIRS = 128, NIBBLES = 31 };
+enum { COLUMNS = 16, VECTORS = COLUMNS / 8, TILE = 4, FEW = 5, PAIRS = 128, NIBBLES = 31 };
 
 /* Eight rows of 32 bytes -> eight vectors, of which the j-th holds the j-th four bytes of every row. */
 INLINE void transpose(__m256i r[8])
@@ -77,7 +77,7 @@ INLINE __m256i broadcast(const uint8_t *bytes)
 INLINE __m256i add_pairs(__m256i acc, __m256i u, __m256i s)
 {
     __m256i product;
-    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(u), "x"(s));
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(u), "xm"(s));
     return acc;
 }
 
@@ -157,6 +157,156 @@ INLINE void tile_signs(const uint8_t *const a[TILE], const __m256i *panel, int64
     }
 }
 
+/* From eight dot products of row m, with the columns n to n + 7, to outputs: `output`, eight at a time if there are as many. */
+INLINE void outputs(const struct matrix *w, int64_t n, int64_t n1, const struct rows *x, int64_t m, __m256i dots, float *y,
+                    int64_t ldy)
+{
+    if (n1 - n < 8) {
+        int32_t each[8];
+        memcpy(each, &dots, sizeof each);
+        for (int64_t i = n; i < n1; i++)
+            output(w, i, x, m, (float)each[i - n], y, ldy);
+        return;
+    }
+    const __m256 dot = _mm256_cvtepi32_ps(dots), high = _mm256_loadu_ps(w->high + n), sum = _mm256_set1_ps(x->sum[m]);
+    __m256 value;
+    if (w->low) {
+        const __m256 low = _mm256_loadu_ps(w->low + n);
+        value = _mm256_add_ps(_mm256_mul_ps(_mm256_sub_ps(high, low), dot), _mm256_mul_ps(low, sum));
+    } else {
+        value = _mm256_mul_ps(high, _mm256_sub_ps(_mm256_mul_ps(_mm256_set1_ps(2.0f), dot), sum));
+    }
+    value = _mm256_mul_ps(value, _mm256_set1_ps(x->scale[m]));
+    if (w->bias)
+        value = _mm256_add_ps(value, _mm256_loadu_ps(w->bias + n));
+    _mm256_storeu_ps(y + m * ldy + n, value);
+}
+
+/* -- a few rows of activations, for which a panel would not pay -- */
+
+/* Bit b of each byte of the weights, as it stands, is the unsigned byte 0 or 2^b: so 32 bytes of weights are 256 inputs. The upper
+ * four bits are shifted down first, so that 2^b is at most 8 and 16 bits hold the sums of 2,048 inputs, with an accumulator for each
+ * b. The activations are put into the order in which the bits come: first inputs 0, 8, 16, ... of the 256, then 1, 9, 17, ... */
+enum { PLANES = 8, SPAN = 256, SPANS = 8 };
+
+static void by_bit(const uint8_t *q, int64_t stride, uint8_t *out)
+{
+    for (int64_t s = 0; s < stride; s += SPAN, out += SPAN) {
+        const int64_t groups = stride - s < SPAN ? (stride - s) / PLANES : SPAN / PLANES;
+        memset(out, 0, SPAN);
+        for (int64_t j = 0; j < groups; j++)
+            for (int b = 0; b < PLANES; b++)
+                out[b * (SPAN / PLANES) + j] = q[s + PLANES * j + b];
+    }
+}
+
+INLINE void add_bits(__m256i bits, const __m256i *q, __m256i c[4])
+{
+#pragma GCC unroll 8
+    for (int b = 0; b < PLANES; b++) {
+        if (b == 4)
+            bits = _mm256_srli_epi16(bits, 4);
+        c[b % 4] = add_pairs(c[b % 4], _mm256_and_si256(bits, _mm256_set1_epi8((char)(1 << b % 4))), q[b]);
+    }
+}
+
+/* The last bytes of a row, fewer than 32, and zeros. What is beyond the matrix must not be read. */
+static __m256i last_weights(const uint8_t *at, int64_t left, const uint8_t *end)
+{
+    static const uint8_t kept[64] = {[0 ... 31] = 0xff};
+    uint8_t padded[32] = {0};
+    if (end - at < 32)
+        at = memcpy(padded, at, left);
+    return _mm256_and_si256(_mm256_loadu_si256((const __m256i *)at), _mm256_loadu_si256((const __m256i *)(kept + 32 - left)));
+}
+
+/* Eight times the dot product of a row with activations, in eight lanes. */
+INLINE __m256i single_row(const uint8_t *row, int64_t bytes, const uint8_t *end, const __m256i *q)
+{
+    __m256i total = _mm256_setzero_si256();
+    for (int64_t s = 0; s < bytes;) {
+        const int64_t stop = s + 32 * SPANS < bytes ? s + 32 * SPANS : bytes;
+        __m256i c[4];
+#pragma GCC unroll 4
+        for (int b = 0; b < 4; b++)
+            c[b] = _mm256_setzero_si256();
+        for (; s + 32 <= stop; s += 32, q += PLANES)
+            add_bits(_mm256_loadu_si256((const __m256i *)(row + s)), q, c);
+        if (s < stop) {
+            add_bits(last_weights(row + s, stop - s, end), q, c);
+            s = stop;
+        }
+#pragma GCC unroll 4
+        for (int b = 0; b < 4; b++)
+            total = _mm256_add_epi32(total, _mm256_madd_epi16(c[b], _mm256_set1_epi16((short)(8 >> b))));
+    }
+    return total;
+}
+
+/* popcount(row xor signs), in eight lanes. */
+INLINE __m256i single_row_of_signs(const uint8_t *row, int64_t bytes, const uint8_t *end, const uint8_t *q)
+{
+    __m256i total = _mm256_setzero_si256();
+    for (int64_t s = 0; s < bytes;) {
+        const int64_t stop = s + 32 * NIBBLES < bytes ? s + 32 * NIBBLES : bytes;
+        __m256i c = _mm256_setzero_si256();
+        for (; s + 32 <= stop; s += 32)
+            c = _mm256_add_epi8(c, popcount(_mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(row + s)),
+                                                             _mm256_loadu_si256((const __m256i *)(q + s)))));
+        if (s < stop) { /* a row of activations has 64 bytes or a multiple of that */
+            c = _mm256_add_epi8(c, popcount(_mm256_xor_si256(last_weights(row + s, stop - s, end),
+                                                             _mm256_loadu_si256((const __m256i *)(q + s)))));
+            s = stop;
+        }
+        total = add_bytes(total, c);
+    }
+    return total;
+}
+
+/* The sums over the lanes of each of eight vectors. */
+INLINE __m256i reduce(const __m256i t[8])
+{
+    const __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(t[0], t[1]), _mm256_hadd_epi32(t[2], t[3]));
+    const __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(t[4], t[5]), _mm256_hadd_epi32(t[6], t[7]));
+    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+}
+
+/* Row m of the activations. */
+INLINE void single(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m, float *y, int64_t ldy,
+                   uint8_t *ordered, const int signs)
+{
+    const int64_t bytes = row_bytes(w), plane = (x->stride + SPAN - 1) / SPAN * SPAN;
+    const uint8_t *q = x->q + m * x->stride, *end = w->weight + w->n * bytes;
+    if (!signs)
+        for (int p = 0; p < x->planes; p++)
+            by_bit(q + p * x->plane, x->stride, ordered + p * plane);
+    for (int64_t n = n0; n < n1; n += 8) {
+        __m256i t[8], dots = _mm256_setzero_si256();
+        for (int p = 0; p < (signs ? 1 : x->planes); p++) {
+            for (int i = 0; i < 8; i++) {
+                const uint8_t *row = w->weight + (n + i < n1 ? n + i : n1 - 1) * bytes;
+                t[i] = signs ? single_row_of_signs(row, bytes, end, q)
+                             : single_row(row, bytes, end, (const __m256i *)(ordered + p * plane));
+            }
+            dots = signs ? _mm256_sub_epi32(_mm256_set1_epi32(signs_set(x, m)), reduce(t))
+                         : _mm256_add_epi32(_mm256_slli_epi32(dots, 8), _mm256_srai_epi32(reduce(t), 3));
+        }
+        outputs(w, n, n1, x, m, dots, y, ldy);
+    }
+}
+
+static __attribute__((noinline)) void single_bit(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m,
+                                                 float *y, int64_t ldy, uint8_t *ordered)
+{
+    single(w, n0, n1, x, m, y, ldy, ordered, 0);
+}
+
+static __attribute__((noinline)) void single_sign(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m,
+                                                  float *y, int64_t ldy)
+{
+    single(w, n0, n1, x, m, y, ldy, NULL, 1);
+}
+
 static int64_t scratch(int64_t k)
 {
     const int64_t panels = (k + 63) / 32 * 32 * COLUMNS + 64, plain = plain_scratch(k);
@@ -166,8 +316,16 @@ static int64_t scratch(int64_t k)
 static void block(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0, int64_t m1, float *y,
                   int64_t ldy, void *memory)
 {
-    if (x->act == F32 || w->kind == INT8 || (x->act == A1 && m1 - m0 < TILE)) {
+    if (x->act == F32 || w->kind == INT8) {
         plain_block(w, n0, n1, x, m0, m1, y, ldy, memory);
+        return;
+    }
+    if (m1 - m0 <= FEW) {
+        for (int64_t m = m0; m < m1; m++)
+            if (x->act == A1)
+                single_sign(w, n0, n1, x, m, y, ldy);
+            else
+                single_bit(w, n0, n1, x, m, y, ldy, memory);
         return;
     }
     __m256i *weights = memory;
@@ -181,14 +339,13 @@ static void block(const struct matrix *w, int64_t n0, int64_t n1, const struct r
             tile_signs(a, weights, (w->k + 31) / 32, c);
         else
             tile_bits(a, x, weights, (w->k + 3) / 4, c);
-        for (int i = 0; i < TILE && m + i < m1; i++) {
-            int32_t dots[COLUMNS];
-            memcpy(dots, c[i], sizeof dots);
-            for (int64_t n = n0; n < n1; n++)
-                output(w, n, x, m + i, (float)(x->act == A1 ? signs_set(x, m + i) - dots[n - n0] : dots[n - n0]), y, ldy);
-        }
+        for (int i = 0; i < TILE && m + i < m1; i++)
+            for (int v = 0; v < VECTORS; v++) {
+                const __m256i dots = x->act == A1 ? _mm256_sub_epi32(_mm256_set1_epi32(signs_set(x, m + i)), c[i][v]) : c[i][v];
+                outputs(w, n0 + 8 * v, n1, x, m + i, dots, y, ldy);
+            }
     }
 }
 
-const struct isa bitmaps_avx2 = {"avx2", COLUMNS, 0, 0, scratch, block, round_row, plain_sign_row, gelu, add_norm};
+const struct isa bitmaps_avx2 = {"avx2", COLUMNS, FEW, 0, scratch, block, round_row, plain_sign_row, gelu, add_norm};
 #endif
