@@ -311,6 +311,16 @@ def test_the_largest_sums_fit(backend: str, act: Act, byte: bool, sign: float, m
     np.testing.assert_allclose(run(x, matrix, act).numpy(), exact(x, matrix), rtol=tolerance)
 
 
+@pytest.mark.parametrize("m", [1, 6])
+def test_lower_bytes_may_all_be_the_least_there_is(backend: str, m: int) -> None:
+    """128 is 256 - 128: the lower plane of a16 is -128 for all but one of the inputs, which is what the scale is 1 by."""
+    k = 5000
+    matrix = Matrix(np.ones((17, k), bool), np.ones(17, np.float32))
+    x = np.full((m, k), 128, np.float32)
+    x[:, 0] = 32639
+    np.testing.assert_array_equal(run(x, matrix, "a16").numpy(), np.full((m, 17), 32639 + 128 * (k - 1)))
+
+
 def test_ties_of_activations_go_to_even(backend: str) -> None:
     x = np.array([[127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5]], np.float32)
     matrix = Matrix(np.eye(8, dtype=bool), np.ones(8, np.float32), np.zeros(8, np.float32))

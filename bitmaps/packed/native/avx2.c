@@ -173,8 +173,10 @@ INLINE void outputs(const struct matrix *w, int64_t n, int64_t n1, const struct 
     if (w->low) {
         const __m256 low = _mm256_loadu_ps(w->low + n);
         value = _mm256_add_ps(_mm256_mul_ps(_mm256_sub_ps(high, low), dot), _mm256_mul_ps(low, sum));
-    } else {
+    } else if (w->kind == BITS) {
         value = _mm256_mul_ps(high, _mm256_sub_ps(_mm256_mul_ps(_mm256_set1_ps(2.0f), dot), sum));
+    } else {
+        value = _mm256_mul_ps(high, dot);
     }
     value = _mm256_mul_ps(value, _mm256_set1_ps(x->scale[m]));
     if (w->bias)
@@ -307,6 +309,72 @@ static __attribute__((noinline)) void single_sign(const struct matrix *w, int64_
     single(w, n0, n1, x, m, y, ldy, NULL, 1);
 }
 
+/* -- int8 weights -- */
+
+/* `vpmaddubsw` wants one operand without signs: the weights' magnitudes, and to the activations go the weights' signs. A pair of
+ * products is at most 2 * 128 * 127, which 16 bits hold, and no second pair: so it is widened at once. The lanes are inputs. */
+enum { PAIR = 2, GROUP = 4 };
+
+INLINE void add_bytes_of(const __m256i w, const uint8_t *const q[PAIR], int64_t s, const int count, __m256i c[PAIR])
+{
+    const __m256i magnitude = _mm256_abs_epi8(w);
+#pragma GCC unroll 2
+    for (int m = 0; m < count; m++) {
+        const __m256i a = _mm256_loadu_si256((const __m256i *)(q[m] + s));
+        const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(a, w));
+        c[m] = _mm256_add_epi32(c[m], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+}
+
+/* Rows m to m + count - 1 of the activations by eight columns, four at a time. */
+INLINE void eight_columns(const struct matrix *w, int64_t n, int64_t n1, const struct rows *x, int64_t m, const int count, float *y,
+                          int64_t ldy)
+{
+    const int64_t bytes = row_bytes(w), whole = bytes / 32 * 32;
+    const uint8_t *end = w->weight + w->n * bytes, *q[PAIR];
+    __m256i t[PAIR][2 * GROUP];
+#pragma GCC unroll 2
+    for (int i = 0; i < count; i++)
+        q[i] = x->q + (m + i) * x->stride;
+    for (int group = 0; group < 2 * GROUP; group += GROUP) {
+        const uint8_t *row[GROUP];
+        __m256i c[GROUP][PAIR];
+#pragma GCC unroll 4
+        for (int i = 0; i < GROUP; i++) {
+            row[i] = w->weight + (n + group + i < n1 ? n + group + i : n1 - 1) * bytes;
+            c[i][0] = c[i][1] = _mm256_setzero_si256();
+        }
+        for (int64_t s = 0; s < whole; s += 32)
+#pragma GCC unroll 4
+            for (int i = 0; i < GROUP; i++)
+                add_bytes_of(_mm256_loadu_si256((const __m256i *)(row[i] + s)), q, s, count, c[i]);
+        if (whole < bytes)
+#pragma GCC unroll 4
+            for (int i = 0; i < GROUP; i++)
+                add_bytes_of(last_weights(row[i] + whole, bytes - whole, end), q, whole, count, c[i]);
+#pragma GCC unroll 4
+        for (int i = 0; i < GROUP; i++)
+#pragma GCC unroll 2
+            for (int j = 0; j < count; j++)
+                t[j][group + i] = c[i][j];
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < count; i++)
+        outputs(w, n, n1, x, m + i, reduce(t[i]), y, ldy);
+}
+
+static void bytes_block(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0, int64_t m1, float *y,
+                        int64_t ldy)
+{
+    for (int64_t n = n0; n < n1; n += 2 * GROUP) {
+        int64_t m = m0;
+        for (; m + PAIR <= m1; m += PAIR)
+            eight_columns(w, n, n1, x, m, PAIR, y, ldy);
+        if (m < m1)
+            eight_columns(w, n, n1, x, m, 1, y, ldy);
+    }
+}
+
 static int64_t scratch(int64_t k)
 {
     const int64_t panels = (k + 63) / 32 * 32 * COLUMNS + 64, plain = plain_scratch(k);
@@ -316,8 +384,12 @@ static int64_t scratch(int64_t k)
 static void block(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0, int64_t m1, float *y,
                   int64_t ldy, void *memory)
 {
-    if (x->act == F32 || w->kind == INT8) {
+    if (x->act == F32) {
         plain_block(w, n0, n1, x, m0, m1, y, ldy, memory);
+        return;
+    }
+    if (w->kind == INT8) {
+        bytes_block(w, n0, n1, x, m0, m1, y, ldy);
         return;
     }
     if (m1 - m0 <= FEW) {
