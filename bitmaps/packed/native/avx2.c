@@ -363,8 +363,8 @@ INLINE void eight_columns(const struct matrix *w, int64_t n, int64_t n1, const s
         outputs(w, n, n1, x, m + i, reduce(t[i]), y, ldy);
 }
 
-static void bytes_block(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0, int64_t m1, float *y,
-                        int64_t ldy)
+static __attribute__((noinline)) void bytes_block(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0,
+                                                  int64_t m1, float *y, int64_t ldy)
 {
     for (int64_t n = n0; n < n1; n += 2 * GROUP) {
         int64_t m = m0;
