@@ -381,6 +381,30 @@ static int64_t scratch(int64_t k)
     return panels > plain ? panels : plain;
 }
 
+/* Any number of rows by sixteen columns. */
+static __attribute__((noinline)) void panel_block(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0,
+                                                  int64_t m1, float *y, int64_t ldy, void *memory)
+{
+    __m256i *weights = memory;
+    panel(w, n0, n1, x->act == A1, weights);
+    for (int64_t m = m0; m < m1; m += TILE) {
+        const uint8_t *a[TILE];
+        for (int i = 0; i < TILE; i++)
+            a[i] = x->q + (m + i < m1 ? m + i : m1 - 1) * x->stride;
+        __m256i c[TILE][VECTORS];
+        if (x->act == A1)
+            tile_signs(a, weights, (w->k + 31) / 32, c);
+        else
+            tile_bits(a, x, weights, (w->k + 3) / 4, c);
+        for (int i = 0; i < TILE && m + i < m1; i++) {
+            int32_t dots[COLUMNS];
+            memcpy(dots, c[i], sizeof dots);
+            for (int64_t n = n0; n < n1; n++)
+                output(w, n, x, m + i, (float)(x->act == A1 ? signs_set(x, m + i) - dots[n - n0] : dots[n - n0]), y, ldy);
+        }
+    }
+}
+
 static void block(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0, int64_t m1, float *y,
                   int64_t ldy, void *memory)
 {
@@ -400,23 +424,7 @@ static void block(const struct matrix *w, int64_t n0, int64_t n1, const struct r
                 single_bit(w, n0, n1, x, m, y, ldy, memory);
         return;
     }
-    __m256i *weights = memory;
-    panel(w, n0, n1, x->act == A1, weights);
-    for (int64_t m = m0; m < m1; m += TILE) {
-        const uint8_t *a[TILE];
-        for (int i = 0; i < TILE; i++)
-            a[i] = x->q + (m + i < m1 ? m + i : m1 - 1) * x->stride;
-        __m256i c[TILE][VECTORS];
-        if (x->act == A1)
-            tile_signs(a, weights, (w->k + 31) / 32, c);
-        else
-            tile_bits(a, x, weights, (w->k + 3) / 4, c);
-        for (int i = 0; i < TILE && m + i < m1; i++)
-            for (int v = 0; v < VECTORS; v++) {
-                const __m256i dots = x->act == A1 ? _mm256_sub_epi32(_mm256_set1_epi32(signs_set(x, m + i)), c[i][v]) : c[i][v];
-                outputs(w, n0 + 8 * v, n1, x, m + i, dots, y, ldy);
-            }
-    }
+    panel_block(w, n0, n1, x, m0, m1, y, ldy, memory);
 }
 
 const struct isa bitmaps_avx2 = {"avx2", COLUMNS, FEW, 0, scratch, block, round_row, plain_sign_row, gelu, add_norm};
