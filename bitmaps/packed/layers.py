@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -25,35 +24,27 @@ def traced(x: Tensor) -> bool:
 
 
 class HasMatrices(nn.Module):
-    """A module that multiplies by packed matrices, all of which read the same inputs.
+    """A module that multiplies by packed matrices, all of which read the same inputs. ``_packed`` is those for the kernels, made
+    when it is first needed, and again when a tensor was replaced.
 
     For one token a product takes microseconds, and ``nn.Module.__getattr__`` half a one. So what is read at every call is read
     from where torch keeps it: ``_modules`` and ``_buffers``.
     """
 
-    _packed: Packed | None = None  # for the kernels; made when it is first needed
-
-    def matrices(self) -> list[PackedLinear]:
-        raise NotImplementedError
+    _packed: Packed | None = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._packed = None  # ``share_memory`` moves what is in a tensor, which stays the same tensor
         return super()._apply(fn, recurse)
 
-    def packed(self) -> Packed:
-        # torch.jit.trace compares two traces, of which the second must not find what the first has made
-        if (
-            self._packed is None
-            or torch._C._get_tracing_state() is not None
-            or not self._packed.points_to(self.tensors())
-        ):
-            matrices = self.matrices()
-            self._packed = Packed([matrix.part() for matrix in matrices], matrices[0].in_features)
-        return self._packed
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """All that the matrices are made of, one after the other."""
-        return tuple(chain.from_iterable(matrix.part() for matrix in self.matrices()))
+def holds(packed: Packed | None, part: Part, i: int = 0) -> TypeGuard[Packed]:
+    """Whether the i-th matrix of ``packed`` is made of these very tensors. torch.jit.trace compares two traces, of which the second
+    must not find what the first has made."""
+    if packed is None or torch._C._get_tracing_state() is not None:
+        return False
+    weight, high, low, bias, column = packed.parts[i]
+    return weight is part[0] and high is part[1] and low is part[2] and bias is part[3] and column is part[4]
 
 
 class PackedLinear(HasMatrices):
@@ -82,10 +73,11 @@ class PackedLinear(HasMatrices):
         weight = modules["weight"]._buffers
         return weight["data"], weight["high"], weight["low"], self._buffers["bias"], weight["column"]
 
-    def matrices(self) -> list[PackedLinear]:
-        return [self]
-
-    tensors = part  # of the one matrix
+    def packed(self) -> Packed:
+        packed, part = self._packed, self.part()
+        if not holds(packed, part):
+            packed = self._packed = Packed([part], self.in_features)
+        return packed
 
     def forward(self, x: Tensor) -> Tensor:
         if self.product_act is not None:
@@ -119,19 +111,22 @@ def are_alike(*modules: Any) -> bool:
 class PackedAttention(Attention, HasMatrices):
     """``Attention`` that rounds the inputs of queries, keys and values once, and ends in one operation."""
 
-    def matrices(self) -> list[PackedLinear]:
-        modules: Any = self._modules
-        return [modules["query"], modules["key"], modules["value"]]
+    def packed(self, parts: list[Part], inputs: int) -> Packed:
+        packed = self._packed
+        if not (holds(packed, parts[0]) and holds(packed, parts[1], 1) and holds(packed, parts[2], 2)):
+            packed = self._packed = Packed(parts, inputs)
+        return packed
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        matrices = self.matrices()
+        modules: Any = self._modules
+        matrices: list[PackedLinear] = [modules["query"], modules["key"], modules["value"]]
         if not are_alike(*matrices):
             return super().project(x)
+        parts, act = [matrix.part() for matrix in matrices], matrices[0].act
         if traced(x):
-            lists = map(list, zip(*(matrix.part() for matrix in matrices), strict=True))
-            query, key, value = operations.binary_linears(x, *lists, matrices[0].act)
+            query, key, value = operations.binary_linears(x, *map(list, zip(*parts, strict=True)), act)
         else:
-            query, key, value = operations.linears(x, self.packed(), matrices[0].act)
+            query, key, value = operations.linears(x, self.packed(parts, matrices[0].in_features), act)
         return query, key, value
 
     def conclude(self, x: Tensor, context: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
-from operator import is_
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -28,7 +27,6 @@ ACTS: tuple[Act, ...] = ("f32", "a16", "a8", "a1")  # in the order of `enum act`
 # A sum of k products of a bit or a byte with an int8 must fit into 32 bits: a16 goes up to 32,639, int8 weights up to 127 * 255.
 LARGEST_K = 2**31 // 2**15
 VARIABLE, REFERENCE = "BITMAPS_KERNELS", "reference"
-OUT_OF_MEMORY = "the kernels could not get memory"
 
 
 class Matrix(ctypes.Structure):
@@ -162,8 +160,8 @@ class Packed:
                     )
             if low is not None and not bits:
                 raise ValueError("int8 weights have no low value")
-        self.given, self.flat = list(parts), tuple(chain.from_iterable(parts))
-        devices = {tensor.device for tensor in self.flat if tensor is not None}
+        self.parts = list(parts)
+        devices = {tensor.device for tensor in chain.from_iterable(parts) if tensor is not None}
         if len(devices) != 1:
             raise ValueError(f"matrices on several devices: {', '.join(sorted(map(str, devices)))}")
         self.is_cpu = devices.pop().type == "cpu"
@@ -187,66 +185,5 @@ class Packed:
             plan = self.plans[key] = Plan(self.array, len(self.sizes), found.number, ACTS.index(act))
         return plan
 
-    def points_to(self, tensors: Sequence[Tensor | None]) -> bool:
-        """Whether it was made of these very tensors, which may have been replaced since."""
-        return all(map(is_, tensors, self.flat))
-
     def __reduce__(self) -> tuple[type[Packed], tuple[object, ...]]:
-        return Packed, (self.given, self.k)  # a copy points to its own tensors
-
-
-# For one token a product takes microseconds. So a result is looked at where it comes, and sizes are unpacked rather than sliced:
-# each is worth a tenth of one.
-
-
-def run_linear(found: Kernels, packed: Packed, x: Tensor, act: Act) -> Tensor:
-    """x (..., k), contiguous fp32 on the CPU like all that follow -> (..., n), for one matrix.
-
-    Raises:
-        MemoryError: when the kernels could not get memory, here and in what follows.
-    """
-    *outer, k = x.shape
-    output = x.new_empty(*outer, packed.sizes[0])
-    if found.library.bitmaps_linear(
-        packed.plan(found, act), torch.get_num_threads(), x.data_ptr(), x.numel() // k, output.data_ptr()
-    ):
-        raise MemoryError(OUT_OF_MEMORY)
-    return output
-
-
-def run_linears(found: Kernels, packed: Packed, x: Tensor, act: Act) -> list[Tensor]:
-    """One output a matrix."""
-    *outer, k = x.shape
-    outputs = [x.new_empty(*outer, n) for n in packed.sizes]
-    addresses = (ctypes.c_void_p * len(outputs))(*(y.data_ptr() for y in outputs))
-    if found.library.bitmaps_linears(
-        packed.plan(found, act), torch.get_num_threads(), x.data_ptr(), x.numel() // k, addresses
-    ):
-        raise MemoryError(OUT_OF_MEMORY)
-    return outputs
-
-
-def run_linear_norm(
-    found: Kernels, packed: Packed, x: Tensor, residual: Tensor, gain: Tensor, shift: Tensor, epsilon: float, act: Act
-) -> Tensor:
-    """LayerNorm(residual + x W^T + b)."""
-    output = torch.empty_like(residual)
-    if found.library.bitmaps_linear_norm(
-        packed.plan(found, act), torch.get_num_threads(), x.data_ptr(), x.numel() // packed.k,
-        output.data_ptr(), residual.data_ptr(), gain.data_ptr(), shift.data_ptr(), epsilon,
-    ):  # fmt: skip
-        raise MemoryError(OUT_OF_MEMORY)
-    return output
-
-
-def run_ffnn(
-    found: Kernels, expand: Packed, contract: Packed, x: Tensor, gain: Tensor, shift: Tensor, epsilon: float, act: Act
-) -> Tensor:
-    """LayerNorm(x + contract(gelu(expand(x))))."""
-    output = torch.empty_like(x)
-    if found.library.bitmaps_ffnn(
-        expand.plan(found, act), contract.plan(found, act), torch.get_num_threads(), x.data_ptr(), x.numel() // expand.k,
-        output.data_ptr(), gain.data_ptr(), shift.data_ptr(), epsilon,
-    ):  # fmt: skip
-        raise MemoryError(OUT_OF_MEMORY)
-    return output
+        return Packed, (self.parts, self.k)  # a copy points to its own tensors

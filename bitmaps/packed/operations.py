@@ -20,7 +20,9 @@ The reference runs on any device, the kernels on the CPU; both take float32, and
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,7 @@ from torch import Tensor
 from bitmaps.packed import native
 from bitmaps.packed.native import Act, Packed, Part
 
+OUT_OF_MEMORY = "the kernels could not get memory"
 TOP = {"a16": 32639.0, "a8": 127.0}
 BLOCK = 1024  # rows of a matrix that the reference unpacks at a time, so that never all of it is there in fp32
 
@@ -103,17 +106,20 @@ def kernels_for(packed: Packed) -> native.Kernels | None:
     return native.kernels() if packed.is_cpu and torch._C._get_tracing_state() is None else None
 
 
-def check(x: Tensor, packed: Packed, act: str) -> None:
-    """Raises:
-    ValueError: for inputs of another size or on another device, or an ``act`` that does not exist or not for int8 weights."""
-    shape = x.shape
-    if not shape or shape[-1] != packed.k:
-        raise ValueError(f"inputs of shape {tuple(shape)} where the matrix takes {packed.k} numbers")
+def check(x: Tensor, packed: Packed, act: str) -> list[int]:
+    """The sizes of x but for the last.
+
+    Raises:
+        ValueError: for inputs of another size or on another device, or an ``act`` that does not exist or not for int8 weights."""
+    *outer, k = x.shape or (0,)
+    if k != packed.k:
+        raise ValueError(f"inputs of shape {tuple(x.shape)} where the matrix takes {packed.k} numbers")
     if x.is_cpu != packed.is_cpu:
         raise ValueError(f"inputs on {x.device} where the matrix is elsewhere")
-    if not x.is_floating_point():
+    if x.dtype is not torch.float32 and not x.is_floating_point():
         raise ValueError(f"inputs of {x.dtype}; valid are floating point numbers")
     check_act(packed, act)
+    return outer
 
 
 def check_act(packed: Packed, act: str) -> None:
@@ -121,48 +127,69 @@ def check_act(packed: Packed, act: str) -> None:
         raise ValueError(f"act={act!r} is not there for these weights; valid are {', '.join(packed.acts)}")
 
 
+# For one token a product takes microseconds. So sizes are asked for once, and a result is looked at where it comes: each is worth
+# a tenth of one.
+
+
 def linear(x: Tensor, packed: Packed, act: Act) -> Tensor:
-    """The product of x (..., k) with one matrix: (..., n), in x's dtype."""
-    check(x, packed, act)
+    """The product of x (..., k) with one matrix: (..., n), in x's dtype.
+
+    Raises:
+        MemoryError: when the kernels could not get memory, here and in what follows."""
+    outer = check(x, packed, act)
     if (found := kernels_for(packed)) is None:
-        y = reference_linear(x.float(), packed.tensors[0], act)
-    else:
-        y = native.run_linear(found, packed, native_input(x), act)
-    return y if x.dtype is torch.float32 else y.to(x.dtype)
+        return reference_linear(x.float(), packed.parts[0], act).to(x.dtype)
+    inputs = native_input(x)
+    y = inputs.new_empty(*outer, packed.sizes[0])
+    if found.library.bitmaps_linear(
+        packed.plan(found, act), torch.get_num_threads(), inputs.data_ptr(), prod(outer), y.data_ptr()
+    ):
+        raise MemoryError(OUT_OF_MEMORY)
+    return y if inputs is x else y.to(x.dtype)
 
 
 def linears(x: Tensor, packed: Packed, act: Act) -> list[Tensor]:
     """The products of x (..., k) with matrices that all read it: (..., n_i), in x's dtype."""
-    check(x, packed, act)
+    outer = check(x, packed, act)
     if (found := kernels_for(packed)) is None:
-        outputs = [reference_linear(x.float(), part, act) for part in packed.tensors]
-    else:
-        outputs = native.run_linears(found, packed, native_input(x), act)
-    return outputs if x.dtype is torch.float32 else [y.to(x.dtype) for y in outputs]
+        return [reference_linear(x.float(), part, act).to(x.dtype) for part in packed.parts]
+    inputs = native_input(x)
+    outputs = [inputs.new_empty(*outer, n) for n in packed.sizes]
+    addresses = (ctypes.c_void_p * len(outputs))(*(y.data_ptr() for y in outputs))
+    if found.library.bitmaps_linears(
+        packed.plan(found, act), torch.get_num_threads(), inputs.data_ptr(), prod(outer), addresses
+    ):
+        raise MemoryError(OUT_OF_MEMORY)
+    return outputs if inputs is x else [y.to(x.dtype) for y in outputs]
 
 
 def linear_norm(
     x: Tensor, packed: Packed, residual: Tensor, gain: Tensor, shift: Tensor, epsilon: float, act: Act
 ) -> Tensor:
     """``LayerNorm(residual + x W^T + b)``."""
-    check(x, packed, act)
-    if len(packed.sizes) != 1 or residual.shape != (*x.shape[:-1], packed.sizes[0]) or residual.device != x.device:
+    outer = check(x, packed, act)
+    if len(packed.sizes) != 1 or residual.shape != (*outer, packed.sizes[0]) or residual.device != x.device:
         raise ValueError(
             f"a residual of {tuple(residual.shape)} on {residual.device} to products of {tuple(x.shape)} on {x.device} "
             f"with matrices of {packed.sizes}"
         )
     gain, shift = norm_input(gain, packed.sizes[0], x), norm_input(shift, packed.sizes[0], x)
     if (found := kernels_for(packed)) is None:
-        y = reference_linear(x.float(), packed.tensors[0], act)
+        y = reference_linear(x.float(), packed.parts[0], act)
         return F.layer_norm(residual.float() + y, gain.shape, gain, shift, epsilon).to(x.dtype)
-    return native.run_linear_norm(found, packed, native_input(x), native_input(residual), gain, shift, epsilon, act).to(
-        x.dtype
-    )
+    inputs, residual = native_input(x), native_input(residual)
+    y = torch.empty_like(residual)
+    if found.library.bitmaps_linear_norm(
+        packed.plan(found, act), torch.get_num_threads(), inputs.data_ptr(), prod(outer),
+        y.data_ptr(), residual.data_ptr(), gain.data_ptr(), shift.data_ptr(), epsilon,
+    ):  # fmt: skip
+        raise MemoryError(OUT_OF_MEMORY)
+    return y.to(x.dtype)
 
 
 def ffnn(x: Tensor, expand: Packed, contract: Packed, gain: Tensor, shift: Tensor, epsilon: float, act: Act) -> Tensor:
     """``LayerNorm(x + contract(gelu(expand(x))))``, with the exact GELU."""
-    check(x, expand, act)
+    outer = check(x, expand, act)
     if expand.sizes != [contract.k] or contract.sizes != [expand.k]:
         raise ValueError(f"a block of {expand.k} to {expand.sizes} and {contract.k} to {contract.sizes} numbers")
     if contract.is_cpu != expand.is_cpu:
@@ -170,10 +197,17 @@ def ffnn(x: Tensor, expand: Packed, contract: Packed, gain: Tensor, shift: Tenso
     check_act(contract, act)
     gain, shift = norm_input(gain, expand.k, x), norm_input(shift, expand.k, x)
     if (found := kernels_for(expand)) is None:
-        inner = F.gelu(reference_linear(x.float(), expand.tensors[0], act))
-        y = x.float() + reference_linear(inner, contract.tensors[0], act)
+        inner = F.gelu(reference_linear(x.float(), expand.parts[0], act))
+        y = x.float() + reference_linear(inner, contract.parts[0], act)
         return F.layer_norm(y, gain.shape, gain, shift, epsilon).to(x.dtype)
-    return native.run_ffnn(found, expand, contract, native_input(x), gain, shift, epsilon, act).to(x.dtype)
+    inputs = native_input(x)
+    y = torch.empty_like(inputs)
+    if found.library.bitmaps_ffnn(
+        expand.plan(found, act), contract.plan(found, act), torch.get_num_threads(), inputs.data_ptr(), prod(outer),
+        y.data_ptr(), gain.data_ptr(), shift.data_ptr(), epsilon,
+    ):  # fmt: skip
+        raise MemoryError(OUT_OF_MEMORY)
+    return y.to(x.dtype)
 
 
 # The same as operations that torch.compile and torch.export know, which take tensors alone. Outside of a trace the layers call
