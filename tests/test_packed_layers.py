@@ -407,9 +407,7 @@ def test_nothing_is_computed_for_gradients(ids: Tensor) -> None:
 @pytest.mark.usefixtures("kernels")
 def test_a_model_computes_with_any_kernels(ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     found, calls, plan = packed(binary("layers"), "f32"), set(), native.Packed.plan
-    monkeypatch.setattr(
-        native.Packed, "plan", lambda self, found, act: calls.add(found.name) or plan(self, found, act)
-    )
+    monkeypatch.setattr(native.Packed, "plan", lambda self, found, act: calls.add(found.name) or plan(self, found, act))
     logits = {}
     for way in ("reference", *native.instruction_sets(), "reference"):
         calls.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,13 +38,9 @@ class HasMatrices(nn.Module):
         return super()._apply(fn, recurse)
 
 
-def holds(packed: Packed | None, part: Part, i: int = 0) -> TypeGuard[Packed]:
-    """Whether the i-th matrix of ``packed`` is made of these very tensors. torch.jit.trace compares two traces, of which the second
-    must not find what the first has made."""
-    if packed is None or torch._C._get_tracing_state() is not None:
-        return False
-    weight, high, low, bias, column = packed.parts[i]
-    return weight is part[0] and high is part[1] and low is part[2] and bias is part[3] and column is part[4]
+def are_same(part: Part, other: Part) -> bool:
+    weight, high, low, bias, column = part
+    return weight is other[0] and high is other[1] and low is other[2] and bias is other[3] and column is other[4]
 
 
 class PackedLinear(HasMatrices):
@@ -75,7 +71,7 @@ class PackedLinear(HasMatrices):
 
     def packed(self) -> Packed:
         packed, part = self._packed, self.part()
-        if not holds(packed, part):
+        if packed is None or packed.is_traced or not are_same(packed.parts[0], part):
             packed = self._packed = Packed([part], self.in_features)
         return packed
 
@@ -113,7 +109,7 @@ class PackedAttention(Attention, HasMatrices):
 
     def packed(self, parts: list[Part], inputs: int) -> Packed:
         packed = self._packed
-        if not (holds(packed, parts[0]) and holds(packed, parts[1], 1) and holds(packed, parts[2], 2)):
+        if packed is None or packed.is_traced or not all(map(are_same, packed.parts, parts)):
             packed = self._packed = Packed(parts, inputs)
         return packed
 

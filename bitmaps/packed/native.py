@@ -165,6 +165,8 @@ class Packed:
         if len(devices) != 1:
             raise ValueError(f"matrices on several devices: {', '.join(sorted(map(str, devices)))}")
         self.is_cpu = devices.pop().type == "cpu"
+        # torch.jit.trace compares two traces, of which the second must not go on with what the first has made
+        self.is_traced = torch._C._get_tracing_state() is not None
         self.k, self.sizes = k, [len(weight) for weight, *_ in parts]
         kinds = [int(weight.dtype == torch.int8) for weight, *_ in parts]
         self.acts: tuple[Act, ...] = ("a8",) if any(kinds) else ACTS

@@ -118,13 +118,13 @@ def check(x: Tensor, packed: Packed, act: str) -> list[int]:
         raise ValueError(f"inputs on {x.device} where the matrix is elsewhere")
     if x.dtype is not torch.float32 and not x.is_floating_point():
         raise ValueError(f"inputs of {x.dtype}; valid are floating point numbers")
-    check_act(packed, act)
+    if act not in packed.acts:
+        raise no_such(packed, act)
     return outer
 
 
-def check_act(packed: Packed, act: str) -> None:
-    if act not in packed.acts:
-        raise ValueError(f"act={act!r} is not there for these weights; valid are {', '.join(packed.acts)}")
+def no_such(packed: Packed, act: str) -> ValueError:
+    return ValueError(f"act={act!r} is not there for these weights; valid are {', '.join(packed.acts)}")
 
 
 # For one token a product takes microseconds. So sizes are asked for once, and a result is looked at where it comes: each is worth
@@ -194,7 +194,8 @@ def ffnn(x: Tensor, expand: Packed, contract: Packed, gain: Tensor, shift: Tenso
         raise ValueError(f"a block of {expand.k} to {expand.sizes} and {contract.k} to {contract.sizes} numbers")
     if contract.is_cpu != expand.is_cpu:
         raise ValueError("the two matrices of a block are on different devices")
-    check_act(contract, act)
+    if act not in contract.acts:
+        raise no_such(contract, act)
     gain, shift = norm_input(gain, expand.k, x), norm_input(shift, expand.k, x)
     if (found := kernels_for(expand)) is None:
         inner = F.gelu(reference_linear(x.float(), expand.parts[0], act))

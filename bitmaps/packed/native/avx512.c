@@ -53,12 +53,14 @@ INLINE __m512i expand(__m512i words, int i)
 /* What is multiplied with what: a bit and a byte, a byte and a byte, a bit and a sign. */
 enum product { BIT, BYTE, SIGN };
 
-/* The weights of up to 64 rows, column by column of the output: for every four inputs (SIGN: 32) 64 lanes of four bytes. What is
- * beyond the matrix is 0. Gives to `correction` what has to be taken off the products: see `finish`. */
-INLINE void panel(const struct matrix *w, int64_t n0, int64_t n1, enum product product, __m512i *out, int32_t *correction)
+/* The weights of up to 16 `vectors` rows, column by column of the output: for every four inputs (SIGN: 32) as many lanes of four
+ * bytes. They are `bytes` of each row, from byte `start` on; what is beyond the matrix is 0. Adds to `correction` what has to be taken
+ * off the products: see `finish`. */
+INLINE void panel(const struct matrix *w, int64_t n0, int64_t n1, int64_t start, int64_t bytes, const int vectors,
+                  const enum product product, __m512i *out, int32_t *correction)
 {
-    const int64_t bytes = row_bytes(w), expanded = product == BIT ? 8 : 1;
-    for (int v = 0; v < VECTORS; v++) {
+    const int64_t row = row_bytes(w), expanded = product == BIT ? 8 : 1;
+    for (int v = 0; v < vectors; v++) {
         __m512i total[4];
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++)
@@ -66,13 +68,13 @@ INLINE void panel(const struct matrix *w, int64_t n0, int64_t n1, enum product p
         for (int64_t b = 0; b < bytes; b += 64) {
             const int64_t left = bytes - b;
             const __mmask64 mask = left >= 64 ? ~0ull : _bzhi_u64(~0ull, left);
-            const uint8_t *from = w->weight + (n0 + 16 * v) * bytes + b;
+            const uint8_t *from = w->weight + (n0 + 16 * v) * row + start + b;
             __m512i r[16];
 #pragma GCC unroll 16
             for (int i = 0; i < 16; i++)
-                r[i] = _mm512_maskz_loadu_epi8(n0 + 16 * v + i < n1 ? mask : 0, from + i * bytes);
+                r[i] = _mm512_maskz_loadu_epi8(n0 + 16 * v + i < n1 ? mask : 0, from + i * row);
             transpose(r);
-            __m512i *to = out + b / 4 * expanded * VECTORS + v;
+            __m512i *to = out + b / 4 * expanded * vectors + v;
 #pragma GCC unroll 16
             for (int i = 0; i < 16; i++) {
                 if (4 * i >= left)
@@ -80,16 +82,19 @@ INLINE void panel(const struct matrix *w, int64_t n0, int64_t n1, enum product p
                 if (product == BIT) {
 #pragma GCC unroll 8
                     for (int j = 0; j < 8; j++)
-                        to[(8 * i + j) * VECTORS] = expand(r[i], j);
+                        to[(8 * i + j) * vectors] = expand(r[i], j);
                 } else {
-                    to[i * VECTORS] = r[i];
+                    to[i * vectors] = r[i];
                     if (product == BYTE)
                         total[i % 4] = dot4(total[i % 4], _mm512_set1_epi8(1), r[i]);
                 }
             }
         }
-        const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(total[0], total[1]), _mm512_add_epi32(total[2], total[3]));
-        _mm512_storeu_si512(correction + 16 * v, _mm512_slli_epi32(sum, 7));
+        if (product == BYTE) {
+            const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(total[0], total[1]), _mm512_add_epi32(total[2], total[3]));
+            const __m512i before = _mm512_loadu_si512(correction + 16 * v);
+            _mm512_storeu_si512(correction + 16 * v, _mm512_add_epi32(before, _mm512_slli_epi32(sum, 7)));
+        }
     }
 }
 
@@ -565,7 +570,7 @@ static void floats(const struct matrix *w, int64_t n0, int64_t n1, const struct 
         }
 }
 
-static int64_t scratch(int64_t k) { return (k + 63) / 32 * 32 * COLUMNS + COLUMNS * (int64_t)sizeof(int32_t) + 64; }
+static int64_t scratch(int64_t k) { return (k + 63) / 64 * 64 * COLUMNS + COLUMNS * (int64_t)sizeof(int32_t) + 64; }
 
 static void block(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0, int64_t m1, float *y,
                   int64_t ldy, void *memory)
@@ -583,16 +588,17 @@ static void block(const struct matrix *w, int64_t n0, int64_t n1, const struct r
     } else if (rows <= FEW) {
         FEW_OF[product][rows - 1](w, n0, n1, x, m0, y, ldy);
     } else if (product == SIGN) {
-        panel(w, n0, n1, SIGN, weights, correction);
+        panel(w, n0, n1, 0, row_bytes(w), VECTORS, SIGN, weights, correction);
         for (int64_t m = m0; m < m1; m += 4)
             four_sign(w, n0, n1, x, m, m1, y, ldy, weights, correction, (w->k + 31) / 32);
     } else if (product == BYTE) {
-        panel(w, n0, n1, BYTE, weights, correction);
+        memset(correction, 0, COLUMNS * sizeof *correction);
+        panel(w, n0, n1, 0, row_bytes(w), VECTORS, BYTE, weights, correction);
         for (int64_t m = m0; m < m1; m += TILE)
             (m1 - m > 4 ? six_byte : m1 - m > 2 ? four_byte : two_byte)(w, n0, n1, x, m, m1, y, ldy, weights, correction,
                                                                         (w->k + 3) / 4);
     } else {
-        panel(w, n0, n1, BIT, weights, correction);
+        panel(w, n0, n1, 0, row_bytes(w), VECTORS, BIT, weights, correction);
         for (int64_t m = m0; m < m1; m += TILE)
             (m1 - m > 4 ? six_bit : m1 - m > 2 ? four_bit : two_bit)(w, n0, n1, x, m, m1, y, ldy, weights, correction,
                                                                      (w->k + 3) / 4);
@@ -677,4 +683,142 @@ static void sign_row(const float *x, const struct rows *rows, uint8_t *q, float 
 }
 
 const struct isa bitmaps_avx512 = {"avx512", COLUMNS, FEW, 1, scratch, block, round_row_64, sign_row, gelu, add_norm};
+
+/* -- AMX: products of tiles of 16 by 64 bytes -- */
+
+#if defined(HAVE_AMX)
+#pragma GCC target("amx-tile,amx-int8")
+
+/* A tile's rows; inputs of a product; tokens and outputs of four sums; inputs of a panel, which stays in the first cache. */
+enum { SIDE = 16, STEP = 64, STRIP = 2 * SIDE, CHUNK = 1024 };
+
+struct tiles {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+};
+
+/* For `count` tokens, at most 32. Tiles 0 to 3 are sums, of the first 16 tokens by both halves of the outputs, then of the others; 4
+ * and 5 the activations of these and those; 6 and 7 the weights of both halves. */
+static void configure(int64_t count)
+{
+    const uint8_t first = count < SIDE ? count : SIDE, second = count > SIDE ? count - SIDE : 1;
+    const struct tiles tiles = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {first, first, second, second, first, second, SIDE, SIDE}};
+    _tile_loadconfig(&tiles);
+}
+
+/* `count` tokens by 32 outputs and k inputs, added to the sums if there are `some`. A panel has the weights as a tile wants them:
+ * four inputs of sixteen outputs are a row. Activations are signed bytes and bits unsigned, or activations + 128 unsigned and weights
+ * signed bytes. */
+INLINE void tile_sums(const uint8_t *a, int64_t stride, const __m512i *b, int64_t k, int64_t count, const int int8, int some,
+                      int32_t sums[][STRIP])
+{
+    const int64_t row = sizeof sums[0], panel = STRIP * 4;
+    const int two = count > SIDE;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    if (some) {
+        _tile_loadd(0, sums[0], row);
+        _tile_loadd(1, sums[0] + SIDE, row);
+        if (two) {
+            _tile_loadd(2, sums[SIDE], row);
+            _tile_loadd(3, sums[SIDE] + SIDE, row);
+        }
+    }
+#define ADD(SUM, A, B)                                                                                                           \
+    if (int8)                                                                                                                    \
+        _tile_dpbusd(SUM, A, B);                                                                                                 \
+    else                                                                                                                         \
+        _tile_dpbsud(SUM, A, B)
+    for (int64_t s = 0; s < k; s += STEP, b += STEP / 4 * (STRIP / 16)) {
+        _tile_loadd(4, a + s, stride);
+        _tile_loadd(6, b, panel);
+        ADD(0, 4, 6);
+        _tile_loadd(7, b + 1, panel);
+        ADD(1, 4, 7);
+        if (two) {
+            _tile_loadd(5, a + SIDE * stride + s, stride);
+            ADD(2, 5, 6);
+            ADD(3, 5, 7);
+        }
+    }
+#undef ADD
+    _tile_stored(0, sums[0], row);
+    _tile_stored(1, sums[0] + SIDE, row);
+    if (two) {
+        _tile_stored(2, sums[SIDE], row);
+        _tile_stored(3, sums[SIDE] + SIDE, row);
+    }
+}
+
+/* What a block needs beside the activations. */
+struct tile_scratch {
+    int32_t sums[2][ROWS][STRIP]; /* of both planes */
+    __m512i weights[STRIP / 16 * CHUNK / 4];
+    int32_t correction[STRIP];
+};
+
+static int64_t tile_scratch(int64_t k)
+{
+    const int64_t vectors = scratch(k), tiles = sizeof(struct tile_scratch);
+    return vectors > tiles ? vectors : tiles;
+}
+
+INLINE void tile_panels(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0, int64_t m1, float *y,
+                        int64_t ldy, struct tile_scratch *s, const enum product product)
+{
+    int64_t configured = 0;
+    for (int64_t n = n0; n < n1; n += STRIP) {
+        const int64_t end = n + STRIP < n1 ? n + STRIP : n1;
+        memset(s->correction, 0, sizeof s->correction);
+        for (int64_t k0 = 0; k0 < x->k; k0 += CHUNK) {
+            const int64_t k = x->k - k0 < CHUNK ? x->k - k0 : CHUNK, inputs = product == BIT ? 8 : 1, bytes = (k + inputs - 1) / inputs;
+            const int64_t there = (bytes + 3) / 4 * inputs, wanted = (k + STEP - 1) / STEP * (STEP / 4);
+            panel(w, n, end, k0 / inputs, bytes, STRIP / 16, product, s->weights, s->correction);
+            memset(s->weights + there * (STRIP / 16), 0, (wanted - there) * (STRIP / 16) * sizeof *s->weights);
+            for (int64_t m = m0, count; m < m1; m += count) {
+                count = m1 - m < STRIP ? m1 - m : STRIP;
+                if (count != configured)
+                    configure(configured = count);
+                if (k0 + k == x->k)
+                    for (int64_t i = m; i < m + count; i++) { /* or the stores would wait for the lines of the output */
+                        __builtin_prefetch(y + i * ldy + n, 1);
+                        __builtin_prefetch(y + i * ldy + n + SIDE, 1);
+                    }
+                for (int plane = 0; plane < x->planes; plane++)
+                    tile_sums(x->q + m * x->stride + plane * x->plane + k0, x->stride, s->weights, k, count, product == BYTE, k0 > 0,
+                              s->sums[plane] + (m - m0));
+                if (k0 + k < x->k)
+                    continue;
+                for (int64_t v = n; v < end; v += SIDE) {
+                    const struct columns columns = columns_of(w, v, n1);
+                    const __m512i off = _mm512_loadu_si512(s->correction + (v - n));
+                    for (int64_t i = m; i < m + count; i++) {
+                        __m512i sum = _mm512_loadu_si512(s->sums[0][i - m0] + (v - n));
+                        if (x->planes == 2)
+                            sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8), _mm512_loadu_si512(s->sums[1][i - m0] + (v - n)));
+                        finish(sum, product, w, columns, x, i, off, y + i * ldy + v);
+                    }
+                }
+            }
+        }
+    }
+    _tile_release();
+}
+
+static void tile_block(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0, int64_t m1, float *y,
+                       int64_t ldy, void *memory)
+{
+    if (m1 - m0 <= FEW || x->act == F32 || x->act == A1)
+        block(w, n0, n1, x, m0, m1, y, ldy, memory);
+    else if (w->kind == INT8)
+        tile_panels(w, n0, n1, x, m0, m1, y, ldy, memory, BYTE);
+    else
+        tile_panels(w, n0, n1, x, m0, m1, y, ldy, memory, BIT);
+}
+
+const struct isa bitmaps_amx = {"amx", COLUMNS, FEW, 1, tile_scratch, tile_block, round_row_64, sign_row, gelu, add_norm};
+#endif
 #endif

@@ -9,6 +9,12 @@
 
 #include "kernels.h"
 
+#if defined(HAVE_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #define EXPORT __attribute__((visibility("default")))
 enum { OK, OUT_OF_MEMORY };
 enum { SMALL = 1 << 21 }; /* products below which threads do not pay */
@@ -16,6 +22,9 @@ enum { SMALL = 1 << 21 }; /* products below which threads do not pay */
 /* -- instruction sets -- */
 
 static const struct isa *const ISAS[] = {
+#if defined(HAVE_AMX)
+    &bitmaps_amx,
+#endif
 #if defined(__x86_64__)
     &bitmaps_avx512, &bitmaps_avx2,
 #endif
@@ -25,6 +34,14 @@ enum { ISA_COUNT = sizeof ISAS / sizeof *ISAS };
 
 static int runs(const struct isa *isa)
 {
+#if defined(HAVE_AMX)
+    if (isa == &bitmaps_amx) {
+        enum { FEATURES = 7, TILE_AND_INT8 = 1 << 24 | 1 << 25, REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+        unsigned a, b, c, d;
+        return runs(&bitmaps_avx512) && __get_cpuid_count(FEATURES, 0, &a, &b, &c, &d) && (d & TILE_AND_INT8) == TILE_AND_INT8
+               && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0; /* their 8 KiB a thread are there on request */
+    }
+#endif
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (isa == &bitmaps_avx2)

@@ -12,6 +12,10 @@
 
 #include <stdint.h>
 
+#if defined(__x86_64__) && defined(__linux__) && (__GNUC__ >= 11 || __clang_major__ >= 12) /* older ones do not know it */
+#define HAVE_AMX
+#endif
+
 enum act { F32, A16, A8, A1 };         /* what the activations are rounded to: nothing, two planes of int8, int8, the sign */
 enum kind { BITS, INT8 };              /* what a weight is: one bit, or a signed byte (then low is 0 and high the scale) */
 enum { ROWS = 192, ALIGN = 64 };       /* of activations in one block; bytes to which a row of them is padded */
@@ -60,6 +64,9 @@ struct isa {
 extern const struct isa bitmaps_generic;
 #if defined(__x86_64__)
 extern const struct isa bitmaps_avx2, bitmaps_avx512;
+#endif
+#if defined(HAVE_AMX)
+extern const struct isa bitmaps_amx;
 #endif
 
 /* From a product to an output. Where low is -high it is high (2 dot - sum): whole numbers, so that what cancels is 0. */
