@@ -1,4 +1,4 @@
-/* AVX-512 with VNNI (int8 products), VPOPCNTDQ and VBMI: Ice Lake, Zen 4 and later. */
+/* AVX-512 with VNNI (int8 products), VPOPCNTDQ and VBMI: Ice Lake, Zen 4 and later. With AMX, Sapphire Rapids and later, at the end. */
 #if defined(__x86_64__)
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vpopcntdq,avx512vbmi,avx2,fma,bmi,bmi2,popcnt")
 #include <immintrin.h>
