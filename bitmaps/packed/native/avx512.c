@@ -766,6 +766,23 @@ static int64_t tile_scratch(int64_t k)
     return vectors > tiles ? vectors : tiles;
 }
 
+/* From the sums of `count` tokens from m on to outputs n to `end`. */
+INLINE void tile_outputs(const struct matrix *w, int64_t n, int64_t end, const struct rows *x, int64_t m0, int64_t m, int64_t count,
+                         float *y, int64_t ldy, const struct tile_scratch *s, const enum product product)
+{
+    for (int64_t v = n; v < end; v += SIDE) {
+        const struct columns columns = columns_of(w, v, end);
+        const __m512i off = _mm512_loadu_si512(s->correction + (v - n));
+        for (int64_t i = m; i < m + count; i++) {
+            __m512i sum = _mm512_loadu_si512(s->sums[0][i - m0] + (v - n));
+            if (x->planes == 2)
+                sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8), _mm512_loadu_si512(s->sums[1][i - m0] + (v - n)));
+            finish(sum, product, w, columns, x, i, off, y + i * ldy + v);
+        }
+    }
+}
+
+/* Tokens m0 to m1 by outputs n0 to n1: a panel of weights at a time, for all of the tokens. */
 INLINE void tile_panels(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0, int64_t m1, float *y,
                         int64_t ldy, struct tile_scratch *s, const enum product product)
 {
@@ -776,13 +793,14 @@ INLINE void tile_panels(const struct matrix *w, int64_t n0, int64_t n1, const st
         for (int64_t k0 = 0; k0 < x->k; k0 += CHUNK) {
             const int64_t k = x->k - k0 < CHUNK ? x->k - k0 : CHUNK, inputs = product == BIT ? 8 : 1, bytes = (k + inputs - 1) / inputs;
             const int64_t there = (bytes + 3) / 4 * inputs, wanted = (k + STEP - 1) / STEP * (STEP / 4);
+            const int last = k0 + k == x->k;
             panel(w, n, end, k0 / inputs, bytes, STRIP / 16, product, s->weights, s->correction);
             memset(s->weights + there * (STRIP / 16), 0, (wanted - there) * (STRIP / 16) * sizeof *s->weights);
             for (int64_t m = m0, count; m < m1; m += count) {
                 count = m1 - m < STRIP ? m1 - m : STRIP;
                 if (count != configured)
                     configure(configured = count);
-                if (k0 + k == x->k)
+                if (last)
                     for (int64_t i = m; i < m + count; i++) { /* or the stores would wait for the lines of the output */
                         __builtin_prefetch(y + i * ldy + n, 1);
                         __builtin_prefetch(y + i * ldy + n + SIDE, 1);
@@ -790,18 +808,8 @@ INLINE void tile_panels(const struct matrix *w, int64_t n0, int64_t n1, const st
                 for (int plane = 0; plane < x->planes; plane++)
                     tile_sums(x->q + m * x->stride + plane * x->plane + k0, x->stride, s->weights, k, count, product == BYTE, k0 > 0,
                               s->sums[plane] + (m - m0));
-                if (k0 + k < x->k)
-                    continue;
-                for (int64_t v = n; v < end; v += SIDE) {
-                    const struct columns columns = columns_of(w, v, n1);
-                    const __m512i off = _mm512_loadu_si512(s->correction + (v - n));
-                    for (int64_t i = m; i < m + count; i++) {
-                        __m512i sum = _mm512_loadu_si512(s->sums[0][i - m0] + (v - n));
-                        if (x->planes == 2)
-                            sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8), _mm512_loadu_si512(s->sums[1][i - m0] + (v - n)));
-                        finish(sum, product, w, columns, x, i, off, y + i * ldy + v);
-                    }
-                }
+                if (last)
+                    tile_outputs(w, n, end, x, m0, m, count, y, ldy, s, product);
             }
         }
     }
