@@ -22,7 +22,7 @@ extern int bitmaps_ffnn(const struct plan *expand, const struct plan *contract, 
                         const float *gain, const float *shift, float epsilon);
 
 enum { MOST_ISAS = 8, MOST_MATRICES = 3, MOST_ARRAYS = 128 };
-static const int64_t SIZES[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 130, 255, 256, 257, 511, 513, 770, 1040, 1300};
+static const int64_t SIZES[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 130, 255, 256, 257, 511, 513, 770, 1024, 1040, 2049};
 enum { SIZE_COUNT = sizeof SIZES / sizeof *SIZES };
 
 static int isas[MOST_ISAS], isa_count; /* those that run; the last is generic */

@@ -222,6 +222,7 @@ def test_autocast_changes_nothing() -> None:
     assert torch.equal(found, layer(x))
 
 
+@in_both_ways
 def test_other_data_of_a_tensor_leaves_what_is_pointed_to_alive() -> None:
     layer, x = PackedLinear(weight_of("bit", 64, 13), torch.arange(64.0), "a8"), torch.randn(2, 13)
     before = layer(x)

@@ -1,7 +1,7 @@
 """The kernels in C, if this installation has them: ``native/*.c``, built with the package where there is a C compiler.
 
-``BITMAPS_KERNELS`` chooses: ``auto`` (the fastest that the processor runs), ``avx512``, ``avx2``, ``generic``, or ``reference``:
-PyTorch alone (``operations.py``).
+``BITMAPS_KERNELS`` chooses: ``auto`` (the fastest that the processor runs), ``amx``, ``avx512``, ``avx2``, ``generic``, or
+``reference``: PyTorch alone (``operations.py``).
 """
 
 from __future__ import annotations
@@ -113,8 +113,10 @@ def chosen(wanted: str) -> Kernels | None:
     Raises:
         InputError: when there are none.
     """
+    if wanted == REFERENCE:
+        return None
     available = instruction_sets()
-    if wanted == REFERENCE or (wanted == "auto" and not available):
+    if wanted == "auto" and not available:
         return None
     if wanted == "auto":
         wanted = next(iter(available))

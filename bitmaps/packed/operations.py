@@ -101,6 +101,11 @@ def norm_input(tensor: Tensor, size: int, x: Tensor) -> Tensor:
     return tensor.contiguous()
 
 
+def parts_of(packed: Packed) -> list[Part]:
+    # a trace has the module's own tensors
+    return packed.tensors if torch._C._get_tracing_state() is None else packed.parts
+
+
 def kernels_for(packed: Packed) -> native.Kernels | None:
     # torch.jit.trace cannot see what a kernel writes: it records the reference
     return native.kernels() if packed.is_cpu and torch._C._get_tracing_state() is None else None
@@ -138,7 +143,7 @@ def linear(x: Tensor, packed: Packed, act: Act) -> Tensor:
         MemoryError: when the kernels could not get memory, here and in what follows."""
     outer = check(x, packed, act)
     if (found := kernels_for(packed)) is None:
-        return reference_linear(x.float(), packed.parts[0], act).to(x.dtype)
+        return reference_linear(x.float(), parts_of(packed)[0], act).to(x.dtype)
     inputs = native_input(x)
     y = inputs.new_empty(*outer, packed.sizes[0])
     if found.library.bitmaps_linear(
@@ -152,7 +157,7 @@ def linears(x: Tensor, packed: Packed, act: Act) -> list[Tensor]:
     """The products of x (..., k) with matrices that all read it: (..., n_i), in x's dtype."""
     outer = check(x, packed, act)
     if (found := kernels_for(packed)) is None:
-        return [reference_linear(x.float(), part, act).to(x.dtype) for part in packed.parts]
+        return [reference_linear(x.float(), part, act).to(x.dtype) for part in parts_of(packed)]
     inputs = native_input(x)
     outputs = [inputs.new_empty(*outer, n) for n in packed.sizes]
     addresses = (ctypes.c_void_p * len(outputs))(*(y.data_ptr() for y in outputs))
@@ -175,7 +180,7 @@ def linear_norm(
         )
     gain, shift = norm_input(gain, packed.sizes[0], x), norm_input(shift, packed.sizes[0], x)
     if (found := kernels_for(packed)) is None:
-        y = reference_linear(x.float(), packed.parts[0], act)
+        y = reference_linear(x.float(), parts_of(packed)[0], act)
         return F.layer_norm(residual.float() + y, gain.shape, gain, shift, epsilon).to(x.dtype)
     inputs, residual = native_input(x), native_input(residual)
     y = torch.empty_like(residual)
@@ -198,8 +203,8 @@ def ffnn(x: Tensor, expand: Packed, contract: Packed, gain: Tensor, shift: Tenso
         raise no_such(contract, act)
     gain, shift = norm_input(gain, expand.k, x), norm_input(shift, expand.k, x)
     if (found := kernels_for(expand)) is None:
-        inner = F.gelu(reference_linear(x.float(), expand.parts[0], act))
-        y = x.float() + reference_linear(inner, contract.parts[0], act)
+        inner = F.gelu(reference_linear(x.float(), parts_of(expand)[0], act))
+        y = x.float() + reference_linear(inner, parts_of(contract)[0], act)
         return F.layer_norm(y, gain.shape, gain, shift, epsilon).to(x.dtype)
     inputs = native_input(x)
     y = torch.empty_like(inputs)

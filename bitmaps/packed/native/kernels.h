@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#if defined(__x86_64__) && defined(__linux__) && (__GNUC__ >= 11 || __clang_major__ >= 12) /* older ones do not know it */
+#if defined(__x86_64__) && defined(__linux__) && __GNUC__ >= 11 /* older ones do not know it */
 #define HAVE_AMX
 #endif
 
