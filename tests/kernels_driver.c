@@ -20,6 +20,9 @@ extern int bitmaps_linear_norm(const struct plan *plan, int threads, const float
                                const float *gain, const float *shift, float epsilon);
 extern int bitmaps_ffnn(const struct plan *expand, const struct plan *contract, int threads, const float *x, int64_t m, float *y,
                         const float *gain, const float *shift, float epsilon);
+extern int bitmaps_attends(int isa);
+extern int bitmaps_attention(const struct plan *project, const struct plan *output, int threads, const float *x, int64_t m, float *y,
+                             const uint8_t *mask, int64_t length, int64_t heads, const float *gain, const float *shift, float epsilon);
 
 enum { MOST_ISAS = 8, MOST_MATRICES = 3, MOST_ARRAYS = 128 };
 static const int64_t SIZES[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 130, 255, 256, 257, 511, 513, 770, 1024, 1040, 2049};
@@ -170,14 +173,15 @@ static void linears(struct state *s, int64_t m)
 }
 
 /* A different last bit may take an activation to the next level, or a sign to the other: that shall be rare. */
-static void compare_norms(struct state *s, const char *what, int act, int64_t m, int64_t n, int64_t k, float *const *y, int exact)
+static void compare_norms(struct state *s, const char *what, int act, int64_t m, int64_t n, int64_t k, float *const *y,
+                          const float *expected, int exact)
 {
     for (int j = 0; j < isa_count; j++) {
         int64_t off = 0;
-        for (int64_t r = 0; r < m; r++) {
+        for (int64_t r = 0; y[j] && r < m; r++) {
             float worst = 0;
             for (int64_t c = 0; c < n; c++) {
-                const float difference = fabsf(y[j][r * n + c] - y[isa_count - 1][r * n + c]);
+                const float difference = fabsf(y[j][r * n + c] - expected[r * n + c]);
                 worst = difference > worst || isnan(difference) ? difference : worst;
             }
             off += !(worst <= 1e-3f);
@@ -204,7 +208,7 @@ static void linear_norm(struct state *s, int64_t m)
             abort();
         s->products++;
     }
-    compare_norms(s, "linear_norm", act, m, n, k, y, 1);
+    compare_norms(s, "linear_norm", act, m, n, k, y, y[isa_count - 1], 1);
     release(s);
 }
 
@@ -225,7 +229,69 @@ static void ffnn(struct state *s, int64_t m)
             abort();
         s->products += 2;
     }
-    compare_norms(s, "ffnn", act, m, k, width, y, act == F32);
+    compare_norms(s, "ffnn", act, m, k, width, y, y[isa_count - 1], act == F32);
+    release(s);
+}
+
+/* softmax(q k^T / sqrt(size)) v in plain loops. */
+static void attend(float *context, const float *query, const float *key, const float *value, const uint8_t *mask, int64_t m, int64_t length,
+                   int64_t heads, int64_t size)
+{
+    const int64_t row = heads * size;
+    float score[length];
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t h = 0; h < row; h += size) {
+            const int64_t first = i / length * length;
+            float most = -INFINITY, total = 0;
+            for (int64_t j = 0; j < length; j++) {
+                float dot = 0;
+                for (int64_t c = h; c < h + size; c++)
+                    dot += query[i * row + c] * key[(first + j) * row + c];
+                score[j] = mask && !mask[first + j] ? -INFINITY : dot / sqrtf((float)size);
+                most = score[j] > most ? score[j] : most;
+            }
+            for (int64_t j = 0; j < length; j++)
+                total += score[j] = most > -INFINITY ? expf(score[j] - most) : 0;
+            for (int64_t c = h; c < h + size; c++) {
+                float sum = 0;
+                for (int64_t j = 0; j < length; j++)
+                    sum += score[j] * value[(first + j) * row + c];
+                context[i * row + c] = total > 0 ? sum / total : 0;
+            }
+        }
+}
+
+/* Against the generic products around plain loops. */
+static void attention(struct state *s, int64_t sentences, int64_t length)
+{
+    const int act = (int)below(s, 4), threads = 1 + (int)below(s, 3), generic = isas[isa_count - 1];
+    const int64_t heads = 1 + below(s, 3), size = 32 * (1 + below(s, 2)), k = heads * size, m = sentences * length;
+    const float *column = below(s, 2) ? numbers(s, k, 1) : NULL;
+    struct matrix w[3];
+    for (int i = 0; i < 3; i++)
+        w[i] = random_matrix(s, k, k, BITS, i ? column : NULL, 1);
+    const struct matrix output = random_matrix(s, k, k, BITS, NULL, 1);
+    const float *x = numbers(s, m * k, 1), *gain = numbers(s, k, 1), *shift = numbers(s, k, 1);
+    uint8_t *mask = below(s, 2) ? array(s, m) : NULL;
+    for (int64_t i = 0; mask && i < m; i++)
+        mask[i] = below(s, 4) != 0;
+    float *y[MOST_ISAS], *parts[3], *context = outputs(s, m * k), *expected = outputs(s, m * k);
+    for (int j = 0; j < isa_count; j++) {
+        const struct plan project = {w, 3, isas[j], act}, last = {&output, 1, isas[j], act};
+        y[j] = bitmaps_attends(isas[j]) ? outputs(s, m * k) : NULL;
+        if (y[j] && bitmaps_attention(&project, &last, threads, x, m, y[j], mask, length, heads, gain, shift, 0.1f))
+            abort();
+        s->products += y[j] ? 4 : 0;
+    }
+    for (int i = 0; i < 3; i++)
+        parts[i] = outputs(s, m * k);
+    const struct plan project = {w, 3, generic, act}, last = {&output, 1, generic, act};
+    if (bitmaps_linears(&project, 1, x, m, parts))
+        abort();
+    attend(context, parts[0], parts[1], parts[2], mask, m, length, heads, size);
+    if (bitmaps_linear_norm(&last, 1, context, m, expected, x, gain, shift, 0.1f))
+        abort();
+    compare_norms(s, "attention", act, m, k, length, y, expected, act == F32);
     release(s);
 }
 
@@ -239,7 +305,7 @@ static void *run(void *context)
 {
     struct thread *thread = context;
     struct state *s = &thread->state;
-    static const int64_t larger[] = {191, 192, 193, 200, 384, 385, 400, 600};
+    static const int64_t larger[] = {191, 192, 193, 200, 384, 385, 400, 600}, lengths[] = {1, 5, 8, 9, 31, 32, 33, 64, 130, 200};
     for (int time = 0; time < thread->times; time++) {
         for (int64_t m = 0; m <= 13; m++) {
             linears(s, m);
@@ -249,6 +315,8 @@ static void *run(void *context)
         linears(s, larger[below(s, 8)]);
         linear_norm(s, larger[below(s, 8)]);
         ffnn(s, larger[below(s, 8)]);
+        for (int i = 0; i < 10; i++)
+            attention(s, 1 + below(s, i < 5 ? 20 : 4), lengths[i]);
     }
     return NULL;
 }

@@ -249,15 +249,22 @@ def run(block: nn.Module, x: Tensor) -> Tensor:
     return block(x, mask)
 
 
+# with heads of 32 numbers all of attention is one operation, on some processors
+either_size = pytest.mark.parametrize("hidden", [20, 64])
+
+
 @in_both_ways
 @pytest.mark.parametrize("name", ["attention", "ffnn"])
 @pytest.mark.parametrize("group", ["layers", "attention", "ffnn"])
 @pytest.mark.parametrize("scale", ["row", "rank_one"])
 @pytest.mark.parametrize("values", ["pm1", "01"])
-def test_a_block_computes_what_it_does_in_floats(name: str, group: str, scale: Scale, values: Values) -> None:
-    x = normal(2, 5, 20, seed=7)
+@either_size
+def test_a_block_computes_what_it_does_in_floats(
+    name: str, group: str, scale: Scale, values: Values, hidden: int
+) -> None:
+    x = normal(2, 5, hidden, seed=7)
     for act, most in (("f32", 1e-6), ("a16", 1e-4), ("a8", 0.03)):
-        plain, block = block_of(binary(group, scale, values), act, name)  # type: ignore[arg-type]
+        plain, block = block_of(binary(group, scale, values, hidden_size=hidden), act, name)  # type: ignore[arg-type]
         assert off(run(block, x), run(plain, x)) < most
 
 
@@ -273,9 +280,10 @@ def unfused(block: nn.Module) -> nn.Module:
 @every_act
 @pytest.mark.parametrize("name", ["attention", "ffnn"])
 @pytest.mark.parametrize("scale", ["row", "rank_one"])
-def test_fused_and_unfused_agree(act: Act, name: str, scale: Scale) -> None:
-    _, block = block_of(binary("layers", scale), act, name)
-    x = normal(2, 5, 20, seed=8)
+@either_size
+def test_fused_and_unfused_agree(act: Act, name: str, scale: Scale, hidden: int) -> None:
+    _, block = block_of(binary("layers", scale, hidden_size=hidden), act, name)
+    x = normal(2, 5, hidden, seed=8)
     # what is rounded may fall to the other side, now and then, where sums are added in another order
     assert off(run(block, x), run(unfused(block), x)) < {"f32": 1e-6, "a16": 1e-4}.get(act, 0.01)
 
@@ -287,6 +295,24 @@ def test_only_the_exact_gelu_is_fused(hidden_act: str, fused: bool, monkeypatch:
     ours = operations.ffnn
     monkeypatch.setattr(operations, "ffnn", lambda *args: calls.append(args) or ours(*args))
     assert off(block(x), plain(x)) < 1e-6
+    assert bool(calls) is fused
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(("mixed", "fused"), [(None, True), ("query", False), ("output", False)])
+def test_attention_is_fused_where_all_of_it_is_in_one_bit(
+    mixed: str | None, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not operations.attends(torch.zeros(1, 1, 64), 2):
+        pytest.skip("these kernels leave attention to PyTorch")
+    model = binary("layers", hidden_size=64)
+    if mixed is not None:
+        getattr(model.encoder.layers[0].attention, mixed).weight = nn.Parameter(normal(64, 64, seed=10))
+    plain, block = block_of(model, "f32", "attention")
+    calls, ours = [], operations.attention
+    monkeypatch.setattr(operations, "attention", lambda *args: calls.append(args) or ours(*args))
+    x = normal(2, 5, 64, seed=9)
+    assert off(run(block, x), run(plain, x)) < 1e-6
     assert bool(calls) is fused
 
 

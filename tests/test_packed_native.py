@@ -25,7 +25,7 @@ from bitmaps.errors import InputError
 from bitmaps.packed import __main__ as command
 from bitmaps.packed import native
 from bitmaps.packed.native import ACTS, REFERENCE, VARIABLE, Packed, Part
-from bitmaps.packed.operations import binary_linear, ffnn, linear, linear_norm, linears, pack
+from bitmaps.packed.operations import attention, binary_linear, ffnn, linear, linear_norm, linears, pack
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "bitmaps" / "packed" / "native"
@@ -265,9 +265,10 @@ def test_failures_of_the_library_are_raised(tmp_path: Path, monkeypatch: pytest.
     names = re.findall(
         r"^EXPORT int (bitmaps_\w+)\(const struct plan", (SOURCES / "binary_linear.c").read_text(), re.MULTILINE
     )
-    assert len(names) == 4
+    assert len(names) == 5
     code = "\n".join(f"int {name}(void) {{ return 1; }}" for name in names)
     code += "\nvoid bitmaps_use_openmp(void) {}\nint bitmaps_isa_runs(int i) { return !i; }\n"
+    code += "int bitmaps_attends(int i) { return 1; }\n"
     code += 'const char *bitmaps_isa_name(int i) { return i ? 0 : "generic"; }\n'
     (tmp_path / "full.c").write_text(code, encoding="utf-8")
     compiled("-shared", "-fPIC", tmp_path / "full.c", "-o", tmp_path / "full.so")
@@ -276,12 +277,14 @@ def test_failures_of_the_library_are_raised(tmp_path: Path, monkeypatch: pytest.
     native.library.cache_clear()
     try:
         x, one, back = normal(3, 20), Packed([part(33, 20)], 20), Packed([part(20, 33)], 33)
+        three, output = Packed([part(32, 32)] * 3, 32), Packed([part(32, 32)], 32)
         norm = (normal(20), normal(20), 1e-12, "a8")
         runs: list[Callable[[], object]] = [
             lambda: linear(x, one, "a8"),
             lambda: linears(x, one, "a8"),
             lambda: linear_norm(normal(3, 33), back, x, *norm),  # type: ignore[arg-type]
             lambda: ffnn(x, one, back, *norm),  # type: ignore[arg-type]
+            lambda: attention(normal(1, 3, 32), three, output, None, 1, normal(32), normal(32), 1e-12, "a8"),
         ]
         for run in runs:
             with pytest.raises(MemoryError, match="could not get memory"):
@@ -338,7 +341,7 @@ def occurs(mnemonic: str, loop: Code) -> int:
 
 
 def products(loop: Code) -> int:
-    return sum(occurs(mnemonic, loop) for mnemonic in ("vpdpbusd", "vpopcntd", "vpmaddubsw"))
+    return sum(occurs(mnemonic, loop) for mnemonic in ("vpdpbusd", "vpopcntd", "vpmaddubsw", "vfmadd231ps"))
 
 
 def hot_loops(code: Code) -> list[Code]:
@@ -369,6 +372,7 @@ HOT: dict[str, tuple[int, dict[str, int]]] = {
     "a single row, one plane and two": (2, {"vpdpbusd": 32, "vpand": 32}),
     "a single row, signs": (1, {"vpopcntd": 8}),
     "many rows, AVX2": (1, {"vpmaddubsw": 8, "vpbroadcastd": 4}),
+    "attention": (2, {"vfmadd231ps": 16, "vbroadcastss": 8}),
     "a single row, AVX2": (1, {"vpmaddubsw": 8, "vpand": 8}),
 }
 

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from bitmaps.packed import native, operations
 from bitmaps.packed.native import ACTS, LARGEST_K, REFERENCE, Act, Packed, Part
 from bitmaps.packed.operations import (
+    attends,
+    attention,
     binary_ffnn,
     binary_linear,
     binary_linear_norm,
@@ -447,6 +449,148 @@ def test_two_callers_at_once_get_what_each_gets_alone(backend: str) -> None:
         for seed, future in [(seed, pool.submit(work, seed)) for _ in range(3) for seed in (0, 1)]:
             for actual, expected in zip(future.result(), alone[seed], strict=True):
                 assert torch.allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+# -- attention --
+
+
+def attention_of(hidden: int, act: Act, seed: int = 0, **options: bool) -> tuple[Packed, Packed]:
+    """Queries, keys and values, and the output projection."""
+    project = [replace(random_matrix(hidden, hidden, seed=seed + i, **options), low=None) for i in range(3)]
+    return Packed([matrix.part() for matrix in project], hidden), random_matrix(hidden, hidden, seed=seed + 3).packed()
+
+
+def attention_in_torch(
+    x: Tensor,
+    project: Packed,
+    output: Packed,
+    mask: Tensor | None,
+    heads: int,
+    norm: tuple[Tensor, Tensor, float],
+    act: Act,
+) -> Tensor:
+    split = [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in linears(x, project, act)]
+    context = F.scaled_dot_product_attention(*split, attn_mask=mask).transpose(1, 2).flatten(-2)
+    return linear_norm(context, output, x, *norm, act)
+
+
+@pytest.fixture(params=[name for name in KERNELS if (found := native.chosen(name)) and found.attends])
+def attending(request: pytest.FixtureRequest) -> Iterator[str]:
+    with using(request.param):
+        yield request.param
+
+
+@each_act
+@pytest.mark.parametrize("column", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "length", "heads", "size"),
+    [(1, 1, 1, 32), (2, 7, 3, 64), (9, 33, 2, 32), (5, 64, 1, 96), (2, 200, 2, 32), (30, 16, 1, 32), (1, 385, 1, 32)],
+)
+def test_attention_is_its_products_and_pytorchs_attention(
+    attending: str,
+    threads: Callable[[int], None],
+    batch: int,
+    length: int,
+    heads: int,
+    size: int,
+    column: bool,
+    act: Act,
+) -> None:
+    hidden = heads * size
+    project, output = attention_of(hidden, act, column=column)
+    x, norm = normal(batch, length, hidden), norm_of(hidden)
+    kept = torch.rand(batch, 1, 1, length, generator=torch.Generator().manual_seed(1)) < 0.7
+    kept[..., 0] = True
+    for mask in (None, kept):
+        expected = attention_in_torch(x, project, output, mask, heads, norm, act)
+        results = []
+        for count in (1, 2, 3):
+            threads(count)
+            results.append(attention(x, project, output, mask, heads, *norm, act))
+            assert torch.equal(results[0], results[-1])
+        difference = (results[0] - expected).abs().amax(-1)
+        # the last bit of a context may take it to the next level, or a sign to the other
+        limit, excepted = {"a8": (1e-4, 0.1), "a1": (1e-4, 0.1), "a16": (1e-4, 0.0), "f32": (1e-4, 0.0)}[act]
+        assert (difference > limit).float().mean() <= excepted
+        assert difference.max() < 0.2
+
+
+def test_attention_is_exact_to_some_millionths(attending: str) -> None:
+    """With matrices that change nothing but the place of a number: against the formula in fp64."""
+    length, size = 70, 32
+    one = np.where(np.eye(size, dtype=bool), True, False)
+    same = Matrix(one, np.ones(size, np.float32), np.zeros(size, np.float32)).part()
+    project, output = Packed([same] * 3, size), Packed([same], size)
+    x = 3 * normal(2, length, size)
+    gain, shift, epsilon = torch.ones(size), torch.zeros(size), EPSILON
+    mask = torch.ones(2, 1, 1, length, dtype=torch.bool)
+    mask[1, ..., 40:] = False
+    wide = x.double()
+    scores = (wide @ wide.mT / sqrt(size)).masked_fill(~mask[:, 0], -torch.inf)
+    expected = F.layer_norm(wide + scores.softmax(-1) @ wide, (size,), eps=epsilon)
+    actual = attention(x, project, output, mask, 1, gain, shift, epsilon, "f32")
+    assert (actual - expected).abs().max() < 5e-6
+
+
+def test_a_token_that_may_attend_to_nothing_gets_zeros(attending: str) -> None:
+    project, output = attention_of(32, "f32")
+    x, norm, mask = normal(2, 5, 32), norm_of(32), torch.zeros(2, 1, 1, 5, dtype=torch.bool)
+    mask[1] = True
+    actual = attention(x, project, output, mask, 1, *norm, "f32")
+    expected = linear_norm(torch.zeros(5, 32), output, x[0], *norm, "f32")
+    torch.testing.assert_close(actual[0], expected)
+    torch.testing.assert_close(actual[1:], attention(x[1:], project, output, None, 1, *norm, "f32"))
+
+
+@each_act
+def test_a_sentence_that_is_not_finite_leaves_the_others_alone(attending: str, act: Act) -> None:
+    project, output = attention_of(64, act)
+    x, norm = normal(3, 6, 64), norm_of(64)
+    alone = attention(x, project, output, None, 2, *norm, act)
+    x[1, 2, 3] = torch.nan
+    actual = attention(x, project, output, None, 2, *norm, act)
+    assert actual[1].isnan().all()
+    assert torch.equal(actual[[0, 2]], alone[[0, 2]])
+
+
+def test_attention_takes_any_layout_and_type(attending: str) -> None:
+    project, output = attention_of(64, "a8")
+    x, norm = normal(4, 6, 64), norm_of(64)
+    mask = torch.ones(4, 1, 1, 12, dtype=torch.bool)[..., ::2]
+    expected = attention(x, project, output, mask, 2, *norm, "a8")
+    assert torch.equal(attention(x.mT.contiguous().mT, project, output, mask, 2, *norm, "a8"), expected)
+    half = attention(x.bfloat16(), project, output, mask, 2, *norm, "a8")
+    assert torch.equal(half, attention(x.bfloat16().float(), project, output, mask, 2, *norm, "a8").bfloat16())
+    for shape in ((0, 6, 64), (4, 0, 64)):
+        assert attention(torch.zeros(shape), project, output, None, 2, *norm, "a8").shape == shape
+
+
+def test_attention_refuses_what_does_not_fit(attending: str) -> None:
+    project, output = attention_of(64, "a8")
+    x, norm = normal(2, 5, 64), norm_of(64)
+    bad: list[tuple[str, dict[str, Any]]] = [
+        ("with 4 heads: valid are", {"heads": 4}),
+        (r"a mask of torch.bool, \(2, 5\)", {"mask": torch.ones(2, 5, dtype=torch.bool)}),
+        ("a mask of torch.int64", {"mask": torch.ones(2, 1, 1, 5, dtype=torch.int64)}),
+        (r"matrices of \[64\]", {"project": output}),
+        (r"64 to \[32\]", {"output": random_matrix(32, 64).packed()}),
+        (r"inputs of shape \(5, 64\)", {"x": normal(5, 64)}),
+        ("inputs of shape", {"x": normal(2, 5, 32)}),
+        ("act='a2'", {"act": "a2"}),
+        ("float32 of", {"gain": norm[0][:3]}),
+    ]
+    fitting = {"x": x, "project": project, "output": output, "mask": None, "heads": 2, "gain": norm[0], "act": "a8"}
+    for message, change in bad:
+        with pytest.raises(ValueError, match=message):
+            attention(shift=norm[1], epsilon=norm[2], **(fitting | change))
+
+
+def test_other_heads_and_traces_are_left_to_pytorch(attending: str) -> None:
+    assert attends(torch.zeros(1, 1, 96), 3)
+    assert not attends(torch.zeros(1, 1, 96), 2)
+    assert not attends(torch.zeros(1, 1, 40), 1)
+    with using(REFERENCE):
+        assert not attends(torch.zeros(1, 1, 96), 3)
 
 
 # -- the GELU --

@@ -105,13 +105,23 @@ def are_alike(*modules: Any) -> bool:
 
 
 class PackedAttention(Attention, HasMatrices):
-    """``Attention`` that rounds the inputs of queries, keys and values once, and ends in one operation."""
+    """``Attention`` in one operation, some sentences at a time. Where the kernels have none: in one for queries, keys and values,
+    whose inputs are rounded once, PyTorch's attention, and one for the rest."""
 
     def packed(self, parts: list[Part], inputs: int) -> Packed:
         packed = self._packed
         if packed is None or packed.is_traced or not all(map(are_same, packed.parts, parts)):
             packed = self._packed = Packed(parts, inputs)
         return packed
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        output: Any = self.output
+        matrices: list[Any] = [self.query, self.key, self.value]
+        if traced(x) or not are_alike(*matrices, output) or not operations.attends(x, self.heads):
+            return super().forward(x, mask)
+        project = self.packed([matrix.part() for matrix in matrices], output.out_features)
+        norm = (self.norm.weight, self.norm.bias, self.norm.eps, output.act)
+        return operations.attention(x, project, output.packed(), mask, self.heads, *norm)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         modules: Any = self._modules

@@ -48,11 +48,12 @@ class Plan(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Kernels:
-    """The library, and the number and name of the instruction set that is used."""
+    """The library, the number and name of the instruction set that is used, and whether it has an attention block."""
 
     library: ctypes.CDLL
     number: int
     name: str
+    attends: bool
 
 
 def library_file() -> Path | None:
@@ -80,6 +81,17 @@ def library() -> ctypes.CDLL | None:
         loaded.bitmaps_linear.argtypes = loaded.bitmaps_linears.argtypes = [plan, *inputs, pointer]
         loaded.bitmaps_linear_norm.argtypes = [plan, *inputs, pointer, pointer, *norm]
         loaded.bitmaps_ffnn.argtypes = [plan, plan, *inputs, pointer, *norm]
+        loaded.bitmaps_attends.argtypes = [ctypes.c_int]
+        loaded.bitmaps_attention.argtypes = [
+            plan,
+            plan,
+            *inputs,
+            pointer,
+            pointer,
+            ctypes.c_int64,
+            ctypes.c_int64,
+            *norm,
+        ]
     except AttributeError as error:
         raise InputError(f"{path} was built from older sources ({error}): install bitmaps again") from error
     # PyTorch's own threads: a second pool would fight with those that wait for work
@@ -123,7 +135,7 @@ def chosen(wanted: str) -> Kernels | None:
     loaded = library()
     if loaded is None or wanted not in available:
         raise InputError(f"{VARIABLE}={wanted} does not run here; valid are auto, {', '.join([*available, REFERENCE])}")
-    return Kernels(loaded, available[wanted], wanted)
+    return Kernels(loaded, available[wanted], wanted, bool(loaded.bitmaps_attends(available[wanted])))
 
 
 @cache

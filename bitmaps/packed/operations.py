@@ -33,6 +33,7 @@ from bitmaps.packed.native import Act, Packed, Part
 
 OUT_OF_MEMORY = "the kernels could not get memory"
 TOP = {"a16": 32639.0, "a8": 127.0}
+HEAD = 32  # what the size of a head is a multiple of, for the kernels
 BLOCK = 1024  # rows of a matrix that the reference unpacks at a time, so that never all of it is there in fp32
 
 
@@ -211,6 +212,59 @@ def ffnn(x: Tensor, expand: Packed, contract: Packed, gain: Tensor, shift: Tenso
     if found.library.bitmaps_ffnn(
         expand.plan(found, act), contract.plan(found, act), torch.get_num_threads(), inputs.data_ptr(), prod(outer),
         y.data_ptr(), gain.data_ptr(), shift.data_ptr(), epsilon,
+    ):  # fmt: skip
+        raise MemoryError(OUT_OF_MEMORY)
+    return y.to(x.dtype)
+
+
+def attends(x: Tensor, heads: int) -> bool:
+    """Whether the kernels have ``attention`` for this processor and heads of this size."""
+    found = native.kernels() if x.is_cpu and torch._C._get_tracing_state() is None else None
+    return found is not None and found.attends and x.shape[-1] % (heads * HEAD) == 0
+
+
+def attention(
+    x: Tensor, project: Packed, output: Packed, mask: Tensor | None, heads: int,
+    gain: Tensor, shift: Tensor, epsilon: float, act: Act,
+) -> Tensor:  # fmt: skip
+    """``LayerNorm(x + output(softmax(q k^T / sqrt(d)) v))`` with the products q, k and v of x with ``project``, where ``attends``.
+
+    Args:
+        x: (batch, length, hidden), as is the result.
+        mask: (batch, 1, 1, length), true where a token may be attended to. One that may attend to nothing gets zeros.
+
+    Raises:
+        ValueError: for what does not fit, beside what ``check`` finds.
+    """
+    outer, hidden = check(x, project, act), project.k
+    if len(outer) != 2 or hidden % (heads * HEAD):
+        raise ValueError(
+            f"inputs of shape {tuple(x.shape)} with {heads} heads: valid are sentences, of a multiple of {HEAD} numbers a head"
+        )
+    batch, length = outer
+    if (
+        project.sizes != [hidden] * 3
+        or output.sizes != [hidden]
+        or output.k != hidden
+        or output.is_cpu != project.is_cpu
+    ):
+        raise ValueError(
+            f"attention over {hidden} numbers with matrices of {project.sizes}, {output.k} to {output.sizes}"
+        )
+    if act not in output.acts:
+        raise no_such(output, act)
+    if mask is not None and (
+        mask.dtype != torch.bool or mask.shape != (batch, 1, 1, length) or mask.device != x.device
+    ):
+        raise ValueError(f"a mask of {mask.dtype}, {tuple(mask.shape)} where bool, {(batch, 1, 1, length)} belongs")
+    gain, shift = norm_input(gain, hidden, x), norm_input(shift, hidden, x)
+    found, inputs = native.kernels(), native_input(x)
+    assert found is not None
+    mask = None if mask is None else mask.contiguous()
+    y = torch.empty_like(inputs)
+    if found.library.bitmaps_attention(
+        project.plan(found, act), output.plan(found, act), torch.get_num_threads(), inputs.data_ptr(), batch * length, y.data_ptr(),
+        None if mask is None else mask.data_ptr(), length, heads, gain.data_ptr(), shift.data_ptr(), epsilon,
     ):  # fmt: skip
         raise MemoryError(OUT_OF_MEMORY)
     return y.to(x.dtype)

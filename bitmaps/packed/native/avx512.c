@@ -682,7 +682,140 @@ static void sign_row(const float *x, const struct rows *rows, uint8_t *q, float 
     *sum = (float)(2 * set - k);
 }
 
-const struct isa bitmaps_avx512 = {"avx512", COLUMNS, FEW, 1, scratch, block, round_row_64, sign_row, gelu, add_norm};
+/* `gelu` of rowwise.h, by a reciprocal, because a division takes as long as all the rest. */
+static void gelu_16(float *x, int64_t n)
+{
+    const __m512 one = _mm512_set1_ps(1.0f), far = _mm512_set1_ps(5.2f);
+    for (int64_t j = 0; j < n; j += 16) {
+        const __mmask16 there = _bzhi_u32(0xffff, n - j > 16 ? 16 : n - j);
+        const __m512 v = _mm512_maskz_loadu_ps(there, x + j), t = _mm512_mul_ps(v, v);
+        __m512 p = _mm512_set1_ps(GELU_P[0]), q = _mm512_set1_ps(GELU_Q[0]);
+#pragma GCC unroll 5
+        for (int i = 1; i < GELU_TERMS; i++) {
+            p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(GELU_P[i]));
+            q = _mm512_fmadd_ps(q, t, _mm512_set1_ps(GELU_Q[i]));
+        }
+        __m512 r = _mm512_rcp14_ps(q);
+        r = _mm512_fmadd_ps(r, _mm512_fnmadd_ps(q, r, one), r); /* Newton: 14 bits become 28 */
+        const __m512 erf = _mm512_mul_ps(_mm512_mul_ps(v, p), r), half = _mm512_mul_ps(v, _mm512_set1_ps(0.5f));
+        __m512 y = _mm512_fmadd_ps(half, erf, half);
+        y = _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(v, far, _CMP_GT_OQ), v);
+        y = _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(v, _mm512_sub_ps(_mm512_setzero_ps(), far), _CMP_LT_OQ), _mm512_setzero_ps());
+        _mm512_mask_storeu_ps(x + j, there, y);
+    }
+}
+
+/* -- attention, in fp32 -- */
+
+enum { QUERIES = 8, WIDE = 32 };
+
+/* e^x for x <= 0, 0 from -110 on: 2^n e^f with |f| <= ln 2 / 2, and the Taylor series of e^f to the seventh degree. */
+INLINE __m512 exponential(__m512 x)
+{
+    static const float terms[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    x = _mm512_max_ps(_mm512_set1_ps(-110.0f), x); /* NaN stays: of two operands it is the second that is returned */
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x), e = _mm512_set1_ps(terms[0]); /* ln 2 in two parts */
+    f = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), f);
+#pragma GCC unroll 7
+    for (int i = 1; i < 8; i++)
+        e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(terms[i]));
+    return _mm512_scalef_ps(e, n);
+}
+
+/* acc + a b, by hand for the same reason as `dot4`. */
+INLINE __m512 add_product(__m512 acc, __m512 a, __m512 b)
+{
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+    return acc;
+}
+
+/* c = a b, of eight rows of n numbers and n rows of 32. */
+INLINE void times(const float *const a[QUERIES], const float *b, int64_t row, int64_t n, __m512 c[QUERIES][2])
+{
+#pragma GCC unroll 8
+    for (int i = 0; i < QUERIES; i++)
+        c[i][0] = c[i][1] = _mm512_setzero_ps();
+    for (int64_t s = 0; s < n; s++, b += row) {
+        const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);
+#pragma GCC unroll 8
+        for (int i = 0; i < QUERIES; i++) {
+            const __m512 one = _mm512_set1_ps(a[i][s]);
+            c[i][0] = add_product(c[i][0], one, b0);
+            c[i][1] = add_product(c[i][1], one, b1);
+        }
+    }
+}
+
+/* Numbers: the keys, column by column; 0 or -infinity for each; the scores of eight queries. */
+static int64_t attend_scratch(int64_t length, int64_t size)
+{
+    return (length + WIDE - 1) / WIDE * WIDE * (size + 1 + QUERIES) * (int64_t)sizeof(float);
+}
+
+static void attend(const struct head *h, void *scratch)
+{
+    const int64_t length = h->length, size = h->size, row = h->row, padded = (length + WIDE - 1) / WIDE * WIDE;
+    float *keys = scratch, *hidden = keys + size * padded, *scores = hidden + padded;
+    const __m512 scale = _mm512_set1_ps(1.0f / sqrtf((float)size));
+    for (int64_t i = 0; i < padded; i += 16)
+        for (int64_t j = 0; j < size; j += 16) {
+            __m512i r[16];
+#pragma GCC unroll 16
+            for (int t = 0; t < 16; t++)
+                r[t] = i + t < length ? _mm512_loadu_si512(h->key + (i + t) * row + j) : _mm512_setzero_si512();
+            transpose(r);
+#pragma GCC unroll 16
+            for (int t = 0; t < 16; t++)
+                _mm512_storeu_si512(keys + (j + t) * padded + i, r[t]);
+        }
+    for (int64_t i = 0; i < padded; i++)
+        hidden[i] = i < length && (!h->mask || h->mask[i]) ? 0.0f : -INFINITY;
+    for (int64_t m = 0; m < length; m += QUERIES) {
+        const float *a[QUERIES], *weights[QUERIES];
+        __m512 c[QUERIES][2];
+        float most[QUERIES], share[QUERIES];
+        for (int i = 0; i < QUERIES; i++) {
+            a[i] = h->query + (m + i < length ? m + i : length - 1) * row;
+            weights[i] = scores + i * padded;
+        }
+        for (int64_t n = 0; n < padded; n += WIDE) {
+            times(a, keys + n, padded, size, c);
+            const __m512 h0 = _mm512_loadu_ps(hidden + n), h1 = _mm512_loadu_ps(hidden + n + 16);
+#pragma GCC unroll 8
+            for (int i = 0; i < QUERIES; i++) {
+                _mm512_storeu_ps(scores + i * padded + n, _mm512_fmadd_ps(c[i][0], scale, h0));
+                _mm512_storeu_ps(scores + i * padded + n + 16, _mm512_fmadd_ps(c[i][1], scale, h1));
+            }
+        }
+        for (int i = 0; i < QUERIES; i++) {
+            float *of = scores + i * padded;
+            __m512 top = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
+            for (int64_t n = 0; n < padded; n += 16)
+                top = _mm512_max_ps(top, _mm512_loadu_ps(of + n));
+            most[i] = _mm512_reduce_max_ps(top);
+            const __m512 shift = _mm512_set1_ps(most[i] == -INFINITY ? 0.0f : most[i]); /* nothing may be attended to: zeros */
+            for (int64_t n = 0; n < padded; n += 16) {
+                const __m512 e = exponential(_mm512_sub_ps(_mm512_loadu_ps(of + n), shift));
+                total = _mm512_add_ps(total, e);
+                _mm512_storeu_ps(of + n, e);
+            }
+            share[i] = most[i] == -INFINITY ? 0.0f : 1.0f / _mm512_reduce_add_ps(total);
+        }
+        for (int64_t n = 0; n < size; n += WIDE) {
+            times(weights, h->value + n, row, length, c);
+#pragma GCC unroll 8
+            for (int i = 0; i < QUERIES; i++)
+                if (m + i < length) {
+                    float *to = h->query + (m + i) * row + n;
+                    _mm512_storeu_ps(to, _mm512_mul_ps(c[i][0], _mm512_set1_ps(share[i])));
+                    _mm512_storeu_ps(to + 16, _mm512_mul_ps(c[i][1], _mm512_set1_ps(share[i])));
+                }
+        }
+    }
+}
+
+const struct isa bitmaps_avx512 = {"avx512", COLUMNS, FEW, 1, scratch, block, round_row_64, sign_row, gelu_16, add_norm, attend_scratch, attend};
 
 /* -- AMX: products of tiles of 16 by 64 bytes -- */
 
@@ -828,6 +961,6 @@ static void tile_block(const struct matrix *w, int64_t n0, int64_t n1, const str
         tile_panels(w, n0, n1, x, m0, m1, y, ldy, memory, BIT);
 }
 
-const struct isa bitmaps_amx = {"amx", COLUMNS, FEW, 1, tile_scratch, tile_block, round_row_64, sign_row, gelu, add_norm};
+const struct isa bitmaps_amx = {"amx", COLUMNS, FEW, 1, tile_scratch, tile_block, round_row_64, sign_row, gelu_16, add_norm, attend_scratch, attend};
 #endif
 #endif

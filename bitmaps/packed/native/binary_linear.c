@@ -17,7 +17,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 enum { OK, OUT_OF_MEMORY };
-enum { SMALL = 1 << 21 }; /* products below which threads do not pay */
+enum { SMALL = 1 << 21, EVEN = 32 }; /* products below which threads do not pay; rows of which a block is a multiple */
 
 /* -- instruction sets -- */
 
@@ -126,13 +126,19 @@ static void parallel(int threads, int64_t items, void (*body)(void *, int64_t, i
     }
 }
 
-/* -- one block of rows through one matrix -- */
+/* -- some rows through one matrix -- */
+
+struct norm {
+    const float *gain, *shift;
+    float epsilon;
+};
 
 struct stage {
     const struct isa *isa;
     const struct matrix *w;
     struct rows rows;
     const float *x;           /* what is rounded: rows.k numbers a row */
+    float *before_gelu;       /* the same, if GELU comes first: in place */
     uint8_t *q;
     float *scale, *sum;
     float *spare;             /* rows.k numbers a thread, for inputs times column */
@@ -140,9 +146,8 @@ struct stage {
     int64_t scratch_bytes;
     float *y;                 /* (count, n) */
     int64_t count, across;    /* and blocks of columns */
-    const float *residual, *gain, *shift;
-    float epsilon;
-    int activation;
+    const float *residual;
+    const struct norm *norm;  /* NULL: none */
 };
 
 /* Round rows `from` to `to` of the activations. */
@@ -152,6 +157,8 @@ static void round_rows(void *context, int64_t from, int64_t to, int part)
     const int64_t k = s->rows.k;
     for (int64_t m = from; m < to; m++) {
         const float *x = s->x + m * k;
+        if (s->before_gelu)
+            s->isa->gelu(s->before_gelu + m * k, k);
         if (s->w->column) {
             float *scaled = s->rows.act == F32 ? (float *)s->rows.x + m * k : s->spare + part * k;
             for (int64_t j = 0; j < k; j++)
@@ -186,18 +193,14 @@ static void multiply(void *context, int64_t from, int64_t to, int part)
     }
 }
 
-/* GELU, or the residual sum and LayerNorm, over rows of the output. */
-static void follow(void *context, int64_t from, int64_t to, int part)
+/* The residual sum and LayerNorm, over rows of the output. */
+static void add_norm(void *context, int64_t from, int64_t to, int part)
 {
     const struct stage *s = context;
     const int64_t n = s->w->n;
     (void)part;
-    for (int64_t m = from; m < to; m++) {
-        if (s->activation)
-            s->isa->gelu(s->y + m * n, n);
-        if (s->gain)
-            s->isa->add_norm(s->y + m * n, s->residual + m * n, s->gain, s->shift, s->epsilon, n);
-    }
+    for (int64_t m = from; m < to; m++)
+        s->isa->add_norm(s->y + m * n, s->residual + m * n, s->norm->gain, s->norm->shift, s->norm->epsilon, n);
 }
 
 static int64_t up(int64_t bytes) { return (bytes + ALIGN - 1) / ALIGN * ALIGN; }
@@ -240,18 +243,136 @@ static void run_stage(struct stage *s, int threads, int rounded)
         parallel(workers, s->count, round_rows, s);
     s->across = (s->w->n + s->isa->columns - 1) / s->isa->columns;
     parallel(workers, (s->count + ROWS - 1) / ROWS * s->across, multiply, s);
-    if (s->activation || s->gain)
-        parallel(workers, s->count, follow, s);
+    if (s->norm)
+        parallel(workers, s->count, add_norm, s);
 }
 
-static struct stage stage_of(const struct plan *plan)
+/* -- a call: blocks of rows through one matrix after the other -- */
+
+struct call {
+    const struct plan *plan, *then; /* then: what reads the outputs of the first; or NULL */
+    int64_t between;                /* numbers of those outputs a row */
+    const float *x;                 /* (m, k) */
+    int64_t m;
+    float *const *y;                /* (m, n_i) each */
+    const float *residual;
+    struct norm norm;
+    const uint8_t *mask;            /* attention: of m; or NULL */
+    int64_t length, heads;          /* attention: tokens of a sentence, which stay together; otherwise 1 and 0 */
+    void (*rows)(const struct call *, int64_t from, int64_t count, int threads, char *memory);
+    int64_t block, next;            /* rows of one, and the first that no thread has taken yet */
+    char *memory;
+    int64_t bytes;                  /* of it, a thread */
+};
+
+static struct stage stage_of(const struct plan *plan, int i)
 {
     struct stage s;
     memset(&s, 0, sizeof s);
     s.isa = ISAS[plan->isa];
-    s.w = plan->w;
+    s.w = plan->w + i;
     s.rows.act = (enum act)plan->act;
     return s;
+}
+
+/* y = x w_i^T + bias_i for `count` rows, and with `norm` LayerNorm(residual + y). To be called for each i in turn, in the same memory:
+ * what was rounded for one matrix is there for the next. */
+static void product(const struct plan *plan, int i, const float *x, int64_t count, float *y, float *before_gelu, const float *residual,
+                    const struct norm *norm, int threads, char *memory)
+{
+    struct stage s = stage_of(plan, i);
+    const int same = i && s.w->column == s.w[-1].column && s.w->kind == s.w[-1].kind;
+    lay_out(&s, threads, count, memory);
+    s.x = x;
+    s.before_gelu = before_gelu;
+    s.count = count;
+    s.y = y;
+    s.residual = residual;
+    s.norm = norm;
+    run_stage(&s, threads, same);
+}
+
+static void linear_rows(const struct call *c, int64_t from, int64_t count, int threads, char *memory)
+{
+    for (int i = 0; i < c->plan->count; i++) {
+        const int64_t n = c->plan->w[i].n;
+        product(c->plan, i, c->x + from * c->plan->w->k, count, c->y[i] + from * n, NULL, c->residual ? c->residual + from * n : NULL,
+                c->residual ? &c->norm : NULL, threads, memory);
+    }
+}
+
+static void ffnn_rows(const struct call *c, int64_t from, int64_t count, int threads, char *memory)
+{
+    const int64_t k = c->plan->w->k;
+    const float *x = c->x + from * k;
+    float *inner = (float *)memory;
+    memory += up(count * c->between * (int64_t)sizeof(float));
+    product(c->plan, 0, x, count, inner, NULL, NULL, NULL, threads, memory);
+    product(c->then, 0, inner, count, c->y[0] + from * k, inner, x, &c->norm, threads, memory);
+}
+
+struct heads {
+    const struct isa *isa;
+    struct head first; /* the next one is `size` numbers on, the next sentence `length` tokens */
+    int64_t heads;
+    char *memory;
+    int64_t bytes; /* of it, a thread */
+};
+
+static void attend(void *context, int64_t from, int64_t to, int part)
+{
+    const struct heads *of = context;
+    for (int64_t i = from; i < to; i++) {
+        struct head h = of->first;
+        const int64_t sentence = i / of->heads, at = sentence * h.length * h.row + i % of->heads * h.size;
+        h.query += at;
+        h.key += at;
+        h.value += at;
+        h.mask = h.mask ? h.mask + sentence * h.length : NULL;
+        of->isa->attend(&h, of->memory + part * of->bytes);
+    }
+}
+
+static void attention_rows(const struct call *c, int64_t from, int64_t count, int threads, char *memory)
+{
+    const int64_t k = c->plan->w->k, size = k / c->heads;
+    const float *x = c->x + from * k;
+    float *inner[3];
+    for (int i = 0; i < 3; i++)
+        inner[i] = (float *)memory + i * count * k;
+    memory += up(count * c->between * (int64_t)sizeof(float));
+    for (int i = 0; i < 3; i++)
+        product(c->plan, i, x, count, inner[i], NULL, NULL, NULL, threads, memory);
+    struct heads heads = {.isa = ISAS[c->plan->isa], .heads = c->heads, .memory = memory};
+    heads.first = (struct head){inner[0], inner[1], inner[2], c->mask ? c->mask + from : NULL, c->length, size, k};
+    heads.bytes = up(heads.isa->attend_scratch(c->length, size));
+    parallel(threads, count / c->length * c->heads, attend, &heads);
+    product(c->then, 0, inner[0], count, c->y[0] + from * k, NULL, x, &c->norm, threads, memory);
+}
+
+/* What `count` rows on as many threads need beside inputs and outputs. */
+static int64_t bytes_of(const struct call *c, int threads, int64_t count)
+{
+    int64_t most = 0;
+    for (int i = 0; i < c->plan->count + (c->then ? 1 : 0); i++) {
+        struct stage s = i < c->plan->count ? stage_of(c->plan, i) : stage_of(c->then, 0);
+        const int64_t need = lay_out(&s, threads, count, NULL);
+        most = need > most ? need : most;
+    }
+    if (c->heads) {
+        const int64_t need = up(ISAS[c->plan->isa]->attend_scratch(c->length, c->plan->w->k / c->heads)) * threads;
+        most = need > most ? need : most;
+    }
+    return up(most) + up(count * c->between * (int64_t)sizeof(float));
+}
+
+/* One block after the other, until none is left: a thread whose core is busy otherwise takes fewer. */
+static void take_blocks(void *context, int64_t from, int64_t to, int part)
+{
+    struct call *c = context;
+    (void)from, (void)to;
+    for (int64_t at; (at = __atomic_fetch_add(&c->next, c->block, __ATOMIC_RELAXED)) < c->m;)
+        c->rows(c, at, c->m - at < c->block ? c->m - at : c->block, 1, c->memory + part * c->bytes);
 }
 
 /* Large outputs are often memory fresh from the system, which clears its pages as they are first written to. One by one that takes
@@ -267,87 +388,69 @@ static void ask_for_large_pages(const void *start, int64_t bytes)
 #endif
 }
 
-/* y_i = x w_i^T + bias_i; with `gain` there is one matrix, and its output becomes LayerNorm(residual + y). */
-static int linears(const struct plan *plan, int threads, const float *x, int64_t m, float *const *y, const float *residual,
-                   const float *gain, const float *shift, float epsilon)
+/* With rows enough each thread takes blocks of its own; otherwise all of them share the work on one. */
+static int run(struct call *c, int threads)
 {
-    const struct matrix *w = plan->w;
-    const int64_t rows = (int64_t)ROWS * threads < m ? (int64_t)ROWS * threads : m;
-    struct stage s = stage_of(plan);
-    int64_t bytes = 0;
-    for (int i = 0; i < plan->count; i++) {
-        s.w = w + i;
-        const int64_t need = lay_out(&s, threads, rows, NULL);
-        bytes = need > bytes ? need : bytes;
-        ask_for_large_pages(y[i], m * w[i].n * (int64_t)sizeof(float));
-    }
-    char *memory = aligned_alloc(ALIGN, up(bytes));
-    if (!memory)
+    if (!c->m)
+        return OK;
+    const int alone = threads == 1 || (c->m >= (int64_t)ROWS * threads && c->m >= c->length * threads);
+    const int64_t blocks = ((c->m + ROWS - 1) / ROWS + threads - 1) / threads * threads, even = c->length > 1 ? c->length : EVEN;
+    c->block = alone ? ((c->m + blocks - 1) / blocks + even - 1) / even * even : c->m;
+    c->bytes = bytes_of(c, alone ? 1 : threads, c->block);
+    c->memory = aligned_alloc(ALIGN, alone ? c->bytes * threads : c->bytes);
+    if (!c->memory)
         return OUT_OF_MEMORY;
-    for (int64_t from = 0; from < m; from += rows) {
-        for (int i = 0; i < plan->count; i++) {
-            const int same = i && w[i].column == w[i - 1].column && w[i].kind == w[i - 1].kind;
-            s.w = w + i;
-            lay_out(&s, threads, rows, memory);
-            s.x = x + from * w[i].k;
-            s.count = from + rows < m ? rows : m - from;
-            s.y = y[i] + from * w[i].n;
-            s.gain = gain;
-            s.shift = shift;
-            s.epsilon = epsilon;
-            s.residual = gain ? residual + from * w[i].n : NULL;
-            run_stage(&s, threads, same);
-        }
-    }
-    free(memory);
+    const struct plan *last = c->then ? c->then : c->plan;
+    for (int i = 0; i < last->count; i++)
+        ask_for_large_pages(c->y[i], c->m * last->w[i].n * (int64_t)sizeof(float));
+    if (alone)
+        parallel(threads, threads, take_blocks, c);
+    else
+        c->rows(c, 0, c->m, threads, c->memory);
+    free(c->memory);
     return OK;
 }
 
 /* Products of x (m, k) with all of the plan's matrices: their outputs y_i are (m, n_i). */
 EXPORT int bitmaps_linears(const struct plan *plan, int threads, const float *x, int64_t m, float *const *y)
 {
-    return linears(plan, threads, x, m, y, NULL, NULL, NULL, 0);
+    struct call call = {.plan = plan, .x = x, .m = m, .y = y, .length = 1, .rows = linear_rows};
+    return run(&call, threads);
 }
 
 /* The same for a plan of one matrix. */
 EXPORT int bitmaps_linear(const struct plan *plan, int threads, const float *x, int64_t m, float *y)
 {
-    return linears(plan, threads, x, m, &y, NULL, NULL, NULL, 0);
+    return bitmaps_linears(plan, threads, x, m, &y);
 }
 
 /* LayerNorm(residual + x w^T + bias), for a plan of one matrix. */
 EXPORT int bitmaps_linear_norm(const struct plan *plan, int threads, const float *x, int64_t m, float *y, const float *residual,
                                const float *gain, const float *shift, float epsilon)
 {
-    return linears(plan, threads, x, m, &y, residual, gain, shift, epsilon);
+    struct call call = {.plan = plan, .x = x, .m = m, .y = &y, .residual = residual, .norm = {gain, shift, epsilon}, .length = 1,
+                        .rows = linear_rows};
+    return run(&call, threads);
 }
 
 /* LayerNorm(x + contract(gelu(expand(x)))), a block of rows at a time, so that what lies between stays in cache. */
 EXPORT int bitmaps_ffnn(const struct plan *expand, const struct plan *contract, int threads, const float *x, int64_t m, float *y,
                         const float *gain, const float *shift, float epsilon)
 {
-    const int64_t rows = (int64_t)ROWS * threads < m ? (int64_t)ROWS * threads : m, width = expand->w->n, k = expand->w->k;
-    struct stage first = stage_of(expand), second = stage_of(contract);
-    const int64_t inner = up(rows * width * 4), one = up(lay_out(&first, threads, rows, NULL));
-    char *memory = aligned_alloc(ALIGN, inner + one + up(lay_out(&second, threads, rows, NULL)));
-    if (!memory)
-        return OUT_OF_MEMORY;
-    lay_out(&first, threads, rows, memory + inner);
-    lay_out(&second, threads, rows, memory + inner + one);
-    ask_for_large_pages(y, m * k * (int64_t)sizeof(float));
-    first.activation = 1;
-    second.gain = gain;
-    second.shift = shift;
-    second.epsilon = epsilon;
-    for (int64_t from = 0; from < m; from += rows) {
-        first.count = second.count = from + rows < m ? rows : m - from;
-        first.x = second.residual = x + from * k;
-        first.y = (float *)memory;
-        second.x = first.y;
-        second.y = y + from * k;
-        run_stage(&first, threads, 0);
-        run_stage(&second, threads, 0);
-    }
-    free(memory);
-    return OK;
+    struct call call = {.plan = expand, .then = contract, .between = expand->w->n, .x = x, .m = m, .y = &y,
+                        .norm = {gain, shift, epsilon}, .length = 1, .rows = ffnn_rows};
+    return run(&call, threads);
+}
+
+/* Whether this instruction set has what follows. */
+EXPORT int bitmaps_attends(int isa) { return ISAS[isa]->attend != NULL; }
+
+/* LayerNorm(x + output(softmax(q k^T / sqrt(size)) v)) with q, k and v the products of `project`, some sentences at a time; m is a
+ * multiple of `length`, the tokens of one. Where `mask` (m) is 0 a token is not attended to; one that may attend to nothing comes to 0. */
+EXPORT int bitmaps_attention(const struct plan *project, const struct plan *output, int threads, const float *x, int64_t m, float *y,
+                             const uint8_t *mask, int64_t length, int64_t heads, const float *gain, const float *shift, float epsilon)
+{
+    struct call call = {.plan = project, .then = output, .between = 3 * project->w->n, .x = x, .m = m, .y = &y, .mask = mask,
+                        .norm = {gain, shift, epsilon}, .length = length, .heads = heads, .rows = attention_rows};
+    return run(&call, threads);
 }

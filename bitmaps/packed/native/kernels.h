@@ -47,6 +47,15 @@ struct rows {
     const float *scale, *sum;          /* of each row */
 };
 
+/* One head of one sentence: `length` tokens, whose `size` numbers, a multiple of 32, are `row` numbers from those of the next. What it
+ * comes to replaces the queries. */
+struct head {
+    float *query;
+    const float *key, *value;
+    const uint8_t *mask;               /* 0 for tokens that are not attended to; NULL: all are */
+    int64_t length, size, row;
+};
+
 struct isa {
     const char *name;
     int64_t columns, few;              /* of the output in one block; rows up to which it may be any number of columns */
@@ -59,6 +68,8 @@ struct isa {
     void (*sign_row)(const float *x, const struct rows *, uint8_t *q, float *scale, float *sum);
     void (*gelu)(float *x, int64_t n);
     void (*add_norm)(float *y, const float *residual, const float *gain, const float *bias, float epsilon, int64_t n);
+    int64_t (*attend_scratch)(int64_t length, int64_t size);
+    void (*attend)(const struct head *, void *scratch); /* or NULL: PyTorch's attention does as well */
 };
 
 extern const struct isa bitmaps_generic;

@@ -60,14 +60,19 @@ static void round_row(const float *x, const struct rows *rows, int flip, uint8_t
 
 /* x Phi(x), where Phi is the normal distribution. erf(x / sqrt 2) is fitted by x P(x^2) / Q(x^2) on |x| <= 5.2, the largest error of
  * x Phi(x) made as small as it gets (2e-8 before rounding); beyond, Phi is 0 or 1 to the last bit that counts. */
-static void gelu(float *x, int64_t n)
+enum { GELU_TERMS = 6 };
+static const float GELU_P[GELU_TERMS] = {4.80782393e-08f, 1.29250874e-05f, 3.30301293e-04f, 9.31509574e-03f, 6.67142242e-02f, 7.97884309e-01f};
+static const float GELU_Q[GELU_TERMS] = {1.24298501e-06f, 7.31658374e-05f, 1.86339110e-03f, 2.83899229e-02f, 2.50279192e-01f, 1.0f};
+
+__attribute__((unused)) static void gelu(float *x, int64_t n)
 {
     for (int64_t j = 0; j < n; j++) {
         const float v = x[j], t = v * v;
-        const float p = ((((4.80782393e-08f * t + 1.29250874e-05f) * t + 3.30301293e-04f) * t + 9.31509574e-03f) * t
-                         + 6.67142242e-02f) * t + 7.97884309e-01f;
-        const float q = ((((1.24298501e-06f * t + 7.31658374e-05f) * t + 1.86339110e-03f) * t + 2.83899229e-02f) * t
-                         + 2.50279192e-01f) * t + 1.0f;
+        float p = GELU_P[0], q = GELU_Q[0];
+        for (int i = 1; i < GELU_TERMS; i++) {
+            p = p * t + GELU_P[i];
+            q = q * t + GELU_Q[i];
+        }
         const float inside = 0.5f * v * (1.0f + v * p / q);
         x[j] = v > 5.2f ? v : v < -5.2f ? 0.0f : inside;
     }
