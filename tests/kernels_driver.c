@@ -265,7 +265,7 @@ static void attend(float *context, const float *query, const float *key, const f
 static void attention(struct state *s, int64_t sentences, int64_t length)
 {
     const int act = (int)below(s, 4), threads = 1 + (int)below(s, 3), generic = isas[isa_count - 1];
-    const int64_t heads = 1 + below(s, 3), size = 32 * (1 + below(s, 2)), k = heads * size, m = sentences * length;
+    const int64_t heads = 1 + below(s, 3), size = 32 * (1 + below(s, 3)), k = heads * size, m = sentences * length;
     const float *column = below(s, 2) ? numbers(s, k, 1) : NULL;
     struct matrix w[3];
     for (int i = 0; i < 3; i++)
@@ -305,7 +305,7 @@ static void *run(void *context)
 {
     struct thread *thread = context;
     struct state *s = &thread->state;
-    static const int64_t larger[] = {191, 192, 193, 200, 384, 385, 400, 600}, lengths[] = {1, 5, 8, 9, 31, 32, 33, 64, 130, 200};
+    static const int64_t larger[] = {191, 192, 193, 200, 384, 385, 400, 600}, lengths[] = {1, 5, 8, 9, 31, 33, 64, 130, 200, 385};
     for (int time = 0; time < thread->times; time++) {
         for (int64_t m = 0; m <= 13; m++) {
             linears(s, m);
@@ -316,7 +316,7 @@ static void *run(void *context)
         linear_norm(s, larger[below(s, 8)]);
         ffnn(s, larger[below(s, 8)]);
         for (int i = 0; i < 10; i++)
-            attention(s, 1 + below(s, i < 5 ? 20 : 4), lengths[i]);
+            attention(s, 1 + below(s, i < 5 ? 50 : 4), lengths[i]);
     }
     return NULL;
 }

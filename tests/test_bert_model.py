@@ -152,3 +152,31 @@ def test_tied_decoder_is_the_word_embeddings_parameter() -> None:
     assert tied.head.decoder.weight is tied.embeddings.word.weight
     assert untied.head.decoder.weight is not untied.embeddings.word.weight
     assert len(list(untied.parameters())) == len(list(tied.parameters())) + 1
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_attention_in_bf16_is_close_to_fp32_and_of_its_type(trained: bool) -> None:
+    """A CPU takes another way where there will be gradients."""
+    config = BertConfig(hidden_size=64, num_attention_heads=2, num_hidden_layers=1, intermediate_size=64, vocab_size=50)
+    attention = Bert(config).randomize(torch.Generator().manual_seed(0)).encoder.layers[0].attention
+    attention.attention_dropout = 0.0
+    x, mask = (
+        torch.randn(3, 7, 64, generator=torch.Generator().manual_seed(1)),
+        torch.ones(3, 1, 1, 7, dtype=torch.bool),
+    )
+    mask[1, ..., 4:] = False
+    q, k, v = (y.detach().requires_grad_(trained) for y in attention.project(x))
+    halves = [y.detach().bfloat16().requires_grad_(trained) for y in (q, k, v)]
+    expected = attention.attend(q, k, v, mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = attention.attend(*halves, mask)
+    assert actual.dtype == torch.bfloat16
+    assert (actual - expected).norm() < 0.01 * expected.norm()
+    if trained:
+        (expected * expected.detach()).sum().backward()
+        (actual * expected.detach()).sum().backward()
+        for half, full in zip(halves, (q, k, v), strict=True):
+            assert half.grad is not None
+            assert full.grad is not None
+            assert half.grad.dtype == torch.bfloat16
+            assert (half.grad - full.grad).norm() < 0.03 * full.grad.norm()

@@ -303,7 +303,7 @@ def test_only_the_exact_gelu_is_fused(hidden_act: str, fused: bool, monkeypatch:
 def test_attention_is_fused_where_all_of_it_is_in_one_bit(
     mixed: str | None, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not operations.attends(torch.zeros(1, 1, 64), 2):
+    if not operations.attends(torch.zeros(1, 1, 64), None, 2):
         pytest.skip("these kernels leave attention to PyTorch")
     model = binary("layers", hidden_size=64)
     if mixed is not None:
@@ -314,6 +314,30 @@ def test_attention_is_fused_where_all_of_it_is_in_one_bit(
     x = normal(2, 5, 64, seed=9)
     assert off(run(block, x), run(plain, x)) < 1e-6
     assert bool(calls) is fused
+
+
+@in_both_ways
+@pytest.mark.parametrize("kind", ["one for all", "all or none", "pairs", "added", "none"])
+def test_attention_takes_whatever_mask_pytorch_takes(kind: str) -> None:
+    plain, block = block_of(binary("layers", hidden_size=64), "f32", "attention")
+    x, kept = normal(3, 5, 64, seed=9), torch.tensor([True, True, False, True, False])
+    masks = {
+        "one for all": kept[None, None, None],
+        "all or none": torch.tensor([True, False, True])[:, None, None, None],
+        "pairs": torch.ones(5, 5, dtype=torch.bool).tril().expand(3, 1, 5, 5),
+        "added": normal(3, 1, 1, 5, seed=10),
+    }
+    mask = masks.get(kind)
+    assert off(block(x, mask), plain(x, mask)) < 1e-6
+
+
+@in_both_ways
+def test_a_block_drops_out_what_attention_does_while_it_is_trained() -> None:
+    _, block = block_of(binary("layers", hidden_size=64), "f32", "attention")
+    x = normal(3, 5, 64, seed=9)
+    expected, block.attention_dropout = block(x, None), 0.5
+    assert torch.equal(block(x, None), expected)
+    assert not torch.allclose(block.train()(x, None), expected, atol=1e-2)
 
 
 @in_both_ways

@@ -557,40 +557,71 @@ def test_attention_takes_any_layout_and_type(attending: str) -> None:
     project, output = attention_of(64, "a8")
     x, norm = normal(4, 6, 64), norm_of(64)
     mask = torch.ones(4, 1, 1, 12, dtype=torch.bool)[..., ::2]
+    mask[:, ..., 5] = False
     expected = attention(x, project, output, mask, 2, *norm, "a8")
     assert torch.equal(attention(x.mT.contiguous().mT, project, output, mask, 2, *norm, "a8"), expected)
+    assert torch.equal(attention(x, project, output, mask[:1], 2, *norm, "a8"), expected)
     half = attention(x.bfloat16(), project, output, mask, 2, *norm, "a8")
     assert torch.equal(half, attention(x.bfloat16().float(), project, output, mask, 2, *norm, "a8").bfloat16())
+    all_or_none = torch.tensor([True, False])[:, None, None, None]
+    expected = attention(x[:2], project, output, all_or_none.expand(2, 1, 1, 6), 2, *norm, "a8")
+    assert torch.equal(attention(x[:2], project, output, all_or_none, 2, *norm, "a8"), expected)
     for shape in ((0, 6, 64), (4, 0, 64)):
         assert attention(torch.zeros(shape), project, output, None, 2, *norm, "a8").shape == shape
 
 
-def test_attention_refuses_what_does_not_fit(attending: str) -> None:
+def test_scores_that_overflow_are_nothing_to_attend_to_as_in_pytorch(attending: str) -> None:
+    size = 32
+    same = Matrix(np.eye(size, dtype=bool), np.ones(size, np.float32), np.zeros(size, np.float32))
+    project, output = Packed([same.part(), replace(same, high=-same.high).part(), same.part()], size), same.packed()
+    x, norm = torch.full((1, 3, size), 1e30), norm_of(size)
+    x[0, 1, 3] = 2e30
+    expected = attention_in_torch(x, project, output, None, 1, norm, "f32")
+    assert expected.isfinite().all()
+    torch.testing.assert_close(attention(x, project, output, None, 1, *norm, "f32"), expected)
+
+
+def attention_inputs(**changes: Any) -> dict[str, Any]:
     project, output = attention_of(64, "a8")
-    x, norm = normal(2, 5, 64), norm_of(64)
-    bad: list[tuple[str, dict[str, Any]]] = [
-        ("with 4 heads: valid are", {"heads": 4}),
+    gain, shift, epsilon = norm_of(64)
+    fitting = {"x": normal(2, 5, 64), "project": project, "output": output, "mask": None, "heads": 2}
+    return fitting | {"gain": gain, "shift": shift, "epsilon": epsilon, "act": "a8"} | changes
+
+
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        ("no attention for .* 4 heads and no mask", {"heads": 4}),
         (r"a mask of torch.bool, \(2, 5\)", {"mask": torch.ones(2, 5, dtype=torch.bool)}),
         ("a mask of torch.int64", {"mask": torch.ones(2, 1, 1, 5, dtype=torch.int64)}),
-        (r"matrices of \[64\]", {"project": output}),
+        (r"a mask of torch.bool, \(2, 1, 5, 5\)", {"mask": torch.ones(2, 1, 5, 5, dtype=torch.bool)}),
+        (r"matrices of \[64\]", {"project": random_matrix(64, 64).packed()}),
         (r"64 to \[32\]", {"output": random_matrix(32, 64).packed()}),
-        (r"inputs of shape \(5, 64\)", {"x": normal(5, 64)}),
-        ("inputs of shape", {"x": normal(2, 5, 32)}),
+        (r"inputs of \(5, 64\)", {"x": torch.zeros(5, 64)}),
+        ("inputs of shape", {"x": torch.zeros(2, 5, 32)}),
         ("act='a2'", {"act": "a2"}),
-        ("float32 of", {"gain": norm[0][:3]}),
-    ]
-    fitting = {"x": x, "project": project, "output": output, "mask": None, "heads": 2, "gain": norm[0], "act": "a8"}
-    for message, change in bad:
-        with pytest.raises(ValueError, match=message):
-            attention(shift=norm[1], epsilon=norm[2], **(fitting | change))
+        ("float32 of", {"gain": torch.zeros(3)}),
+    ],
+)
+def test_attention_refuses_what_does_not_fit(attending: str, message: str, changes: dict[str, Any]) -> None:
+    assert attention(**attention_inputs()).shape == (2, 5, 64)
+    with pytest.raises(ValueError, match=message):
+        attention(**attention_inputs(**changes))
 
 
-def test_other_heads_and_traces_are_left_to_pytorch(attending: str) -> None:
-    assert attends(torch.zeros(1, 1, 96), 3)
-    assert not attends(torch.zeros(1, 1, 96), 2)
-    assert not attends(torch.zeros(1, 1, 40), 1)
-    with using(REFERENCE):
-        assert not attends(torch.zeros(1, 1, 96), 3)
+def test_attention_is_refused_where_the_kernels_have_none(backend: str) -> None:
+    inputs = attention_inputs()
+    found = native.kernels()
+    assert attends(inputs["x"], None, 2) is (found is not None and found.attends)
+    if found is None or not found.attends:
+        with pytest.raises(ValueError, match="the kernels have no attention"):
+            attention(**inputs)
+
+
+def test_other_heads_are_left_to_pytorch(attending: str) -> None:
+    assert attends(torch.zeros(1, 1, 96), None, 3)
+    assert not attends(torch.zeros(1, 1, 96), None, 2)
+    assert not attends(torch.zeros(1, 1, 40), None, 1)
 
 
 # -- the GELU --

@@ -35,14 +35,15 @@ class Attention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """``softmax(q k^T / sqrt(d)) v`` of each head, side by side; all are (batch, length, hidden)."""
-        q, k, v = self.split_heads(query), self.split_heads(key), self.split_heads(value)
+        heads = self.split_heads(query), self.split_heads(key), self.split_heads(value)
         dropout = self.attention_dropout if self.training else 0.0
-        if query.is_cpu and torch.is_autocast_enabled("cpu"):
+        if query.is_cpu and query.requires_grad and query.dtype is torch.bfloat16:
             # on a CPU the way back through attention takes ten times as long in bf16 as in fp32 (torch 2.13)
+            q, k, v = (head.float() for head in heads)
             with torch.autocast("cpu", enabled=False):
-                context = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, dropout)
+                context = F.scaled_dot_product_attention(q, k, v, mask, dropout).to(query.dtype)
         else:
-            context = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+            context = F.scaled_dot_product_attention(*heads, mask, dropout)
         return context.transpose(1, 2).flatten(-2)
 
     def conclude(self, x: Tensor, context: Tensor) -> Tensor:

@@ -115,13 +115,19 @@ class PackedAttention(Attention, HasMatrices):
         return packed
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        output: Any = self.output
-        matrices: list[Any] = [self.query, self.key, self.value]
-        if traced(x) or not are_alike(*matrices, output) or not operations.attends(x, self.heads):
+        modules: Any = self._modules
+        matrices, output, norm = (
+            [modules["query"], modules["key"], modules["value"]],
+            modules["output"],
+            modules["norm"],
+        )
+        fused = not (traced(x) or self.training) and are_alike(*matrices, output)
+        if not fused or not operations.attends(x, mask, self.heads):
             return super().forward(x, mask)
-        project = self.packed([matrix.part() for matrix in matrices], output.out_features)
-        norm = (self.norm.weight, self.norm.bias, self.norm.eps, output.act)
-        return operations.attention(x, project, output.packed(), mask, self.heads, *norm)
+        project = self.packed([matrix.part() for matrix in matrices], matrices[0].in_features)
+        return operations.attention(
+            x, project, output.packed(), mask, self.heads, norm.weight, norm.bias, norm.eps, output.act
+        )
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         modules: Any = self._modules

@@ -217,10 +217,20 @@ def ffnn(x: Tensor, expand: Packed, contract: Packed, gain: Tensor, shift: Tenso
     return y.to(x.dtype)
 
 
-def attends(x: Tensor, heads: int) -> bool:
-    """Whether the kernels have ``attention`` for this processor and heads of this size."""
+def attends(x: Tensor, mask: Tensor | None, heads: int) -> bool:
+    """Whether the kernels have ``attention`` for this processor, these inputs and heads of this size."""
     found = native.kernels() if x.is_cpu and torch._C._get_tracing_state() is None else None
-    return found is not None and found.attends and x.shape[-1] % (heads * HEAD) == 0
+    if found is None or not found.attends or x.ndim != 3 or x.shape[-1] % (heads * HEAD):
+        return False
+    if mask is None:
+        return True
+    fits = (
+        mask.ndim == 4
+        and mask.shape[0] in (1, x.shape[0])
+        and mask.shape[1:3] == (1, 1)
+        and mask.shape[3] in (1, x.shape[1])
+    )
+    return fits and mask.dtype == torch.bool and mask.is_cpu
 
 
 def attention(
@@ -234,33 +244,22 @@ def attention(
         mask: (batch, 1, 1, length), true where a token may be attended to. One that may attend to nothing gets zeros.
 
     Raises:
-        ValueError: for what does not fit, beside what ``check`` finds.
+        ValueError: where ``attends`` says no; for matrices and gains that do not fit; and as ``check`` does.
     """
     outer, hidden = check(x, project, act), project.k
-    if len(outer) != 2 or hidden % (heads * HEAD):
-        raise ValueError(
-            f"inputs of shape {tuple(x.shape)} with {heads} heads: valid are sentences, of a multiple of {HEAD} numbers a head"
-        )
-    batch, length = outer
-    if (
-        project.sizes != [hidden] * 3
-        or output.sizes != [hidden]
-        or output.k != hidden
-        or output.is_cpu != project.is_cpu
-    ):
+    if not attends(x, mask, heads):
+        what = "no mask" if mask is None else f"a mask of {mask.dtype}, {tuple(mask.shape)}"
+        raise ValueError(f"the kernels have no attention for inputs of {tuple(x.shape)}, {heads} heads and {what} here")
+    if (project.sizes, output.k, output.sizes) != ([hidden] * 3, hidden, [hidden]) or not output.is_cpu:
         raise ValueError(
             f"attention over {hidden} numbers with matrices of {project.sizes}, {output.k} to {output.sizes}"
         )
     if act not in output.acts:
         raise no_such(output, act)
-    if mask is not None and (
-        mask.dtype != torch.bool or mask.shape != (batch, 1, 1, length) or mask.device != x.device
-    ):
-        raise ValueError(f"a mask of {mask.dtype}, {tuple(mask.shape)} where bool, {(batch, 1, 1, length)} belongs")
     gain, shift = norm_input(gain, hidden, x), norm_input(shift, hidden, x)
-    found, inputs = native.kernels(), native_input(x)
-    assert found is not None
-    mask = None if mask is None else mask.contiguous()
+    found, inputs, (batch, length) = native.kernels(), native_input(x), outer
+    assert found is not None  # attends
+    mask = None if mask is None else mask.expand(batch, 1, 1, length).contiguous()
     y = torch.empty_like(inputs)
     if found.library.bitmaps_attention(
         project.plan(found, act), output.plan(found, act), torch.get_num_threads(), inputs.data_ptr(), batch * length, y.data_ptr(),

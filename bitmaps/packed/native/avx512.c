@@ -774,7 +774,7 @@ static void attend(const struct head *h, void *scratch)
     for (int64_t m = 0; m < length; m += QUERIES) {
         const float *a[QUERIES], *weights[QUERIES];
         __m512 c[QUERIES][2];
-        float most[QUERIES], share[QUERIES];
+        float share[QUERIES];
         for (int i = 0; i < QUERIES; i++) {
             a[i] = h->query + (m + i < length ? m + i : length - 1) * row;
             weights[i] = scores + i * padded;
@@ -793,14 +793,15 @@ static void attend(const struct head *h, void *scratch)
             __m512 top = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
             for (int64_t n = 0; n < padded; n += 16)
                 top = _mm512_max_ps(top, _mm512_loadu_ps(of + n));
-            most[i] = _mm512_reduce_max_ps(top);
-            const __m512 shift = _mm512_set1_ps(most[i] == -INFINITY ? 0.0f : most[i]); /* nothing may be attended to: zeros */
+            const float most = _mm512_reduce_max_ps(top);
+            const int none = most == -INFINITY; /* nothing may be attended to: zeros, as with PyTorch */
+            const __m512 shift = _mm512_set1_ps(none ? 0.0f : most);
             for (int64_t n = 0; n < padded; n += 16) {
                 const __m512 e = exponential(_mm512_sub_ps(_mm512_loadu_ps(of + n), shift));
                 total = _mm512_add_ps(total, e);
                 _mm512_storeu_ps(of + n, e);
             }
-            share[i] = most[i] == -INFINITY ? 0.0f : 1.0f / _mm512_reduce_add_ps(total);
+            share[i] = none ? 0.0f : 1.0f / _mm512_reduce_add_ps(total);
         }
         for (int64_t n = 0; n < size; n += WIDE) {
             times(weights, h->value + n, row, length, c);

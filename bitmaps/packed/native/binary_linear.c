@@ -17,7 +17,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 enum { OK, OUT_OF_MEMORY };
-enum { SMALL = 1 << 21, EVEN = 32 }; /* products below which threads do not pay; rows of which a block is a multiple */
+enum { SMALL = 1 << 21, STRIP = 32 }; /* products below which threads do not pay; rows that an instruction set may take at a time */
 
 /* -- instruction sets -- */
 
@@ -258,9 +258,9 @@ struct call {
     const float *residual;
     struct norm norm;
     const uint8_t *mask;            /* attention: of m; or NULL */
-    int64_t length, heads;          /* attention: tokens of a sentence, which stay together; otherwise 1 and 0 */
+    int64_t heads, unit;            /* attention; and the rows that stay together: there, those of a sentence */
     void (*rows)(const struct call *, int64_t from, int64_t count, int threads, char *memory);
-    int64_t block, next;            /* rows of one, and the first that no thread has taken yet */
+    int64_t units, blocks, next;    /* next: the first block that no thread has taken yet */
     char *memory;
     int64_t bytes;                  /* of it, a thread */
 };
@@ -344,9 +344,9 @@ static void attention_rows(const struct call *c, int64_t from, int64_t count, in
     for (int i = 0; i < 3; i++)
         product(c->plan, i, x, count, inner[i], NULL, NULL, NULL, threads, memory);
     struct heads heads = {.isa = ISAS[c->plan->isa], .heads = c->heads, .memory = memory};
-    heads.first = (struct head){inner[0], inner[1], inner[2], c->mask ? c->mask + from : NULL, c->length, size, k};
-    heads.bytes = up(heads.isa->attend_scratch(c->length, size));
-    parallel(threads, count / c->length * c->heads, attend, &heads);
+    heads.first = (struct head){inner[0], inner[1], inner[2], c->mask ? c->mask + from : NULL, c->unit, size, k};
+    heads.bytes = up(heads.isa->attend_scratch(c->unit, size));
+    parallel(count * c->unit * k < SMALL ? 1 : threads, count / c->unit * c->heads, attend, &heads);
     product(c->then, 0, inner[0], count, c->y[0] + from * k, NULL, x, &c->norm, threads, memory);
 }
 
@@ -360,7 +360,7 @@ static int64_t bytes_of(const struct call *c, int threads, int64_t count)
         most = need > most ? need : most;
     }
     if (c->heads) {
-        const int64_t need = up(ISAS[c->plan->isa]->attend_scratch(c->length, c->plan->w->k / c->heads)) * threads;
+        const int64_t need = up(ISAS[c->plan->isa]->attend_scratch(c->unit, c->plan->w->k / c->heads)) * threads;
         most = need > most ? need : most;
     }
     return up(most) + up(count * c->between * (int64_t)sizeof(float));
@@ -371,8 +371,11 @@ static void take_blocks(void *context, int64_t from, int64_t to, int part)
 {
     struct call *c = context;
     (void)from, (void)to;
-    for (int64_t at; (at = __atomic_fetch_add(&c->next, c->block, __ATOMIC_RELAXED)) < c->m;)
-        c->rows(c, at, c->m - at < c->block ? c->m - at : c->block, 1, c->memory + part * c->bytes);
+    for (int64_t i; (i = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED)) < c->blocks;) {
+        const int64_t first = c->units * i / c->blocks * c->unit, end = c->units * (i + 1) / c->blocks * c->unit;
+        if (first < end)
+            c->rows(c, first, (end < c->m ? end : c->m) - first, 1, c->memory + part * c->bytes);
+    }
 }
 
 /* Large outputs are often memory fresh from the system, which clears its pages as they are first written to. One by one that takes
@@ -388,15 +391,17 @@ static void ask_for_large_pages(const void *start, int64_t bytes)
 #endif
 }
 
-/* With rows enough each thread takes blocks of its own; otherwise all of them share the work on one. */
+/* With rows enough each thread takes blocks of its own, of about ROWS and as many for each; otherwise all of them share the work on one. */
 static int run(struct call *c, int threads)
 {
     if (!c->m)
         return OK;
-    const int alone = threads == 1 || (c->m >= (int64_t)ROWS * threads && c->m >= c->length * threads);
-    const int64_t blocks = ((c->m + ROWS - 1) / ROWS + threads - 1) / threads * threads, even = c->length > 1 ? c->length : EVEN;
-    c->block = alone ? ((c->m + blocks - 1) / blocks + even - 1) / even * even : c->m;
-    c->bytes = bytes_of(c, alone ? 1 : threads, c->block);
+    c->units = (c->m + c->unit - 1) / c->unit;
+    const int alone = threads == 1 || (c->m >= (int64_t)ROWS * threads && c->units >= threads);
+    const int64_t most = c->unit < ROWS ? ROWS / c->unit : 1, blocks = (c->units + most - 1) / most;
+    c->blocks = alone ? (blocks + threads - 1) / threads * threads : 1;
+    const int64_t rows = (c->units + c->blocks - 1) / c->blocks * c->unit;
+    c->bytes = bytes_of(c, alone ? 1 : threads, rows < c->m ? rows : c->m);
     c->memory = aligned_alloc(ALIGN, alone ? c->bytes * threads : c->bytes);
     if (!c->memory)
         return OUT_OF_MEMORY;
@@ -414,7 +419,7 @@ static int run(struct call *c, int threads)
 /* Products of x (m, k) with all of the plan's matrices: their outputs y_i are (m, n_i). */
 EXPORT int bitmaps_linears(const struct plan *plan, int threads, const float *x, int64_t m, float *const *y)
 {
-    struct call call = {.plan = plan, .x = x, .m = m, .y = y, .length = 1, .rows = linear_rows};
+    struct call call = {.plan = plan, .x = x, .m = m, .y = y, .unit = STRIP, .rows = linear_rows};
     return run(&call, threads);
 }
 
@@ -428,7 +433,7 @@ EXPORT int bitmaps_linear(const struct plan *plan, int threads, const float *x, 
 EXPORT int bitmaps_linear_norm(const struct plan *plan, int threads, const float *x, int64_t m, float *y, const float *residual,
                                const float *gain, const float *shift, float epsilon)
 {
-    struct call call = {.plan = plan, .x = x, .m = m, .y = &y, .residual = residual, .norm = {gain, shift, epsilon}, .length = 1,
+    struct call call = {.plan = plan, .x = x, .m = m, .y = &y, .residual = residual, .norm = {gain, shift, epsilon}, .unit = STRIP,
                         .rows = linear_rows};
     return run(&call, threads);
 }
@@ -438,7 +443,7 @@ EXPORT int bitmaps_ffnn(const struct plan *expand, const struct plan *contract, 
                         const float *gain, const float *shift, float epsilon)
 {
     struct call call = {.plan = expand, .then = contract, .between = expand->w->n, .x = x, .m = m, .y = &y,
-                        .norm = {gain, shift, epsilon}, .length = 1, .rows = ffnn_rows};
+                        .norm = {gain, shift, epsilon}, .unit = STRIP, .rows = ffnn_rows};
     return run(&call, threads);
 }
 
@@ -451,6 +456,6 @@ EXPORT int bitmaps_attention(const struct plan *project, const struct plan *outp
                              const uint8_t *mask, int64_t length, int64_t heads, const float *gain, const float *shift, float epsilon)
 {
     struct call call = {.plan = project, .then = output, .between = 3 * project->w->n, .x = x, .m = m, .y = &y, .mask = mask,
-                        .norm = {gain, shift, epsilon}, .length = length, .heads = heads, .rows = attention_rows};
+                        .norm = {gain, shift, epsilon}, .unit = length, .heads = heads, .rows = attention_rows};
     return run(&call, threads);
 }
