@@ -518,8 +518,7 @@ def test_attention_is_its_products_and_pytorchs_attention(
 def test_attention_is_exact_to_some_millionths(attending: str) -> None:
     """With matrices that change nothing but the place of a number: against the formula in fp64."""
     length, size = 70, 32
-    one = np.where(np.eye(size, dtype=bool), True, False)
-    same = Matrix(one, np.ones(size, np.float32), np.zeros(size, np.float32)).part()
+    same = Matrix(np.eye(size, dtype=bool), np.ones(size, np.float32), np.zeros(size, np.float32)).part()
     project, output = Packed([same] * 3, size), Packed([same], size)
     x = 3 * normal(2, length, size)
     gain, shift, epsilon = torch.ones(size), torch.zeros(size), EPSILON

@@ -116,11 +116,8 @@ class PackedAttention(Attention, HasMatrices):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         modules: Any = self._modules
-        matrices, output, norm = (
-            [modules["query"], modules["key"], modules["value"]],
-            modules["output"],
-            modules["norm"],
-        )
+        matrices = [modules["query"], modules["key"], modules["value"]]
+        output, norm = modules["output"], modules["norm"]
         fused = not (traced(x) or self.training) and are_alike(*matrices, output)
         if not fused or not operations.attends(x, mask, self.heads):
             return super().forward(x, mask)

@@ -82,16 +82,8 @@ def library() -> ctypes.CDLL | None:
         loaded.bitmaps_linear_norm.argtypes = [plan, *inputs, pointer, pointer, *norm]
         loaded.bitmaps_ffnn.argtypes = [plan, plan, *inputs, pointer, *norm]
         loaded.bitmaps_attends.argtypes = [ctypes.c_int]
-        loaded.bitmaps_attention.argtypes = [
-            plan,
-            plan,
-            *inputs,
-            pointer,
-            pointer,
-            ctypes.c_int64,
-            ctypes.c_int64,
-            *norm,
-        ]
+        sizes: list[Any] = [ctypes.c_int64, ctypes.c_int64]  # length, heads
+        loaded.bitmaps_attention.argtypes = [plan, plan, *inputs, pointer, pointer, *sizes, *norm]
     except AttributeError as error:
         raise InputError(f"{path} was built from older sources ({error}): install bitmaps again") from error
     # PyTorch's own threads: a second pool would fight with those that wait for work

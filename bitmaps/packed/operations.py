@@ -107,9 +107,9 @@ def parts_of(packed: Packed) -> list[Part]:
     return packed.tensors if torch._C._get_tracing_state() is None else packed.parts
 
 
-def kernels_for(packed: Packed) -> native.Kernels | None:
+def kernels_for(operand: Packed | Tensor) -> native.Kernels | None:
     # torch.jit.trace cannot see what a kernel writes: it records the reference
-    return native.kernels() if packed.is_cpu and torch._C._get_tracing_state() is None else None
+    return native.kernels() if operand.is_cpu and torch._C._get_tracing_state() is None else None
 
 
 def check(x: Tensor, packed: Packed, act: str) -> list[int]:
@@ -219,7 +219,7 @@ def ffnn(x: Tensor, expand: Packed, contract: Packed, gain: Tensor, shift: Tenso
 
 def attends(x: Tensor, mask: Tensor | None, heads: int) -> bool:
     """Whether the kernels have ``attention`` for this processor, these inputs and heads of this size."""
-    found = native.kernels() if x.is_cpu and torch._C._get_tracing_state() is None else None
+    found = kernels_for(x)
     if found is None or not found.attends or x.ndim != 3 or x.shape[-1] % (heads * HEAD):
         return False
     if mask is None:
@@ -257,7 +257,7 @@ def attention(
     if act not in output.acts:
         raise no_such(output, act)
     gain, shift = norm_input(gain, hidden, x), norm_input(shift, hidden, x)
-    found, inputs, (batch, length) = native.kernels(), native_input(x), outer
+    found, inputs, (batch, length) = kernels_for(project), native_input(x), outer
     assert found is not None  # attends
     mask = None if mask is None else mask.expand(batch, 1, 1, length).contiguous()
     y = torch.empty_like(inputs)
