@@ -50,10 +50,11 @@ class SweepTable(Callback):
         SWEEPS.append(Path(config.hydra.sweep.dir))
 
 
-def main(command: str) -> None:
-    """Run ``conf/<command>.yaml`` with the overrides of the command line, once or at every point of a sweep."""
+def main(command: str | None = None) -> None:
+    """Run ``conf/<command>.yaml`` with the overrides of the command line, once or at every point of a sweep. Without a command,
+    Hydra's own ``--config-name`` says which."""
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(lambda cfg: run(command, cfg))()
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(run)()
     while SWEEPS:
         from bitmaps.report import table
         from bitmaps.report.page import write_page
@@ -73,7 +74,7 @@ def run_folder(resume: str | None, new: str) -> str:
     return resume if resume is not None and (Path(resume) / "config.yaml").is_file() else new
 
 
-def run(command: str, cfg: DictConfig) -> None:
+def run(cfg: DictConfig) -> None:
     """One job: check, claim the run folder, do the work, write down what came of it."""
     from lightning.fabric.utilities.rank_zero import (
         rank_zero_only,
@@ -84,6 +85,7 @@ def run(command: str, cfg: DictConfig) -> None:
     from bitmaps.tracking import tracking
 
     hydra_config = HydraConfig.get()
+    command = hydra_config.job.config_name
     overrides = list(hydra_config.overrides.task)
     in_sweep = hydra_config.mode is RunMode.MULTIRUN
     folder = RunFolder(Path(hydra_config.runtime.output_dir), writes=getattr(rank_zero_only, "rank", 0) == 0)
@@ -157,10 +159,13 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         if not (path / file).is_file():
             raise InputError(f"resume={cfg.resume} holds no run to go on with: it has no {file}")
     merged = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Train), OmegaConf.load(path / "config.yaml")))
-    for key in keys(overrides):
+    for override, key in zip(overrides, keys(overrides), strict=True):
         if key.split(".")[0] not in (*RESUMABLE, "resume") or key == "trainer.accumulate_grad_batches":
             raise InputError(f"{key} cannot change when a run is resumed; what can: {', '.join(RESUMABLE)}")
-        if key == "trainer":  # the choice of devices; the steps and what else is under `trainer` stay
+        parent, _, name = key.rpartition(".")
+        if override.startswith("~") and parent:
+            OmegaConf.select(merged, parent).pop(name, None)
+        elif key == "trainer":  # the choice of devices; the steps and what else is under `trainer` stay
             for device in fields(Devices):
                 merged.trainer[device.name] = cfg.trainer[device.name]
         else:
@@ -265,3 +270,10 @@ def quieten_libraries() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Lightning 2.6 on torch 2.13: theirs to mend
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+
+
+if __name__ == "__main__":
+    # python -m bitmaps.cli --config-name=train …: a command that Lightning can start again for its other processes
+    from bitmaps import cli  # whose SWEEPS the callback fills
+
+    cli.main()

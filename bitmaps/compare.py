@@ -175,11 +175,14 @@ def run_locked(job: Job, folder: Path, extra: Sequence[str], threads: int) -> fl
             raise InputError(f"{folder} is no run: it stays as it is, so choose another --folder")
         shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint: there is nothing to go on from
         arguments = [*job.overrides, *extra, f"hydra.run.dir={folder}"]
-    code = f"from bitmaps.cli import {job.command}; {job.command}()"
     with folder.with_name(f"{folder.name}.log").open("w", encoding="utf-8") as said:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         ended = subprocess.run(
-            [sys.executable, "-c", code, *arguments], stdout=said, stderr=said, env=environment, check=False
+            [sys.executable, "-m", "bitmaps.cli", f"--config-name={job.command}", *arguments],
+            stdout=said,
+            stderr=said,
+            env=environment,
+            check=False,
         )
     if ended.returncode or not done(folder):
         raise InputError(f"{job.name} failed: see {said.name}")

@@ -101,10 +101,12 @@ class Loss:
     attention: float = 0.0  # squared error of the attention scores
     relations: float = 0.0  # squared distance of the directions of q q^T, k k^T and v v^T
     more_masked: float = 0.0
+    more_masked_at_end: float = 0.0
 
     def weights(self) -> dict[str, float]:
         """What each part weighs."""
-        return {name: weight for name, weight in asdict(self).items() if name not in ("name", "more_masked")}
+        others = ("name", "more_masked", "more_masked_at_end")
+        return {name: weight for name, weight in asdict(self).items() if name not in others}
 
 
 @dataclass
@@ -125,10 +127,10 @@ class Measure:
 
 @dataclass
 class Devices:
-    accelerator: str = "cpu"  # cpu, gpu, auto, or another of Lightning's
+    accelerator: str = "cpu"  # cpu, gpu (of CUDA) or auto
     devices: Any = 1  # how many, a list of them, or auto
     num_nodes: int = 1  # machines
-    strategy: str = "auto"  # auto, ddp, or another of Lightning's
+    strategy: str = "auto"  # auto, ddp, or another of Lightning's that starts the command anew
     precision: str = "32-true"  # 32-true, bf16-mixed or 16-mixed; scores are in fp32 whatever it is
 
 
@@ -307,6 +309,20 @@ def check_keys(part: Any, path: str = "") -> None:
             check_keys(value, f"{path}{name}.")
 
 
+def check_activations(config: Common) -> None:
+    """Raises:
+    InputError: for activations to be rounded that enter no binarized matrix."""
+    activations, components = config.activations.name, config.component_names()
+    if activations != "float" and not components:
+        raise InputError(f"activations={activations} rounds what enters binarized matrices: binarize=none has none")
+    if activations == "bit" and not config.one_bit_inputs:
+        raise InputError(f"activations=bit with no one_bit_inputs; valid are any of {', '.join(Linear.__members__)}")
+    for name in config.signed():
+        block = "ffnn" if name in ("expand", "contract") else "attention"
+        if block not in components:
+            raise InputError(f"one_bit_inputs={name} is of {block}, which is not binarized")
+
+
 def check(config: Train | Evaluate) -> None:
     """Find what is wrong with the numbers and names of a configuration.
 
@@ -319,9 +335,9 @@ def check(config: Train | Evaluate) -> None:
         parts |= {"optimizer": config.optimizer, "schedule": config.schedule}
         parts |= {f"callbacks.{name}": callback for name, callback in config.callbacks.items()}
     for name, part in parts.items():
-        if part is None:
+        if part is None and name.startswith("callbacks."):
             raise InputError(f"{name}=null is no class; to do without it, ~{name}")
-        if "_target_" not in part:
+        if part is None or "_target_" not in part:
             raise InputError(f"{name} has no _target_, the class that it is")
     data, measure, model, trainer = config.data, config.measure, config.model, config.trainer
     checkpoint = config.checkpoint if isinstance(config, Evaluate) else None
@@ -344,23 +360,16 @@ def check(config: Train | Evaluate) -> None:
         raise InputError(f"model={model.name} needs model.source=<Hub id or folder>")
     if model.weights is Weights.random and model.source is None and not model.shape.sizes():
         raise InputError("model.weights=random needs model.shape or a model.source whose config.json gives the shape")
-    activations, components = config.activations.name, config.component_names()
-    if activations != "float" and not components and not checkpoint:
-        raise InputError(f"activations={activations} rounds what enters binarized matrices: binarize=none has none")
-    if activations == "bit" and not config.one_bit_inputs:
-        raise InputError(f"activations=bit with no one_bit_inputs; valid are any of {', '.join(Linear.__members__)}")
-    for name in config.signed() if not checkpoint else ():
-        block = "ffnn" if name in ("expand", "contract") else "attention"
-        if block not in components:
-            raise InputError(f"one_bit_inputs={name} is of {block}, which is not binarized")
+    if checkpoint is None:  # what is packed rounds the inputs of its tables too
+        check_activations(config)
     if Component.embeddings in config.binarize.components and config.word_table() != "bit":
         raise InputError(
             f"embeddings={config.word_table()} contradicts binarize={config.binarize.name}, which has the word table in one bit: "
             "valid is bit"
         )
     at_least(0, calibrate=config.calibrate)
-    if config.calibrate and not config.binarize.components:
-        raise InputError("calibrate fits binarized matrices: binarize=none has none")
+    if config.calibrate and not {"attention", "ffnn", "head"} & set(config.component_names()):
+        raise InputError(f"calibrate fits matrices of attention, ffnn and head: binarize={config.binarize.name} has none")
     if config.calibrate and isinstance(config, Evaluate):
         if config.binarize.scope is not Scope.matrices:
             raise InputError(
@@ -394,13 +403,15 @@ def check(config: Train | Evaluate) -> None:
             )
         weights = config.loss.weights()
         at_least(0, **{f"loss__{name}": weight for name, weight in weights.items()})
-        share = config.loss.more_masked
-        if not 0 <= share <= 1:
-            raise InputError(f"loss.more_masked={share} is no share; valid are 0 to 1")
+        shares = {name: getattr(config.loss, name) for name in ("more_masked", "more_masked_at_end")}
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise InputError(f"loss.{name}={share} is no share; valid are 0 to 1")
         if not any(weights.values()):
             raise InputError("all parts of loss weigh 0; one at least must weigh more")
-        if share and not any(weight for name, weight in weights.items() if name != "cross_entropy"):
-            raise InputError(f"loss.more_masked={share} is for distillation, which loss={config.loss.name} has none of")
+        for name, share in shares.items():
+            if share and not any(weight for part, weight in weights.items() if part != "cross_entropy"):
+                raise InputError(f"loss.{name}={share} is for distillation, which loss={config.loss.name} has none of")
         if config.binarize.components and config.binarize.scope is not Scope.matrices:
             raise InputError(
                 f"binarize.scope={config.binarize.scope.name} cannot be trained: biases and LayerNorms stay fp32; valid is matrices"

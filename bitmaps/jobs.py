@@ -47,11 +47,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model that is known to be there, before its weights are read: its settings, shape and tokenizer."""
+    """A model that is known to be there, before its weights are read: its settings, shape, and the folder with its tokenizer and,
+    unless they are random, its weights."""
 
     settings: schema.Model
     shape: BertConfig
-    tokenizer: str
+    folder: Path
     seed: int
 
     @classmethod
@@ -72,14 +73,28 @@ class Pretrained:
         if settings.adapter is not None and not random and not adapter_file(settings.adapter).is_file():
             shipped = ", ".join(sorted(p.stem for p in ADAPTERS.glob("*.safetensors")))
             raise InputError(f"model.adapter={settings.adapter} is no file; shipped with the package: {shipped}")
-        tokenizer = str(folder)
-        pieces = len(tokenizer_of(tokenizer))
+        pieces = len(tokenizer_of(str(folder)))
         if pieces > shape.vocab_size:
-            raise InputError(f"the tokenizer in {tokenizer} has {pieces} pieces, but the model only {shape.vocab_size}")
+            raise InputError(f"the tokenizer in {folder} has {pieces} pieces, but the model only {shape.vocab_size}")
         for name, length in lengths.items():
             if length > shape.max_position_embeddings:
                 raise InputError(f"{name}={length} is more than the model's {shape.max_position_embeddings} positions")
-        return cls(settings, shape, tokenizer, seed)
+        return cls(settings, shape, folder, seed)
+
+    def check_floats(self) -> None:
+        """Raises:
+        InputError: when the model is in real bits, or was trained on the signs of its activations: one cannot start from those."""
+        if self.settings.weights is schema.Weights.random:
+            return
+        source = f"model.source={self.settings.source}"
+        if packed.is_packed(self.folder):
+            raise InputError(
+                f"{source} is packed: score it with evaluate.py checkpoint=…, or have bitmaps.packed.to_float make floats of it"
+            )
+        if (self.shape.bitmaps or {}).get("activations") == "bit":
+            raise InputError(
+                f"{source} was trained with activations=bit, which are part of it: score it with evaluate.py checkpoint=<run folder>"
+            )
 
     def load(self) -> Bert:
         """The model in fp32. Every call reads it anew."""
@@ -87,7 +102,7 @@ class Pretrained:
             return Bert(self.shape).randomize(torch.Generator().manual_seed(self.seed)).eval()
         adapter = None if self.settings.adapter is None else adapter_file(self.settings.adapter)
         torch.manual_seed(self.seed)  # of a new head
-        return load(str(self.settings.source), adapter=adapter, head=self.settings.head.name)  # type: ignore[arg-type]
+        return load(self.folder, adapter=adapter, head=self.settings.head.name)  # type: ignore[arg-type]
 
 
 def adapter_file(name: str) -> Path:
@@ -129,11 +144,19 @@ class Job:
         )
         self.pretrained = Pretrained.find(config.model, config.seed, lengths)
         # what is wrong with the devices is found before the text is read
-        launcher = make_trainer(**self.devices, logger=False).strategy.launcher
-        self.starts_processes = isinstance(launcher, _SubprocessScriptLauncher)
+        strategy = make_trainer(**self.devices, logger=False).strategy
+        self.starts_processes = isinstance(strategy.launcher, _SubprocessScriptLauncher)
+        if strategy.launcher is not None and not self.starts_processes:  # its processes would keep the scores to themselves
+            raise InputError(
+                f"trainer.strategy={devices.strategy} is not supported; valid are auto, ddp and others that start the command anew"
+            )
+        if strategy.root_device.type not in ("cpu", "cuda"):  # scores are summed in fp64, which not every device has
+            raise InputError(
+                f"trainer.accelerator={devices.accelerator} is {strategy.root_device.type} here; valid are cpu, and gpu where it is cuda"
+            )
         self.data = MaskedSentences(
             self.source,
-            self.pretrained.tokenizer,
+            str(self.pretrained.folder),
             batch_size=data.batch_size,
             eval_batch_size=data.eval_batch_size,
             length=data.length,
@@ -142,7 +165,7 @@ class Job:
             mask_seed=config.mask_seed,
             mask_sets=config.mask_sets,
         )
-        self.tokenizer = tokenizer_of(self.pretrained.tokenizer)
+        self.tokenizer = tokenizer_of(str(self.pretrained.folder))
         own, positions = config.text, self.pretrained.shape.max_position_embeddings
         self.shown = [] if own is None else [sentence_of(own, self.tokenizer, positions)]
         for split in {*splits, self.split}:  # what is wrong with the text is found before a model is read
@@ -206,6 +229,10 @@ class Evaluation(Job):
     def __init__(self, config: schema.Evaluate) -> None:
         super().__init__(config, config.trainer, *(["train"] if config.calibrate else []))
         self.checkpoint = config.checkpoint
+        if self.checkpoint is None:
+            self.pretrained.check_floats()
+        elif not packed.is_packed(locate(self.checkpoint)):
+            schema.check_activations(config)
 
     def run(self, folder: Path, facts: Row, loggers: list[Logger]) -> list[Row]:
         config, components, words = self.config, self.config.component_names(), self.config.word_table()
@@ -261,6 +288,7 @@ class Training(Job):
 
     def __init__(self, config: schema.Train) -> None:
         super().__init__(config, config.trainer, "train", "validation")
+        self.pretrained.check_floats()
         try:
             self.optimizer = partial(instantiate, config.optimizer)
             self.schedule = partial(instantiate, config.schedule)
@@ -306,8 +334,9 @@ class Training(Job):
             for part in (model.embeddings, model.encoder, model.head):
                 part.compile(dynamic=True)
         teacher = self.pretrained.load() if loss.distill else None
+        more_masked = config.loss.more_masked, config.loss.more_masked_at_end
         module = MaskedLanguageModel(
-            model.train(), teacher, loss, self.optimizer, self.schedule, config.loss.more_masked, config.seed
+            model.train(), teacher, loss, self.optimizer, self.schedule, more_masked, config.seed
         )
         if inputs := one_bit_inputs(model):
             self.callbacks.append(OneBitInputs(inputs))
@@ -319,9 +348,7 @@ class Training(Job):
         last = folder / "checkpoints" / "last.ckpt"
         trainer.fit(module, datamodule=self.data, ckpt_path=last if config.resume else None, weights_only=True)
 
-        # a run that was moved, and then resumed without a better validation, has lost the path
-        best = self.best.best_model_path or Path(str(self.best.dirpath), f"{self.best.filename}.ckpt")
-        checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(self.best.best_model_path, map_location="cpu", weights_only=True)
         module.load_state_dict(checkpoint["state_dict"])
         effective = to_float(module.model.cpu())
         if config.activations.name != "float":

@@ -139,13 +139,13 @@ def tracking(config: dict[str, Any], folder: Path, facts: Row, group: str | None
     offline mode changes in the environment is put back.
     """
     mode = os.environ.get("WANDB_MODE")
-    options: dict[str, Any] = {"save_dir": str(folder)}
+    usual: dict[str, Any] = {}
     if config["_target_"].endswith("WandbLogger"):
         tags = [facts[name] for name in ("components", "values", "recipe") if facts[name] is not None]
         kind = "evaluate" if facts["recipe"] is None else "train"
-        options |= {"name": "-".join(tags), "group": group, "tags": tags, "job_type": kind}
+        usual = {"name": "-".join(tags), "group": group, "tags": tags, "job_type": kind}
     try:
-        logger = instantiate(config, **options)
+        logger = instantiate(usual | config, save_dir=str(folder))
     except InstantiationException as error:
         raise InputError(f"logger: {error}") from error
     failed = True

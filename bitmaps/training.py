@@ -7,12 +7,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
@@ -170,8 +172,9 @@ class MaskedLanguageModel(LightningModule):
         loss: what the parts of the loss weigh.
         optimizer: takes the parameters.
         schedule: takes the optimizer; stepped once a training step. ``None``: a constant rate.
-        more_masked: the share of the pieces that are no targets which are masked all the same: what the teacher predicts there is
-            more to distil from each sentence. Without a teacher nothing is.
+        more_masked: the share of the pieces that are no targets which are masked all the same, at the first step and at the last; in
+            between it goes in a straight line. What the teacher predicts there is more to distil from each sentence, but sentences
+            are less like those that are scored. Without a teacher nothing is.
         seed: of ``more_masked``.
         sentences: how many there are, to leave what each came to (``sentence_sums``) and what is predicted for each masked token
             (``predicted``) when the model is scored; or 0.
@@ -184,7 +187,7 @@ class MaskedLanguageModel(LightningModule):
         loss: LossWeights | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         schedule: Callable[[Optimizer], LRScheduler] | None = None,
-        more_masked: float = 0.0,
+        more_masked: tuple[float, float] = (0.0, 0.0),
         seed: int = 0,
         sentences: int = 0,
     ) -> None:
@@ -194,7 +197,7 @@ class MaskedLanguageModel(LightningModule):
         if self.loss.distill and teacher is None:
             raise ValueError("distillation needs a teacher")
         self._teacher = (teacher.eval().requires_grad_(False),) if teacher is not None and self.loss.distill else ()
-        self.more_masked, self.seed = more_masked if self._teacher else 0.0, seed
+        self.more_masked, self.seed = more_masked if self._teacher else (0.0, 0.0), seed
         self.optimizer, self.schedule = optimizer, schedule
         self.scores = MetricCollection(
             {"cross_entropy": MaskedCrossEntropy(), "accuracy": MaskedAccuracy(), "mrr": MaskedMRR()},
@@ -219,6 +222,22 @@ class MaskedLanguageModel(LightningModule):
     def on_fit_start(self) -> None:
         for teacher in self._teacher:
             teacher.to(self.device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Finds the checkpoints of a run that was moved where they are now. Lightning, which goes by their paths, would forget how
+        good the best one was, and overwrite it with the next."""
+        for callback in self.trainer.checkpoint_callbacks:
+            state = checkpoint["callbacks"].get(callback.state_key)
+            if not isinstance(callback, ModelCheckpoint) or state is None:
+                continue
+            old, new = str(state["dirpath"]), str(callback.dirpath)
+
+            def here(path: str, old: str = old, new: str = new) -> str:
+                return path.replace(old, new, 1)
+
+            if Path(here(state["best_model_path"])).is_file():
+                state |= {n: here(state[n]) for n in ("best_model_path", "kth_best_model_path", "last_model_path")}
+                state |= {"dirpath": new, "best_k_models": {here(p): score for p, score in state["best_k_models"].items()}}
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         targets, tokens, loss = batch["labels"] != IGNORE, batch["attention_mask"].bool(), self.loss
@@ -255,14 +274,16 @@ class MaskedLanguageModel(LightningModule):
     def mask_more(self, input_ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The batch with ``more_masked`` of its other pieces masked, special ones apart, and which are masked or targets now. The
         draw depends on the seed and the batch's number alone, so that a run that is resumed makes the same one."""
-        if not self.more_masked:
+        if not any(self.more_masked):
             return input_ids, targets
+        first, last = self.more_masked
+        share = first + (last - first) * self.trainer.global_step / self.trainer.max_steps
         vocabulary = self.trainer.datamodule.vocabulary  # type: ignore[attr-defined]
         number = self.trainer.fit_loop.total_batch_idx
         seed = np.random.SeedSequence([self.seed, number, self.global_rank]).generate_state(1)[0]
         draw = torch.rand(input_ids.shape, generator=torch.Generator().manual_seed(int(seed)))
         special = torch.tensor([vocabulary.pad, vocabulary.mask, *vocabulary.untouched], device=input_ids.device)
-        chosen = (draw.to(input_ids.device) < self.more_masked) & ~targets & ~torch.isin(input_ids, special)
+        chosen = (draw.to(input_ids.device) < share) & ~targets & ~torch.isin(input_ids, special)
         return input_ids.masked_fill(chosen, vocabulary.mask), targets | chosen
 
     def validation_step(self, batch: Batch, _: int) -> None:

@@ -111,6 +111,7 @@ def command(
     return run
 
 
+LEVEL = ("loss.more_masked=0.3", "loss.more_masked_at_end=0.3")  # else a step depends on how many there are in all
 SHORT = ("trainer.max_steps=4", "trainer.val_check_interval=2", "data.batch_size=8", "schedule=constant")
 
 
@@ -252,11 +253,10 @@ def test_a_trained_run_scores_the_same_when_it_is_evaluated(command: Command) ->
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(command: Command) -> None:
-    steps = ("binarize=layers_except_ffnn", *SHORT)
-    assert command("train", "hydra.run.dir=whole", *steps, "measure=none")[0] == 0
-    assert (
-        command("train", "hydra.run.dir=parts", *steps[:1], "trainer.max_steps=2", *SHORT[1:], "measure=none")[0] == 0
-    )
+    options = ("binarize=layers_except_ffnn", *SHORT[1:], "measure=none")
+    options += LEVEL
+    for folder, steps in (("whole", 4), ("parts", 2)):
+        assert command("train", f"hydra.run.dir={folder}", *options, f"trainer.max_steps={steps}")[0] == 0
     code, _, err = command("train", "resume=parts", "trainer.max_steps=4", defaults=())
     assert code == 0, err
     assert metrics("parts")["steps"] == 4
@@ -364,6 +364,8 @@ def test_random_weights_need_no_checkpoint(command: Command, model_folder: Path)
         ("train", ["optimizer._target_=torch.optim.Adamw"], "Adamw"),
         ("train", ["recipe=best"], "bitmaps"),
         ("train", ["resume=nowhere"], "nowhere"),
+        ("train", ["trainer.strategy=ddp_spawn", "trainer.devices=2"], "trainer.strategy=ddp_spawn is not supported"),
+        ("evaluate", ["trainer.strategy=ddp_fork", "trainer.devices=2"], "valid are auto, ddp"),
         ("train", ["-m", "trainer.devices=2", "seed=0,1"], "multirun"),
         ("train", ["-m", "trainer=ddp", "trainer.accelerator=cpu", "seed=0,1"], "multirun"),
     ],
@@ -391,6 +393,37 @@ def test_a_resumed_run_stays_the_run_that_it_was(command: Command) -> None:
         assert code == 2
         assert f"{override.split('=')[0]} cannot change" in err
     assert metrics("r")["status"] == "ok"
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_run_that_was_moved_keeps_its_best_model(command: Command, copied: bool) -> None:
+    assert command("train", "hydra.run.dir=old", "trainer.max_steps=2", *SHORT[1:], "measure=none")[0] == 0
+    last = Path("old/checkpoints/last.ckpt")
+    checkpoint = torch.load(last, weights_only=True)
+    for state in checkpoint["callbacks"].values():
+        if state.get("monitor"):  # so good that no later validation is better
+            best = torch.tensor(0.0)
+            state |= {"best_model_score": best, "kth_value": best, "best_k_models": {state["best_model_path"]: best}}
+    torch.save(checkpoint, last)
+    if copied:
+        shutil.copytree("old", "new")
+        Path("old/checkpoints/best.ckpt").write_bytes(b"another model by now")
+    else:
+        shutil.move("old", "new")
+    best_model = Path("new/checkpoints/best.ckpt").read_bytes()
+    code, _, err = command("train", "resume=new", "trainer.max_steps=4", defaults=())
+    assert code == 0, err
+    assert (metrics("new")["steps"], metrics("new")["best_step"]) == (4, 2)
+    assert Path("new/checkpoints/best.ckpt").read_bytes() == best_model
+    assert torch.load("new/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_a_run_may_be_resumed_without_one_of_its_callbacks(command: Command) -> None:
+    assert command("train", "hydra.run.dir=r", "trainer.max_steps=2", *SHORT[1:], "measure=none")[0] == 0
+    code, _, err = command("train", "resume=r", "trainer.max_steps=4", "~callbacks.signs", defaults=())
+    assert code == 0, err
+    assert "signs" not in OmegaConf.load("r/config.yaml").callbacks
+    assert metrics("r")["steps"] == 4
 
 
 def test_a_logger_that_does_not_start_costs_a_finished_run_nothing(
@@ -670,6 +703,24 @@ def trained(command: Command) -> Command:
     return command
 
 
+@pytest.mark.parametrize(
+    ("binarize", "activations", "message"),
+    [
+        ("ffnn", "bit", "one_bit_inputs=query is of attention, which is not binarized"),
+        ("none", "int8", "activations=int8 rounds what enters binarized matrices: binarize=none has none"),
+    ],
+)
+def test_activations_that_enter_no_binarized_matrix_are_not_said_to_be_rounded(
+    command: Command, binarize: str, activations: str, message: str
+) -> None:
+    options = (f"binarize={binarize}", "hydra.run.dir=r", *SHORT, "references=false", "measure=none")
+    assert command("train", *options)[0] == 0
+    code, _, err = command("evaluate", "checkpoint=r", f"activations={activations}", "hydra.run.dir=e", defaults=())
+    assert code == 2
+    assert message in err
+    assert not Path("e/metrics.json").exists()
+
+
 def test_the_word_table_of_a_trained_run_is_stored_in_int8_afterwards(
     trained: Command, model_folder: Path, text_folder: Path
 ) -> None:
@@ -762,6 +813,10 @@ def test_a_run_may_be_trained_on_the_signs_of_its_inputs(
         if name.endswith(("query", "key", "value", "contract")):
             layer.register_forward_pre_hook(RoundInputs("bit"))
     torch.testing.assert_close(bitmaps.load("r/packed", act="f32")(ids), exact(ids), atol=1e-3, rtol=0)
+    for name in ("train", "evaluate"):  # one cannot start from it
+        code, _, err = command(name, "model.source=r", f"hydra.run.dir=new_{name}")
+        assert code == 2
+        assert "model.source=r was trained with activations=bit" in err
     for checkpoint, message in (("r", "activations is bit in checkpoint=r"), ("r/packed", "valid are float, int8")):
         code, _, err = command("evaluate", f"checkpoint={checkpoint}", "activations=bit", defaults=())
         assert code == 2
@@ -855,8 +910,8 @@ def test_a_training_may_begin_where_calibration_ends(command: Command) -> None:
 def test_a_calibrated_training_is_resumed_without_calibrating_again(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert command("train", *CALIBRATED, *SHORT, "hydra.run.dir=whole")[0] == 0
-    assert command("train", *CALIBRATED, "trainer.max_steps=2", *SHORT[1:], "hydra.run.dir=parts")[0] == 0
+    assert command("train", *CALIBRATED, *LEVEL, *SHORT, "hydra.run.dir=whole")[0] == 0
+    assert command("train", *CALIBRATED, *LEVEL, "trainer.max_steps=2", *SHORT[1:], "hydra.run.dir=parts")[0] == 0
     monkeypatch.setattr("bitmaps.jobs.calibrate", lambda *_: pytest.fail("calibrated again"))
     code, _, err = command("train", "resume=parts", "trainer.max_steps=4", defaults=())
     assert code == 0, err
@@ -942,6 +997,14 @@ def test_a_run_that_is_resumed_has_the_later_model_in_real_bits(command: Command
     assert bitmaps.load("r/packed").config.bitmaps["steps"] == 4  # type: ignore[index]
     ids = torch.tensor([[2, 7, 4, 9, 3]])
     torch.testing.assert_close(bitmaps.load("r/packed", act="f32")(ids), bitmaps.load("r")(ids), atol=1e-4, rtol=0)
+
+
+def test_a_packed_model_is_nothing_to_start_from(trained: Command) -> None:
+    for name in ("train", "evaluate"):
+        code, _, err = trained(name, "model.source=r/packed", f"hydra.run.dir={name}")
+        assert code == 2
+        assert "model.source=r/packed is packed: score it with evaluate.py checkpoint=" in err
+        assert not Path(name, "config.yaml").exists()
 
 
 def test_a_packed_model_is_scored_beside_what_it_was_made_of(

@@ -220,9 +220,9 @@ class Processes:
         self.environments: list[dict[str, str]] = []
 
     def __call__(self, command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        assert list(command[:2]) == [sys.executable, "-c"]
+        assert list(command[:3]) == [sys.executable, "-m", "bitmaps.cli"]
         assert options["check"] is False
-        self.arguments.append(list(command[2:]))
+        self.arguments.append(list(command[3:]))
         self.environments.append(options["env"])
         options["stdout"].write("what it said")
         (folder,) = (word.split("=", 1)[1] for word in command if word.startswith(("resume=", "hydra.run.dir=")))
@@ -254,8 +254,8 @@ def test_a_job_is_begun_with_its_overrides_in_its_folder(
     monkeypatch.setenv("OMP_NUM_THREADS", "77")
     fake, folder = processes(end), tmp_path / "new" / JOB.name
     assert run(JOB, folder, ["data.dir=somewhere"], threads=3) > 0
-    ((code, *arguments),) = fake.arguments
-    assert code == "from bitmaps.cli import train; train()"
+    ((command, *arguments),) = fake.arguments
+    assert command == "--config-name=train"
     assert arguments == [*JOB.overrides, "data.dir=somewhere", f"hydra.run.dir={folder}"]
     assert fake.environments[0]["OMP_NUM_THREADS"] == "3"
     assert "PATH" in fake.environments[0]
@@ -265,7 +265,7 @@ def test_a_job_is_begun_with_its_overrides_in_its_folder(
 def test_a_job_that_scores_is_an_evaluation(tmp_path: Path, processes: Callable[..., Processes]) -> None:
     fake = processes(end)
     run(Job("naive", 0, ("model=hub",), "evaluate"), tmp_path / "naive-0", [], threads=1)
-    assert fake.arguments[0][0] == "from bitmaps.cli import evaluate; evaluate()"
+    assert fake.arguments[0][0] == "--config-name=evaluate"
 
 
 def test_a_job_that_is_done_is_left_alone(tmp_path: Path, processes: Callable[..., Processes]) -> None:
@@ -285,7 +285,7 @@ def test_a_job_with_a_checkpoint_goes_on(tmp_path: Path, processes: Callable[...
     (folder / "checkpoints" / "last.ckpt").write_text("weights")
     fake = processes(end)
     run(JOB, folder, ["data.dir=x"], threads=1)
-    assert fake.arguments == [["from bitmaps.cli import train; train()", f"resume={folder}"]]
+    assert fake.arguments == [["--config-name=train", f"resume={folder}"]]
     assert (folder / "checkpoints" / "last.ckpt").read_text() == "weights"
 
 

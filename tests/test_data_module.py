@@ -367,8 +367,11 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     assert f"{tmp_path} holds no tokenizer" in str(caught.value)
 
 
-def test_a_tokenizer_without_a_mask_token_is_refused(tmp_path: Path) -> None:
-    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, "a")))
+@pytest.mark.parametrize("missing", ["mask", "pad", "cls", "sep", "unk"])
+def test_a_tokenizer_without_a_special_token_is_refused(tmp_path: Path, missing: str) -> None:
+    names = [name for name in ("mask", "pad", "cls", "sep", "unk") if name != missing]
+    words = WordLevel({word: i for i, word in enumerate(["a", *names])}, "a")
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), **{f"{name}_token": name for name in names})
     bare.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="no mask token"):
+    with pytest.raises(InputError, match=f"no {missing} token"):
         tokenizer_of(str(tmp_path))

@@ -199,3 +199,11 @@ def test_an_unknown_column_is_told_the_valid_ones(hub):
     hub(datasets.Dataset.from_dict({"body": ["One."], "title": ["T"]}))
     with pytest.raises(InputError, match=r"x/y has no column 'text'; valid are body, title"):
         Source("hub", path="x/y").sentences("train", "[UNK]")
+
+
+def test_a_stream_that_does_not_tell_its_columns_is_looked_at_row_by_row(hub):
+    rows = datasets.IterableDataset.from_generator(lambda: iter([{"body": "One.", "title": "T"}]))
+    assert rows.column_names is None
+    hub(rows)
+    with pytest.raises(InputError, match=r"x/y has no column 'text'; valid are body, title"):
+        Source("hub", path="x/y", streaming=True).sentences("train", "[UNK]")

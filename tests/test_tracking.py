@@ -113,6 +113,14 @@ def test_the_jobs_of_a_sweep_are_wandb_runs_of_their_own(
     assert all(one.curves["train/loss"] == [2.5] for one in found)
 
 
+def test_what_a_wandb_run_is_asked_to_be_called_goes_before_what_is_usual(tmp_path: Path, recorded: Read) -> None:
+    asked = {"name": "mine", "group": "ours", "job_type": "try"}
+    with tracking(WANDB | asked, tmp_path, FACTS, group="a sweep"):
+        pass
+    run = recorded(tmp_path).run
+    assert (run["display_name"], run["run_group"], run["job_type"]) == ("mine", "ours", "try")
+
+
 def test_a_wandb_run_records_all_that_a_job_came_to(tmp_path: Path, tiny: Bert, recorded: Read) -> None:
     packed = tmp_path / "packed"
     packed.mkdir()

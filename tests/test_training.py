@@ -653,12 +653,14 @@ def test_more_tokens_are_masked_than_count(monkeypatch: pytest.MonkeyPatch) -> N
     ids = torch.randint(60, (50, 40), generator=generator)
     targets = torch.rand(ids.shape, generator=generator) < 0.15
 
-    def masked(share: float, number: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    def masked(share: float, number: int, seed: int = 0, last: float | None = None) -> tuple[Tensor, Tensor]:
         trainer = SimpleNamespace(
-            datamodule=SimpleNamespace(vocabulary=vocabulary), fit_loop=SimpleNamespace(total_batch_idx=number)
-        )
+            datamodule=SimpleNamespace(vocabulary=vocabulary), fit_loop=SimpleNamespace(total_batch_idx=number),
+            global_step=number, max_steps=10,
+        )  # fmt: skip
         monkeypatch.setattr(MaskedLanguageModel, "trainer", trainer)
-        module = MaskedLanguageModel(tiny(), tiny(), LossWeights(logits=1.0), more_masked=share, seed=seed)
+        shares = share, share if last is None else last
+        module = MaskedLanguageModel(tiny(), tiny(), LossWeights(logits=1.0), more_masked=shares, seed=seed)
         return module.mask_more(ids, targets)
 
     same, kept = masked(0.0, 0)
@@ -675,3 +677,8 @@ def test_more_tokens_are_masked_than_count(monkeypatch: pytest.MonkeyPatch) -> N
     assert not torch.equal(masked(0.3, 8)[1], kept)
     assert not torch.equal(masked(0.3, 7, seed=1)[1], kept)
     assert masked(1.0, 7)[1].sum() == (free | targets).sum()
+    for number in (0, 5, 10):  # of ten steps
+        falling, level = masked(0.8, number, last=0.2), masked(0.8 - 0.06 * number, number)
+        assert torch.equal(falling[1], level[1])
+    assert torch.equal(masked(0.0, 0, last=0.5)[0], ids)
+    assert not torch.equal(masked(0.0, 5, last=0.5)[0], ids)

@@ -70,7 +70,8 @@ class Rounding(nn.Module):
 
 
 class RoundInputs:
-    """A forward pre-hook: what enters a matrix, rounded for each token as the packed kernels do it.
+    """A forward pre-hook: what enters a matrix, rounded for each token. (The packed kernels do so after they have multiplied it
+    with the column scales, if the matrix has any: as coarsely, with other numbers.)
 
     Attributes:
         to: int8 with a scale for each token, or one ``bit``.

@@ -39,14 +39,15 @@ def tokenizer_of(folder: str) -> PreTrainedTokenizerBase:
     """The tokenizer in a local folder.
 
     Raises:
-        InputError: when there is none, or it has no mask token.
+        InputError: when there is none, or it lacks one of the special tokens that sentences and masks are made of.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no tokenizer: {error}") from error
-    if tokenizer.mask_token_id is None:
-        raise InputError(f"the tokenizer in {folder} has no mask token")
+    for name in ("mask", "pad", "cls", "sep", "unk"):
+        if getattr(tokenizer, f"{name}_token_id") is None:
+            raise InputError(f"the tokenizer in {folder} has no {name} token")
     return tokenizer
 
 

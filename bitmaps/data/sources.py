@@ -135,9 +135,9 @@ def load_from_hub(path: str, split: str, column: str, limit: int | None = None, 
     texts: list[str] = []
     try:
         rows = load_dataset(path, split=split, **options)
-        if rows.column_names is not None and column not in rows.column_names:
-            raise InputError(f"{path} has no column {column!r}; valid are {', '.join(rows.column_names)}")
-        for row in rows:  # when streaming, this is where they are fetched
+        for row in rows:  # when streaming, this is where they are fetched, and where columns are first known
+            if column not in row:
+                raise InputError(f"{path} has no column {column!r}; valid are {', '.join(row)}")
             if not isinstance(row[column], str):
                 raise InputError(f"column {column!r} of {path} holds {row[column]!r}, which is not text")
             if text := row[column].strip():
