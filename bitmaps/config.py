@@ -330,7 +330,7 @@ def check(config: Train | Evaluate) -> None:
         InputError: naming the bad value and the valid ones.
     """
     check_keys(config)
-    parts = {"logger": config.logger}
+    parts: dict[str, dict[str, Any] | None] = {"logger": config.logger}
     if isinstance(config, Train):
         parts |= {"optimizer": config.optimizer, "schedule": config.schedule}
         parts |= {f"callbacks.{name}": callback for name, callback in config.callbacks.items()}
@@ -369,7 +369,9 @@ def check(config: Train | Evaluate) -> None:
         )
     at_least(0, calibrate=config.calibrate)
     if config.calibrate and not {"attention", "ffnn", "head"} & set(config.component_names()):
-        raise InputError(f"calibrate fits matrices of attention, ffnn and head: binarize={config.binarize.name} has none")
+        raise InputError(
+            f"calibrate fits matrices of attention, ffnn and head: binarize={config.binarize.name} has none"
+        )
     if config.calibrate and isinstance(config, Evaluate):
         if config.binarize.scope is not Scope.matrices:
             raise InputError(

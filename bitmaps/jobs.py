@@ -93,7 +93,7 @@ class Pretrained:
             )
         if (self.shape.bitmaps or {}).get("activations") == "bit":
             raise InputError(
-                f"{source} was trained with activations=bit, which are part of it: score it with evaluate.py checkpoint=<run folder>"
+                f"{source} was trained with activations=bit, a part of it: score it with evaluate.py checkpoint=<run folder>"
             )
 
     def load(self) -> Bert:
@@ -146,13 +146,15 @@ class Job:
         # what is wrong with the devices is found before the text is read
         strategy = make_trainer(**self.devices, logger=False).strategy
         self.starts_processes = isinstance(strategy.launcher, _SubprocessScriptLauncher)
-        if strategy.launcher is not None and not self.starts_processes:  # its processes would keep the scores to themselves
+        if (
+            strategy.launcher is not None and not self.starts_processes
+        ):  # its processes would keep the scores to themselves
             raise InputError(
                 f"trainer.strategy={devices.strategy} is not supported; valid are auto, ddp and others that start the command anew"
             )
         if strategy.root_device.type not in ("cpu", "cuda"):  # scores are summed in fp64, which not every device has
             raise InputError(
-                f"trainer.accelerator={devices.accelerator} is {strategy.root_device.type} here; valid are cpu, and gpu where it is cuda"
+                f"trainer.accelerator={devices.accelerator} is {strategy.root_device.type} here; valid are cpu, and gpu with CUDA"
             )
         self.data = MaskedSentences(
             self.source,

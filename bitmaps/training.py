@@ -172,9 +172,9 @@ class MaskedLanguageModel(LightningModule):
         loss: what the parts of the loss weigh.
         optimizer: takes the parameters.
         schedule: takes the optimizer; stepped once a training step. ``None``: a constant rate.
-        more_masked: the share of the pieces that are no targets which are masked all the same, at the first step and at the last; in
-            between it goes in a straight line. What the teacher predicts there is more to distil from each sentence, but sentences
-            are less like those that are scored. Without a teacher nothing is.
+        more_masked: the share of the pieces that are no targets which are masked all the same, at the first step and at the
+            last; in between it goes in a straight line. What the teacher predicts there is more to distil from each sentence, but
+            the sentences are less like those that are scored. Without a teacher nothing is.
         seed: of ``more_masked``.
         sentences: how many there are, to leave what each came to (``sentence_sums``) and what is predicted for each masked token
             (``predicted``) when the model is scored; or 0.
@@ -237,7 +237,10 @@ class MaskedLanguageModel(LightningModule):
 
             if Path(here(state["best_model_path"])).is_file():
                 state |= {n: here(state[n]) for n in ("best_model_path", "kth_best_model_path", "last_model_path")}
-                state |= {"dirpath": new, "best_k_models": {here(p): score for p, score in state["best_k_models"].items()}}
+                state |= {
+                    "dirpath": new,
+                    "best_k_models": {here(p): score for p, score in state["best_k_models"].items()},
+                }
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         targets, tokens, loss = batch["labels"] != IGNORE, batch["attention_mask"].bool(), self.loss
