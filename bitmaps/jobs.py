@@ -127,7 +127,7 @@ class Job:
         InputError: for all that can be found wrong before weights are read.
     """
 
-    def __init__(self, config: schema.Common, devices: schema.Devices, *splits: str) -> None:
+    def __init__(self, config: schema.Common, devices: schema.Devices, model: schema.Model, *splits: str) -> None:
         data, self.config = config.data, config
         self.split, self.timed = data.split.name, Timed(**asdict(config.measure))
         self.sentences: dict[str, torch.Tensor] = {}  # the kind of a row -> SentenceSums
@@ -142,7 +142,7 @@ class Job:
         lengths = {"data.length": data.length} | (
             {"measure.length": config.measure.length} if config.measure.repeats else {}
         )
-        self.pretrained = Pretrained.find(config.model, config.seed, lengths)
+        self.pretrained = Pretrained.find(model, config.seed, lengths)
         # what is wrong with the devices is found before the text is read
         strategy = make_trainer(**self.devices, logger=False).strategy
         self.starts_processes = isinstance(strategy.launcher, _SubprocessScriptLauncher)
@@ -229,8 +229,11 @@ class Evaluation(Job):
     config: schema.Evaluate
 
     def __init__(self, config: schema.Evaluate) -> None:
-        super().__init__(config, config.trainer, *(["train"] if config.calibrate else []))
-        self.checkpoint = config.checkpoint
+        self.checkpoint, model = config.checkpoint, config.model
+        if self.checkpoint is not None and not config.references:  # a trained run has all that is needed with it
+            weights = schema.Weights.pretrained
+            model = replace(model, source=self.checkpoint, weights=weights, adapter=None, sha256=None)
+        super().__init__(config, config.trainer, model, *(["train"] if config.calibrate else []))
         if self.checkpoint is None:
             self.pretrained.check_floats()
         elif not packed.is_packed(locate(self.checkpoint)):
@@ -289,7 +292,7 @@ class Training(Job):
     config: schema.Train
 
     def __init__(self, config: schema.Train) -> None:
-        super().__init__(config, config.trainer, "train", "validation")
+        super().__init__(config, config.trainer, config.model, "train", "validation")
         self.pretrained.check_floats()
         try:
             self.optimizer = partial(instantiate, config.optimizer)

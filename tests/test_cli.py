@@ -703,6 +703,22 @@ def trained(command: Command) -> Command:
     return command
 
 
+def test_a_run_is_scored_alone_without_the_model_that_it_came_from(
+    trained: Command, model_folder: Path, tmp_path: Path
+) -> None:
+    config = OmegaConf.load("r/config.yaml")
+    config.model.source = str(tmp_path / "not here")
+    OmegaConf.save(config, "r/config.yaml")
+    code, _, err = trained("evaluate", "checkpoint=r", "hydra.run.dir=with", defaults=["measure=none"])
+    assert code == 2
+    assert "not here holds no model" in err
+    alone = ("references=false", "measure=none")
+    code, _, err = trained("evaluate", "checkpoint=r", "hydra.run.dir=alone", defaults=alone)
+    assert code == 0, err
+    assert [metrics("alone")[name] for name in SCORES] == pytest.approx([metrics("r")[name] for name in SCORES])
+    assert metrics("alone")["model"] == str(tmp_path / "not here")
+
+
 @pytest.mark.parametrize(
     ("binarize", "activations", "message"),
     [
