@@ -119,6 +119,9 @@ class Recipe:
 
 @dataclass
 class Measure:
+    """What is timed: at most ``repeats`` batches of ``batch_size`` sequences of ``length`` tokens, of which none starts after
+    ``budget_s`` seconds. No ``repeats``: nothing."""
+
     batch_size: int = 128  # sequences at a time
     length: int = 64  # tokens a sequence
     repeats: int = 3

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from bitmaps.analysis import Predicted
 from bitmaps.bert import Bert
+from bitmaps.config import Measure
 from bitmaps.data.module import MaskedSentences
-from bitmaps.measure import Timed, inference_time, memory_mib, resident_mib
+from bitmaps.measure import inference_time, memory_mib, resident_mib
 from bitmaps.runs import SCORES, Row, perplexity
 from bitmaps.training import MaskedLanguageModel
 
@@ -35,7 +36,7 @@ class Evaluated:
     predicted: Predicted
 
 
-def evaluate(model: Bert, data: MaskedSentences, split: str, timed: Timed, devices: dict[str, Any]) -> Evaluated:
+def evaluate(model: Bert, data: MaskedSentences, split: str, timed: Measure, devices: dict[str, Any]) -> Evaluated:
     """Score a model on a split and measure it.
 
     Args:

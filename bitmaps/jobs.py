@@ -37,7 +37,6 @@ from bitmaps.data.sources import Source
 from bitmaps.errors import InputError
 from bitmaps.evaluation import evaluate
 from bitmaps.loading import as_trained
-from bitmaps.measure import Timed
 from bitmaps.packed import folder as packed
 from bitmaps.runs import Row
 from bitmaps.training import LossWeights, MaskedLanguageModel, OneBitInputs
@@ -129,7 +128,7 @@ class Job:
 
     def __init__(self, config: schema.Common, devices: schema.Devices, model: schema.Model, *splits: str) -> None:
         data, self.config = config.data, config
-        self.split, self.timed = data.split.name, Timed(**asdict(config.measure))
+        self.split = data.split.name
         self.sentences: dict[str, torch.Tensor] = {}  # the kind of a row -> SentenceSums
         self.analyses: dict[str, dict[str, Any]] = {}  # the kind of a row -> what it predicts, of which `shown` in full
         self.scored: Bert | None = None  # the model of the last row
@@ -179,7 +178,7 @@ class Job:
         ``analyses``."""
         facts, self.scored = facts | changed, model
         kind = facts["row"]
-        evaluated = evaluate(model, self.data, self.split, self.timed, self.devices)
+        evaluated = evaluate(model, self.data, self.split, self.config.measure, self.devices)
         self.sentences[kind] = evaluated.sentence_sums
         self.analyses[kind] = analyse(evaluated.predicted, self.tokenizer, self.data.occurrences(self.split))
         self.analyses[kind]["sentences"] = fill(model, self.shown, self.tokenizer)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitmaps.bert import Bert
+from bitmaps.config import Measure
 from bitmaps.packed.weights import is_half, is_integer, numbers_per_row, rank_one_parts
 
 MIB = 2**20
@@ -61,17 +62,6 @@ def resident_mib(model: nn.Module) -> float:
 
 
 @dataclass(frozen=True)
-class Timed:
-    """What is timed: at most ``repeats`` batches of ``batch_size`` sequences of ``length`` tokens, of which none starts after
-    ``budget_s`` seconds. No ``repeats``: nothing."""
-
-    batch_size: int = 128
-    length: int = 64
-    repeats: int = 3
-    budget_s: float = 20.0
-
-
-@dataclass(frozen=True)
 class Timing:
     """Milliseconds a sequence: the median of ``repeats`` batches."""
 
@@ -94,7 +84,7 @@ def _time(run: Callable[[], object], device: torch.device) -> float:
 
 
 @torch.inference_mode()
-def inference_time(model: Bert, timed: Timed, masked_only: bool = False) -> Timing:
+def inference_time(model: Bert, timed: Measure, masked_only: bool = False) -> Timing:
     """Time forward passes, after one that warms up. With ``masked_only`` the logits are taken at 15 % of the positions alone,
     otherwise at all, as in the blog post. At least one batch is timed."""
     device = next(model.parameters()).device

@@ -19,8 +19,8 @@ from bitmaps.bert import Bert, BertConfig
 from bitmaps.binary.components import COMPONENTS, WordTable, binarize_naive, matrices, store_words
 from bitmaps.binary.quantize import Scale, Values
 from bitmaps.binary.rounding import Stored, rounded
-from bitmaps.config import GROUPS
-from bitmaps.measure import Timed, inference_time, memory_mib, pseudo_bits, resident_mib
+from bitmaps.config import GROUPS, Measure
+from bitmaps.measure import inference_time, memory_mib, pseudo_bits, resident_mib
 from bitmaps.packed.folder import FILE, assemble, load, pack_model
 from bitmaps.packed.weights import numbers_per_row
 
@@ -245,7 +245,7 @@ def calls(tiny: Bert, monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
 def test_repeats_are_timed_after_a_warm_up_and_the_median_is_per_sequence(
     tiny: Bert, calls: list[SimpleNamespace]
 ) -> None:
-    timing = inference_time(tiny, Timed(batch_size=8, length=5, repeats=3, budget_s=60))
+    timing = inference_time(tiny, Measure(batch_size=8, length=5, repeats=3, budget_s=60))
     assert timing.repeats == 3
     assert timing.inference_ms == 1000 / 8
     assert [call.ids.shape for call in calls] == [(8, 5)] * 4
@@ -256,14 +256,14 @@ def test_repeats_are_timed_after_a_warm_up_and_the_median_is_per_sequence(
 def test_no_batch_starts_after_the_budget_and_one_always_does(
     tiny: Bert, calls: list[SimpleNamespace], budget: float, repeats: int
 ) -> None:
-    timing = inference_time(tiny, Timed(batch_size=2, length=5, repeats=10, budget_s=budget))
+    timing = inference_time(tiny, Measure(batch_size=2, length=5, repeats=10, budget_s=budget))
     assert timing.repeats == repeats == len(calls) - 1
 
 
 def test_masked_only_takes_logits_at_about_15_percent_of_the_positions(
     tiny: Bert, calls: list[SimpleNamespace]
 ) -> None:
-    inference_time(tiny, Timed(batch_size=200, length=12, repeats=1), masked_only=True)
+    inference_time(tiny, Measure(batch_size=200, length=12, repeats=1), masked_only=True)
     for call in calls:
         assert call.logits.shape[1:] == (60,)
         assert 0.12 < len(call.logits) / 2400 < 0.18
@@ -273,13 +273,13 @@ def test_masked_only_takes_logits_at_about_15_percent_of_the_positions(
 def test_timing_is_in_evaluation_mode_without_gradients_and_restores_the_mode(
     tiny: Bert, calls: list[SimpleNamespace], training: bool
 ) -> None:
-    inference_time(tiny.train(training), Timed(batch_size=2, length=5, repeats=2))
+    inference_time(tiny.train(training), Measure(batch_size=2, length=5, repeats=2))
     assert not any(call.training or call.logits.requires_grad for call in calls)
     assert {module.training for module in tiny.modules()} == {training}
 
 
 def test_time_of_a_real_clock_is_positive(tiny: Bert) -> None:
-    assert inference_time(tiny, Timed(batch_size=2, length=5, repeats=1)).inference_ms > 0
+    assert inference_time(tiny, Measure(batch_size=2, length=5, repeats=1)).inference_ms > 0
 
 
 @pytest.mark.parametrize("scale", ["row", "rank_one"])
@@ -309,4 +309,4 @@ def test_a_packed_model_is_timed(tiny: Bert) -> None:
     binarize_naive(tiny, COMPONENTS, "pm1", "row", "matrices")
     packed = assemble(tiny.config, pack_model(tiny), "a8")
     for masked_only in (False, True):
-        assert inference_time(packed, Timed(batch_size=2, length=5, repeats=1), masked_only).inference_ms > 0
+        assert inference_time(packed, Measure(batch_size=2, length=5, repeats=1), masked_only).inference_ms > 0
