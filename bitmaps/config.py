@@ -101,12 +101,16 @@ class Loss:
     attention: float = 0.0  # squared error of the attention scores
     relations: float = 0.0  # squared distance of the directions of q q^T, k k^T and v v^T
     more_masked: float = 0.0
-    more_masked_at_end: float = 0.0
+    more_masked_at_end: float | None = None
 
     def weights(self) -> dict[str, float]:
         """What each part weighs."""
         others = ("name", "more_masked", "more_masked_at_end")
         return {name: weight for name, weight in asdict(self).items() if name not in others}
+
+    def shares(self) -> tuple[float, float]:
+        """``more_masked`` at the first step and at the last."""
+        return self.more_masked, self.more_masked if self.more_masked_at_end is None else self.more_masked_at_end
 
 
 @dataclass
@@ -408,7 +412,7 @@ def check(config: Train | Evaluate) -> None:
             )
         weights = config.loss.weights()
         at_least(0, **{f"loss__{name}": weight for name, weight in weights.items()})
-        shares = {name: getattr(config.loss, name) for name in ("more_masked", "more_masked_at_end")}
+        shares = dict(zip(("more_masked", "more_masked_at_end"), config.loss.shares(), strict=True))
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise InputError(f"loss.{name}={share} is no share; valid are 0 to 1")

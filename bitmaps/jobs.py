@@ -145,9 +145,8 @@ class Job:
         # what is wrong with the devices is found before the text is read
         strategy = make_trainer(**self.devices, logger=False).strategy
         self.starts_processes = isinstance(strategy.launcher, _SubprocessScriptLauncher)
-        if (
-            strategy.launcher is not None and not self.starts_processes
-        ):  # its processes would keep the scores to themselves
+        # processes of another kind would keep the scores to themselves
+        if strategy.launcher is not None and not self.starts_processes:
             raise InputError(
                 f"trainer.strategy={devices.strategy} is not supported; valid are auto, ddp and others that start the command anew"
             )
@@ -338,9 +337,8 @@ class Training(Job):
             for part in (model.embeddings, model.encoder, model.head):
                 part.compile(dynamic=True)
         teacher = self.pretrained.load() if loss.distill else None
-        more_masked = config.loss.more_masked, config.loss.more_masked_at_end
         module = MaskedLanguageModel(
-            model.train(), teacher, loss, self.optimizer, self.schedule, more_masked, config.seed
+            model.train(), teacher, loss, self.optimizer, self.schedule, config.loss.shares(), config.seed
         )
         if inputs := one_bit_inputs(model):
             self.callbacks.append(OneBitInputs(inputs))

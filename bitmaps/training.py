@@ -230,17 +230,12 @@ class MaskedLanguageModel(LightningModule):
             state = checkpoint["callbacks"].get(callback.state_key)
             if not isinstance(callback, ModelCheckpoint) or state is None:
                 continue
+            paths, best = ("best_model_path", "kth_best_model_path", "last_model_path"), state["best_k_models"]
             old, new = str(state["dirpath"]), str(callback.dirpath)
-
-            def here(path: str, old: str = old, new: str = new) -> str:
-                return path.replace(old, new, 1)
-
-            if Path(here(state["best_model_path"])).is_file():
-                state |= {n: here(state[n]) for n in ("best_model_path", "kth_best_model_path", "last_model_path")}
-                state |= {
-                    "dirpath": new,
-                    "best_k_models": {here(p): score for p, score in state["best_k_models"].items()},
-                }
+            here = {path: path.replace(old, new, 1) for path in (*(state[name] for name in paths), *best)}
+            if Path(here[state["best_model_path"]]).is_file():
+                state |= {name: here[state[name]] for name in paths}
+                state |= {"dirpath": new, "best_k_models": {here[path]: score for path, score in best.items()}}
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         targets, tokens, loss = batch["labels"] != IGNORE, batch["attention_mask"].bool(), self.loss

@@ -394,6 +394,14 @@ def test_settings_are_all_else_that_decides_how_a_model_comes_out() -> None:
     json.dumps(plain)  # goes into files
 
 
+def test_a_share_of_which_no_end_is_given_stays_what_it_is() -> None:
+    given = ("loss=bit", "loss.more_masked=0.4")
+    assert config("train", *given).loss.shares() == (0.4, 0.4)
+    assert config("train", *given, "loss.more_masked_at_end=0").loss.shares() == (0.4, 0.0)
+    assert config("train", "loss=bit", "loss.more_masked_at_end=0.2").loss.shares() == (0.0, 0.2)
+    assert config("train", "loss=tokens").loss.shares() == (0.0, 0.0)
+
+
 @pytest.mark.parametrize(
     "override",
     [
