@@ -86,8 +86,8 @@ def jobs_of(budget: str, seeds: Sequence[int]) -> list[Job]:
         fixed = (f"experiment=ptb_{budget}", f"seed={seed}")
         jobs += [Job(f"bitmaps-{row}", seed, (*fixed, *what)) for row, what in OURS.items()]
         jobs += [Job(f"{recipe}-own_loss", seed, (*fixed, f"recipe={recipe}")) for recipe in published]
-        # bitnet is the same map as bit: under the same loss the same run
-        shared = [recipe for recipe in published if recipe != "bitnet"]
+        # bitnet's map is that of bit, and onebit's is ours: under the same loss the same run
+        shared = [recipe for recipe in published if recipe not in ("bitnet", "onebit")]
         jobs += [Job(f"{recipe}-common_loss", seed, (*fixed, f"recipe={recipe}", "loss=common")) for recipe in shared]
         # at the rate of latent weights, which are none here, it would forget more than it learns
         jobs.append(Job("full_precision", seed, (*fixed, "binarize=none", "loss=tokens", "optimizer.lr=5e-5")))

@@ -412,14 +412,13 @@ def check(config: Train | Evaluate) -> None:
             )
         weights = config.loss.weights()
         at_least(0, **{f"loss__{name}": weight for name, weight in weights.items()})
-        shares = dict(zip(("more_masked", "more_masked_at_end"), config.loss.shares(), strict=True))
-        for name, share in shares.items():
-            if not 0 <= share <= 1:
-                raise InputError(f"loss.{name}={share} is no share; valid are 0 to 1")
         if not any(weights.values()):
             raise InputError("all parts of loss weigh 0; one at least must weigh more")
-        for name, share in shares.items():
-            if share and not any(weight for part, weight in weights.items() if part != "cross_entropy"):
+        distills = any(weight for name, weight in weights.items() if name != "cross_entropy")
+        for name, share in zip(("more_masked", "more_masked_at_end"), config.loss.shares(), strict=True):
+            if not 0 <= share <= 1:
+                raise InputError(f"loss.{name}={share} is no share; valid are 0 to 1")
+            if share and not distills:
                 raise InputError(f"loss.{name}={share} is for distillation, which loss={config.loss.name} has none of")
         if config.binarize.components and config.binarize.scope is not Scope.matrices:
             raise InputError(

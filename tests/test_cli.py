@@ -253,8 +253,7 @@ def test_a_trained_run_scores_the_same_when_it_is_evaluated(command: Command) ->
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(command: Command) -> None:
-    options = ("binarize=layers_except_ffnn", *SHORT[1:], "measure=none")
-    options += LEVEL
+    options = ("binarize=layers_except_ffnn", *LEVEL, *SHORT[1:], "measure=none")
     for folder, steps in (("whole", 4), ("parts", 2)):
         assert command("train", f"hydra.run.dir={folder}", *options, f"trainer.max_steps={steps}")[0] == 0
     code, _, err = command("train", "resume=parts", "trainer.max_steps=4", defaults=())
