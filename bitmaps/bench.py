@@ -369,7 +369,7 @@ def main() -> None:
     threads = arguments.threads or sorted({1, torch.get_num_threads()})
     if min(threads) < 1:
         parser.error(f"--threads {min(threads)} is too small; valid is 1 or more")
-    if arguments.isa == "avx2" and os.environ.get("ATEN_CPU_CAPABILITY") != "avx2":
+    if arguments.isa == "avx2" and any(os.environ.get(name) != value for name, value in AVX2.items()):
         # torch reads these when it is loaded: so once more, in a process that has them
         again = [sys.executable, "-m", "bitmaps.bench", *sys.argv[1:]]
         sys.exit(subprocess.run(again, env=os.environ | AVX2, check=False).returncode)

@@ -84,7 +84,7 @@ def write_card(folder: Path, rows: list[Row], model: schema.Model, data: schema.
     licence = license_of(str(model.source)) if pretrained else {}
     values = VALUE_SETS.get(own["values"], own["values"])
     tables = (shape.bitmaps or {}).get("embeddings", own["embeddings"])
-    what = f"{own['components']} in {values}" if values else f"word table in {tables}"
+    what = f"word table in {tables}" if own["components"] == "none" else f"{own['components']} in {values}"
     hub_data = data.path if data.name == "hub" else HUB_DATA.get(data.name)
     front = ModelCardData(
         model_name=f"{Path(own['model']).name}, {what}",

@@ -10,6 +10,7 @@ import logging
 import shlex
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -101,6 +102,9 @@ def run(cfg: DictConfig) -> None:
             cfg = resumed(cfg, overrides)
             if folder.path.resolve() != Path(cfg.resume).resolve():
                 raise InputError(f"a run is resumed in its own folder, {cfg.resume}: leave out hydra.run.dir, and -m")
+            # what makes this run: the command that began it, and what was changed since
+            changed = [override for override, key in zip(overrides, keys(overrides), strict=True) if key != "resume"]
+            facts["command"] = shlex.join([*shlex.split(read_metrics(folder.path)["command"]), *changed])
         if cfg.get("checkpoint"):
             cfg = of_checkpoint(cfg, overrides)
         config = cast(Train | Evaluate, OmegaConf.to_object(cfg))
@@ -160,7 +164,7 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             raise InputError(f"resume={cfg.resume} holds no run to go on with: it has no {file}")
     merged = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Train), OmegaConf.load(path / "config.yaml")))
     for override, key in zip(overrides, keys(overrides), strict=True):
-        if key.split(".")[0] not in (*RESUMABLE, "resume") or key == "trainer.accumulate_grad_batches":
+        if key != "resume" and not is_resumable(key):
             raise InputError(f"{key} cannot change when a run is resumed; what can: {', '.join(RESUMABLE)}")
         parent, _, name = key.rpartition(".")
         if override.startswith("~") and parent:
@@ -176,6 +180,11 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     return merged
 
 
+def is_resumable(key: str) -> bool:
+    """Whether a run that is resumed may differ in this key from what it was."""
+    return key.split(".")[0] in RESUMABLE and key != "trainer.accumulate_grad_batches"
+
+
 def check_lists(overrides: list[str]) -> None:
     """Raises:
     InputError: for several options of a group, of which Hydra would lay one over the other."""
@@ -186,7 +195,7 @@ def check_lists(overrides: list[str]) -> None:
             raise InputError(f"{override} names several options where one is valid{instead}")
 
 
-def keys(overrides: list[str]) -> list[str]:
+def keys(overrides: Sequence[str]) -> list[str]:
     """What these overrides set: ``+a.b=c`` sets ``a.b``."""
     return [override.lstrip("+~").split("=")[0] for override in overrides]
 
@@ -262,7 +271,7 @@ def quieten_libraries() -> None:
     warnings.filterwarnings("ignore", message="IProgress not found")
     import lightning.pytorch  # noqa: F401 (it sets the level of its own logger)
 
-    for name in ("lightning.pytorch", "lightning.fabric", "httpx", "gensim"):
+    for name in ("lightning.pytorch", "lightning.fabric", "httpx", "httpx2", "gensim"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # batches are made in microseconds: worker processes would only add to the start
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -14,6 +14,7 @@ recipe and row, its seeds together. ``table`` prints them, and draws size agains
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import shutil
@@ -37,12 +38,14 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bitmaps.cli import is_resumable, keys
 from bitmaps.config import check, conf_dir
 from bitmaps.errors import InputError
-from bitmaps.runs import SCORES, read_json, read_metrics, read_sentences, write_json
+from bitmaps.runs import SCORES, hold, read_json, read_metrics, read_sentences, write_json
 
 PUBLISHED = ("students", "bwn", "bibert", "bit", "paretoq", "bitnet", "onebit")
-BEST_PUBLISHED = ("onebit", "paretoq")  # on the short budget, under the common loss
+BEST_PUBLISHED = ("paretoq", "bibert")  # on the short budget, under the common loss, after onebit, which is then ours
+DIFFER = ("seed", "recipe", "loss", "scale", "binarize", "values", "embeddings", "activations", "calibrate")  # of lines
 OURS = {  # what is in one bit
     "layers": ("binarize=layers",),
     "ffnn": ("binarize=ffnn",),
@@ -57,6 +60,7 @@ OF_A_RUN = (
     "format", "status", "error", "command", "seed", "known", *SCORES, "perplexity", "inference_ms", "inference_masked_ms",
     "inference_repeats", "inference_batch", "inference_length",
 )  # fmt: skip
+OF_THE_PLACE = ("data.dir", "model.source", "checkpoint")  # what of its command does not
 
 
 @dataclass(frozen=True)
@@ -138,14 +142,29 @@ def done(folder: Path) -> bool:
     return (folder / "metrics.json").is_file() and read_metrics(folder)["status"] == "ok"
 
 
-def check_overrides(job: Job, extra: Sequence[str]) -> None:
+def runs_of(line: str, folder: Path) -> list[Path]:
+    """The runs of a line that have ended, by their seeds."""
+    found = [run for run in folder.glob(f"{line}-*") if run.name.rpartition("-")[0] == line and done(run)]
+    return sorted(found, key=lambda run: int(run.name.rpartition("-")[2]))
+
+
+def check_overrides(job: Job, extra: Sequence[str], ended: Sequence[Path] = ()) -> None:
     """Raises:
-    InputError: when the job's command does not take all of its overrides."""
+    InputError: when the job's command does not take all of its overrides, or runs of its line that have ended were run with other
+        settings."""
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            check(OmegaConf.to_object(compose(job.command, [*job.overrides, *extra])))  # type: ignore[arg-type]
+            config: Any = OmegaConf.to_object(compose(job.command, [*job.overrides, *extra]))
+            check(config)
     except (InputError, HydraException, OmegaConfBaseException) as error:
         raise InputError(f"{job.name} cannot be run with {' '.join(extra)}: {error}") from error
+    now = json.loads(json.dumps(config.facts()["settings"]))
+    for folder in ended if job.of is None else ():
+        was = read_metrics(folder)["settings"]
+        if other := [f"{key}={was[key]}" for key in now if key in was and was[key] != now[key]]:
+            raise InputError(
+                f"{folder} was run with {', '.join(other)}, unlike what is asked for: choose another --folder"
+            )
 
 
 def run(job: Job, folder: Path, extra: Sequence[str], threads: int) -> float:
@@ -167,12 +186,14 @@ def run(job: Job, folder: Path, extra: Sequence[str], threads: int) -> float:
 
 def run_locked(job: Job, folder: Path, extra: Sequence[str], threads: int) -> float:
     start = time.monotonic()
+    is_run = (folder / "config.yaml").is_file()
+    if folder.is_dir() and not is_run and any(file.suffix != ".log" for file in folder.iterdir()):
+        raise InputError(f"{folder} is no run: it stays as it is, so choose another --folder")
+    if is_run:
+        hold(folder).release()  # one that was started by hand may still be at it
     if (folder / "checkpoints" / "last.ckpt").is_file():
-        arguments = [f"resume={folder}"]
+        arguments = [f"resume={folder}", *(e for e, key in zip(extra, keys(extra), strict=True) if is_resumable(key))]
     else:
-        is_run = (folder / "config.yaml").is_file()
-        if folder.is_dir() and not is_run and any(file.suffix != ".log" for file in folder.iterdir()):
-            raise InputError(f"{folder} is no run: it stays as it is, so choose another --folder")
         shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint: there is nothing to go on from
         arguments = [*job.overrides, *extra, f"hydra.run.dir={folder}"]
     with folder.with_name(f"{folder.name}.log").open("w", encoding="utf-8") as said:
@@ -189,32 +210,32 @@ def run_locked(job: Job, folder: Path, extra: Sequence[str], threads: int) -> fl
     return time.monotonic() - start
 
 
-def write_line(line: str, jobs: list[Job], folder: Path, budget: str, results: Path) -> None:
+def write_line(line: str, folder: Path, budget: str, results: Path) -> None:
     """What the seeds of a line came to, as JSON: what was run, each seed's scores and their mean, and how that mean differs from
     the full-precision model and from our own recipe with all layers in one bit, where those are there."""
-    ended = [job for job in jobs if job.line == line and done(folder / budget / job.name)]
+    ended, ours = (runs_of(name, folder / budget) for name in (line, "bitmaps-layers"))
     if not ended:
         return
-    rows = [read_metrics(folder / budget / job.name) for job in ended]
-    mean = pooled(folder / budget, ended)
+    rows = [read_metrics(run) for run in ended]
+    mean = pooled(ended)
     facts = {name: value for name, value in rows[0].items() if name not in OF_A_RUN}
-    ours = [job for job in jobs if job.line == "bitmaps-layers" and done(folder / budget / job.name)]
+    words = [word for word in shlex.split(rows[0]["command"]) if word.split("=")[0] not in OF_THE_PLACE]
     result = {
         "line": line,
         "budget": budget,
-        "command": shlex.join(["python", f"{ended[0].command}.py", *ended[0].overrides]),
-        "seeds": {str(job.seed): {name: row[name] for name in SCORES} for job, row in zip(ended, rows, strict=True)},
+        "command": shlex.join(words),
+        "seeds": {str(row["seed"]): {name: row[name] for name in SCORES} for row in rows},
         "mean": dict(zip(SCORES, (mean[:, 1:].sum(0) / mean[:, 0].sum()).tolist(), strict=True)),
         "versus_full_precision": differences(mean, sums(folder / "teacher")),
-        "versus_bitmaps_layers": differences(mean, pooled(folder / budget, ours)) if ours else None,
+        "versus_bitmaps_layers": differences(mean, pooled(ours)) if ours else None,
     }
     (results / budget).mkdir(parents=True, exist_ok=True)
     write_json(results / budget / f"{line}.json", result | facts)
 
 
-def pooled(folder: Path, jobs: list[Job]) -> NDArray[Any]:
-    """What each sentence came to, the mean of these jobs."""
-    return np.asarray(np.mean([sums(folder / job.name) for job in jobs], axis=0))
+def pooled(runs: list[Path]) -> NDArray[Any]:
+    """What each sentence came to, the mean of these runs."""
+    return np.asarray(np.mean([sums(run) for run in runs], axis=0))
 
 
 def compare(
@@ -229,16 +250,27 @@ def compare(
     chosen = [job for job in jobs if fnmatchcase(job.name, pattern)]
     if not chosen:
         raise InputError(f"--jobs {pattern} is none of {', '.join(job.name for job in jobs)}")
+    scored = {(job.of, job.seed) for job in chosen}
+    chosen = [job for job in jobs if job in chosen or (job.line, job.seed) in scored]
+    for override, key in zip(extra, keys(extra), strict=True):
+        if key.split(".")[0] in DIFFER:
+            raise InputError(f"{override}: {key} is what the lines of a comparison differ in; leave it out")
     teacher = Job("teacher", 0, ("experiment=ptb",))
-    check_overrides(teacher, extra)
+    check_overrides(teacher, extra, [folder / "teacher"] if done(folder / "teacher") else [])
     # what else is under `model` is of the weights, which the others take from the full-precision model
-    of_all = [
-        override for override in extra if not override.startswith("model") or override.startswith("model.dropout=")
-    ]
+    plain = [override for override in extra if not override.startswith("model")]
+    of_all = [*plain, *(override for override in extra if override.startswith("model.dropout="))]
+
+    def overrides(job: Job) -> list[str]:
+        """What the job's command gets besides its own: a model that is scored is what it is."""
+        if job.of is None:
+            return [*of_all, f"model.source={folder / 'teacher'}"]
+        return [*plain, f"checkpoint={folder / budget / job.of}-{job.seed}"]
+
     # of a line its first seed alone: seeds differ in nothing that can be wrong
     lines = {job.line: job for job in reversed(chosen)}
     for job in reversed(lines.values()):
-        check_overrides(job, [*of_all, f"{'checkpoint' if job.of else 'model.source'}={folder / 'teacher'}"])
+        check_overrides(job, overrides(job), runs_of(job.line, folder / budget))
     run(teacher, folder / "teacher", extra, threads * parallel)
     todo = [job for job in chosen if not done(folder / budget / job.name)]
     print(f"{len(chosen) - len(todo)} of {len(chosen)} jobs are done", flush=True)
@@ -247,9 +279,7 @@ def compare(
         with ThreadPoolExecutor(parallel) as pool:
             running = {}
             for job in ready:
-                trained = f"{job.of}-{job.seed}"
-                source = f"checkpoint={folder / budget / trained}" if job.of else f"model.source={folder / 'teacher'}"
-                running[pool.submit(run, job, folder / budget / job.name, [*of_all, source], threads)] = job
+                running[pool.submit(run, job, folder / budget / job.name, overrides(job), threads)] = job
             for ended in as_completed(running):
                 if ended.exception() is not None:
                     pool.shutdown(wait=False, cancel_futures=True)
@@ -257,9 +287,9 @@ def compare(
                 job, left = running[ended], len(todo) - len(took)
                 minutes = left * statistics.mean(took) / parallel / 60
                 print(f"{job.name}: {took[-1] / 60:.1f} min; {left} to go, about {minutes:.0f} min", flush=True)
-                write_line(job.line, jobs, folder, budget, results)
+                write_line(job.line, folder, budget, results)
     for line in sorted({job.line for job in jobs}):
-        write_line(line, jobs, folder, budget, results)
+        write_line(line, folder, budget, results)
     row = read_metrics(folder / "teacher")
     facts = {name: value for name, value in row.items() if name not in OF_A_RUN}
     write_json(results / "teacher.json", {"line": "teacher", "mean": {name: row[name] for name in SCORES}} | facts)

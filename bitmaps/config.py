@@ -196,7 +196,7 @@ class Common:
         of_group = set(names) == set(GROUPS.get(self.binarize.name, (self.binarize.name,)))
         return {
             "row": None,
-            "model": self.model.name if self.model.name != "hub" else self.model.source,
+            "model": (self.model.source if self.model.name == "hub" else None) or self.model.name,
             "weights": self.model.weights.name,
             "data": {"hub": self.data.path, "text": self.data.dir}.get(self.data.name, self.data.name),
             "split": self.data.split.name,
@@ -269,7 +269,7 @@ class Train(Common):
         parts = {
             "model": {"dropout": self.model.dropout},
             "data": {"batch_size": self.data.batch_size},
-            "recipe": asdict(self.recipe),
+            "recipe": asdict(self.recipe) if self.component_names() or self.word_table() == "bit" else {},
             "loss": asdict(self.loss),
             "optimizer": self.optimizer,
             "schedule": self.schedule,

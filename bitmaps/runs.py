@@ -19,6 +19,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from bitmaps import __version__
@@ -76,8 +77,22 @@ def commit() -> str | None:
     return described.stdout.strip() or None
 
 
+def hold(folder: Path) -> FileLock:
+    """The lock of a run folder, which a run has until it ends.
+
+    Raises:
+        InputError: when another process has it.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"{folder} is being worked on by another process") from error
+    return lock
+
+
 class RunFolder:
-    """Where one run writes. ``claim`` comes first, and only takes a folder where no run has been.
+    """Where one run writes. ``claim`` comes first, and only takes a folder where no run has been, or is.
 
     Attributes:
         path: the folder.
@@ -87,12 +102,13 @@ class RunFolder:
 
     def __init__(self, path: Path, writes: bool = True) -> None:
         self.path, self.writes, self.claimed = path, writes, False
+        self.lock: FileLock | None = None
 
     def claim(self, config: str, facts: Row, resume: bool = False) -> None:
         """Take the folder and write ``config.yaml``; with ``resume``, go on in a folder that holds a run.
 
         Raises:
-            InputError: when it already holds a run that is not resumed.
+            InputError: when it already holds a run that is not resumed, or another process is at it.
         """
         if not self.writes:
             return
@@ -101,6 +117,7 @@ class RunFolder:
                 f"{self.path} already holds a run: choose another folder, or go on with it by resume={self.path}"
             )
         self.path.mkdir(parents=True, exist_ok=True)
+        self.lock = hold(self.path)
         replace_text(self.path / "config.yaml", config)
         self.claimed = True
         self.write({"status": "running", "error": None} | facts)
@@ -120,11 +137,17 @@ class RunFolder:
             write_json(self.path / "analysis.json", analyses)
             np.savez_compressed(self.path / "sentences.npz", **sentences)
         self.write({"status": "ok", "error": None} | rows[-1])
+        self.release()
 
     def fail(self, error: BaseException, facts: Row) -> None:
         """Write why there is no row, beside what was to be run."""
         message = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         self.write({"status": "failed", "error": message} | facts)
+        self.release()
+
+    def release(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
 
 
 def read_json(path: Path) -> Any:

@@ -10,7 +10,7 @@ from conftest import Pack
 from huggingface_hub import ModelCard
 
 from bitmaps.bert import Bert
-from bitmaps.binary.components import binarize_naive
+from bitmaps.binary.components import binarize_naive, store_words
 from bitmaps.card import license_of, write_card
 from bitmaps.config import Data, Model, Weights
 from bitmaps.runs import Row
@@ -129,3 +129,10 @@ def test_a_model_of_which_only_the_word_table_is_small_says_so(tiny: Bert, pack:
     text = written(folder, rows, weights=Weights.random).text
     assert "# minilm, word table in int8\n" in text
     assert "values:" not in text
+
+
+def test_a_model_of_which_only_the_word_table_is_one_bit_says_so(tiny: Bert, pack: Pack) -> None:
+    folder = pack(store_words(tiny, "bit"))
+    card = written(folder, [OWN | {"components": "none", "scale": None, "embeddings": "bit"}])
+    assert "# minilm, word table in bit\n" in card.text
+    assert "one-bit" in card.data.tags

@@ -20,10 +20,22 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from bitmaps.compare import SCORES, Job, differences, draw_sizes, jobs_of, main, markdown, pooled, run, write_line
+from bitmaps.compare import (
+    SCORES,
+    Job,
+    differences,
+    draw_sizes,
+    jobs_of,
+    main,
+    markdown,
+    pooled,
+    run,
+    runs_of,
+    write_line,
+)
 from bitmaps.config import check, conf_dir
 from bitmaps.errors import InputError
-from bitmaps.runs import read_metrics
+from bitmaps.runs import RunFolder, read_metrics
 
 Array = NDArray[np.float64]
 BUDGETS = {"short": 300, "long": 1500}
@@ -201,8 +213,9 @@ def finished(folder: Path, sums: Array, kind: str = "trained", **facts: Any) -> 
         "error": None,
         "row": kind,
         "seed": 0,
-        "command": f"python train.py data.dir={folder}",
+        "command": f"python train.py experiment=ptb_short 'loss=a b' data.dir={folder} model.source={folder}/teacher",
         "memory_mib": 12.25,
+        "settings": {},
     }
     row |= {"perplexity": 9.0, "known": {"accuracy": None}, "components": "layers", "inference_ms": None}
     (folder / "metrics.json").write_text(json.dumps(row | scores | facts), encoding="utf-8")
@@ -245,7 +258,8 @@ JOB = Job("bwn-own_loss", 2, ("experiment=ptb_short", "recipe=bwn"))
 
 
 def end(folder: Path) -> None:
-    finished(folder, sums_of(0))
+    seed = folder.name.rpartition("-")[2]
+    finished(folder, sums_of(0), seed=int(seed) if seed.isdigit() else 0)
 
 
 def test_a_job_is_begun_with_its_overrides_in_its_folder(
@@ -281,11 +295,12 @@ def test_a_job_that_is_done_is_left_alone(tmp_path: Path, processes: Callable[..
 @pytest.mark.parametrize("status", ["running", "failed"])
 def test_a_job_with_a_checkpoint_goes_on(tmp_path: Path, processes: Callable[..., Processes], status: str) -> None:
     folder = finished(tmp_path / JOB.name, sums_of(0), status=status)
+    (folder / "config.yaml").touch()
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "last.ckpt").write_text("weights")
     fake = processes(end)
-    run(JOB, folder, ["data.dir=x"], threads=1)
-    assert fake.arguments == [["--config-name=train", f"resume={folder}"]]
+    run(JOB, folder, ["data.dir=x", "trainer=gpu", "model.source=y", "trainer.accumulate_grad_batches=2"], threads=1)
+    assert fake.arguments == [["--config-name=train", f"resume={folder}", "trainer=gpu"]]  # what a resumed run takes
     assert (folder / "checkpoints" / "last.ckpt").read_text() == "weights"
 
 
@@ -327,10 +342,6 @@ def test_a_job_that_fails_names_its_log(
 # What is written
 
 
-LINES = ("bitmaps-layers", "bwn-own_loss", "full_precision")
-JOBS = [Job(line, seed, ("experiment=ptb_short", "loss=a b")) for seed in (0, 1, 2) for line in LINES]
-
-
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     """A teacher, our own recipe with two seeds, another with three, of which one failed."""
@@ -346,7 +357,7 @@ def runs(tmp_path: Path) -> Path:
 
 def result_of(runs: Path, line: str) -> dict[str, Any]:
     results = runs.parent / "results"
-    write_line(line, JOBS, runs, "short", results)
+    write_line(line, runs, "short", results)
     text = (results / "short" / f"{line}.json").read_text(encoding="utf-8")
 
     def refuse(constant: str) -> None:
@@ -398,14 +409,16 @@ def test_without_our_own_recipe_there_is_nothing_to_compare_a_line_with(runs: Pa
 
 
 def test_a_line_of_which_no_seed_ended_is_not_written(runs: Path) -> None:
-    write_line("full_precision", JOBS, runs, "short", runs.parent / "results")
+    write_line("full_precision", runs, "short", runs.parent / "results")
     assert not (runs.parent / "results").exists()
 
 
 def test_seeds_are_pooled_sentence_by_sentence(runs: Path) -> None:
-    jobs = [job for job in JOBS if job.line == "bitmaps-layers" and job.seed < 2]
     expected = (sums_of(0, better=1) + sums_of(0, better=1.1)) / 2
-    np.testing.assert_allclose(pooled(runs / "short", jobs), expected)  # of the run's own row, which comes last
+    finished(runs / "short" / "bitmaps-layers-01-0", sums_of(0, better=5))  # of another line
+    ended = runs_of("bitmaps-layers", runs / "short")
+    assert [run.name for run in ended] == ["bitmaps-layers-0", "bitmaps-layers-1"]
+    np.testing.assert_allclose(pooled(ended), expected)  # of the run's own row, which comes last
 
 
 def end_of_teacher(runs: Path, results: Path) -> None:
@@ -424,7 +437,7 @@ def test_the_table_has_a_line_each_the_lowest_cross_entropy_first(runs: Path) ->
     end_of_teacher(runs, results)
     finished(runs / "short" / "full_precision-0", sums_of(0, better=1.4))
     for name in ("bwn-own_loss", "full_precision", "bitmaps-layers"):
-        write_line(name, JOBS, runs, "short", results)
+        write_line(name, runs, "short", results)
     text = markdown(results)
     heading, rule, teacher, *lines = (cells(each) for each in text.splitlines() if each)
     assert {len(each) for each in (heading, rule, teacher, *lines)} == {10}
@@ -451,7 +464,7 @@ def test_budgets_have_tables_of_their_own(runs: Path) -> None:
     assert markdown(results) == ""
     (runs / "long").symlink_to(runs / "short")
     for budget in BUDGETS:
-        write_line("bitmaps-layers", JOBS, runs, budget, results)
+        write_line("bitmaps-layers", runs, budget, results)
     firsts = [cells(line)[0] for line in markdown(results).splitlines() if line]
     of_one = ["---", "the teacher, full precision", "bitmaps-layers"]
     assert firsts == ["short", *of_one, "long", *of_one]
@@ -473,7 +486,7 @@ def test_sizes_are_drawn_for_what_is_there(runs: Path) -> None:
     sizes = []
     for lines in ((), ("bitmaps-layers",)):
         for line in lines:
-            write_line(line, JOBS, runs, "short", results)
+            write_line(line, runs, "short", results)
         draw_sizes(results)
         sizes.append((results / "size.png").read_bytes())
     assert all(picture.startswith(b"\x89PNG") for picture in sizes)
@@ -533,6 +546,9 @@ def test_a_comparison_runs_what_is_missing_and_writes_every_line(
         (("--jobs", "bitmap-*"), "--jobs bitmap-* is none of bitmaps-layers-0, "),
         (("optimizer.lr=1e-3",), "bitmaps-layers-embeddings_fp16-0 cannot be run with optimizer.lr=1e-3 checkpoint="),
         (("limit=0",), "teacher-0 cannot be run with limit=0: limit=0 is too small"),
+        (("values=01",), "values=01: values is what the lines of a comparison differ in"),
+        (("binarize.components=[ffnn]",), "binarize.components is what the lines of a comparison differ in"),
+        (("loss.hidden=1",), "loss.hidden is what the lines of a comparison differ in"),
     ],
 )
 def test_what_a_job_does_not_take_is_said_before_the_first_one(
@@ -567,6 +583,61 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path, processes: Call
     ):
         run(JOB, tmp_path / JOB.name, ["data.dir=x"], threads=1)
     assert fake.arguments == []
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_a_run_that_was_started_by_hand_and_goes_on_is_left_alone(
+    tmp_path: Path, processes: Callable[..., Processes], checkpoint: bool
+) -> None:
+    folder, fake = tmp_path / JOB.name, processes(end)
+    by_hand = RunFolder(folder)
+    by_hand.claim("", {})
+    if checkpoint:
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(InputError, match="is being worked on by another process"):
+        run(JOB, folder, [], threads=1)
+    assert (folder / "metrics.json").is_file()
+    assert fake.arguments == []
+    by_hand.fail(KeyboardInterrupt(), {})
+    run(JOB, folder, [], threads=1)
+    assert len(fake.arguments) == 1
+
+
+def test_seeds_that_are_not_asked_for_stay_in_their_lines(
+    tmp_path: Path, processes: Callable[..., Processes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes(end)
+    where = ("--folder", str(tmp_path / "runs"), "--results", str(tmp_path), "--jobs", "bwn-own_loss-*")
+    for seeds in ("3", "1"):
+        call(monkeypatch, "short", *where, "--seeds", seeds)
+        assert len(json.loads((tmp_path / "short" / "bwn-own_loss.json").read_text())["seeds"]) == 3
+
+
+def test_a_model_to_be_scored_is_trained_first(
+    tmp_path: Path, processes: Callable[..., Processes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, folder = processes(end), tmp_path / "runs"
+    where = ("--folder", str(folder), "--results", str(tmp_path), "--seeds", "1")
+    call(monkeypatch, "short", *where, "--jobs", "*embeddings_int8*", "model.dropout=0.1")
+    started = {Path(words[-1].split("=", 1)[1]).name: words for words in fake.arguments}
+    assert list(started) == ["teacher", "bitmaps-layers-0", "bitmaps-layers-embeddings_int8-0"]
+    # which an evaluation would refuse: it is of the training
+    assert ["model.dropout=0.1" in words for words in started.values()] == [True, True, False]
+
+
+def test_runs_with_other_settings_are_not_mixed(
+    tmp_path: Path, processes: Callable[..., Processes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, folder = processes(end), tmp_path / "runs"
+    finished(folder / "teacher", sums_of(0))
+    finished(folder / "short" / "bwn-own_loss-0", sums_of(0), settings={"optimizer.lr": 0.5, "of an older version": 1})
+    where = ("--folder", str(folder), "--results", str(tmp_path), "--seeds", "2", "--jobs", "bwn-own_loss-*")
+    with pytest.raises(SystemExit, match=r"bwn-own_loss-0 was run with optimizer\.lr=0\.5, unlike what is asked for"):
+        call(monkeypatch, "short", *where)
+    assert fake.arguments == []
+    call(monkeypatch, "short", *where, "optimizer.lr=0.5")
+    assert len(fake.arguments) == 1
 
 
 def test_a_comparison_ends_in_one_line_where_a_job_fails(

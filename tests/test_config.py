@@ -223,7 +223,7 @@ def test_a_bad_value_is_named(override: str, named: tuple[str, ...]) -> None:
         ),
         ("train", "embeddings=fp16 binarize=embeddings", "embeddings=fp16 .*binarize=embeddings.* valid is bit"),
         ("evaluate", "calibrate=-1", "calibrate=-1 .* 0 or more"),
-        ("train", "calibrate=-1 recipe.center=none", "calibrate=-1 .* 0 or more"),
+        ("train", "calibrate=-1", "calibrate=-1 .* 0 or more"),
         ("evaluate", "calibrate=9 binarize=none scale=row", "calibrate .*binarize=none has none"),
         ("evaluate", "calibrate=9 binarize=layers scale=row", "binarize.scope=all .* valid is matrices"),
         *(
@@ -248,11 +248,10 @@ def test_a_bad_value_is_named(override: str, named: tuple[str, ...]) -> None:
                 ("learned", "tensor"),
             )
         ),
-        ("train", "calibrate=9", "calibrate .*recipe.center=row"),  # the default recipe
         ("train", "calibrate=9 recipe=bwn", "calibrate .*recipe.scaling=computed"),
         ("train", "binarize.scope=all", "binarize.scope=all .* matrices"),
-        ("train", "binarize=none calibrate=5 recipe.center=none", "calibrate .*binarize=none has none"),
-        ("train", "binarize=embeddings calibrate=5 recipe.center=none", "calibrate .*binarize=embeddings has none"),
+        ("train", "binarize=none calibrate=5", "calibrate .*binarize=none has none"),
+        ("train", "binarize=embeddings calibrate=5", "calibrate .*binarize=embeddings has none"),
         ("train", "loss=tokens loss.more_masked=0.3", "loss.more_masked=0.3 .* loss=tokens has none"),
         ("train", "loss=tokens loss.more_masked_at_end=0.3", "loss.more_masked_at_end=0.3 .* loss=tokens has none"),
         ("train", "loss.more_masked_at_end=1.5", "loss.more_masked_at_end=1.5 .* valid are 0 to 1"),
@@ -295,7 +294,7 @@ def test_a_number_that_cannot_be_is_refused_by_name(command: str, overrides: str
         ("evaluate", "calibrate=1 binarize=all binarize.scope=matrices scale=row"),
         ("evaluate", "calibrate=1 binarize=layers binarize.scope=matrices scale=rank_one"),
         ("evaluate", "calibrate=0 binarize=layers scale=tensor"),
-        ("train", "calibrate=1 recipe.center=none"),
+        ("train", "calibrate=1"),
         ("train", "calibrate=1 recipe=paretoq"),
         ("train", "calibrate=1 recipe=onebit binarize=all"),
         ("train", "calibrate=0 recipe=bwn"),
@@ -405,7 +404,7 @@ def test_a_share_of_which_no_end_is_given_stays_what_it_is() -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        "optimizer.lr=1", "optimizer.weight_decay=0.5", "recipe.gradient=clipped", "recipe.center=none", "loss.more_masked=0",
+        "optimizer.lr=1", "optimizer.weight_decay=0.5", "recipe.gradient=clipped", "recipe.center=row", "loss.more_masked=0",
         "data.batch_size=1", "data.length=32", "model.adapter=null", "model.dropout=0.1", "schedule.num_warmup_steps=5",
         "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=null",
     ],
@@ -433,6 +432,19 @@ def test_what_decides_nothing_or_is_a_fact_of_its_own_is_no_setting(override: st
 def test_nothing_binarized_has_no_values_scale_or_scope() -> None:
     facts = config("evaluate", "binarize=none", "values=01", "scale=row").facts()
     assert (facts["values"], facts["scale"], facts["scope"], facts["recipe"]) == (None, None, None, None)
+
+
+def test_a_recipe_is_no_setting_where_nothing_is_binarized() -> None:
+    def parts(*overrides: str) -> set[str]:
+        return {key.split(".")[0] for key in config("train", *overrides).settings()}
+
+    assert "recipe" not in parts("binarize=none")
+    assert "recipe" in parts("binarize=none", "embeddings=bit") & parts("binarize=embeddings")
+
+
+def test_random_weights_of_a_shape_go_by_the_name_of_their_model() -> None:
+    shape = ("model.weights=random", "+model.shape={hidden_size: 8}", "model.random_tokenizer=x")
+    assert config("train", "model=hub", "model.source=null", *shape).facts()["model"] == "hub"
 
 
 def test_what_comes_from_the_hub_goes_by_its_id() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from bitmaps.binary.components import COMPONENTS, WordTable, binarize_naive, mak
 from bitmaps.binary.components import to_float as effective
 from bitmaps.binary.quantize import Quantization, Scale, Values
 from bitmaps.errors import InputError
+from bitmaps.packed import native
 from bitmaps.packed.folder import FILE, digest, is_packed, load, save, to_float
 from bitmaps.packed.weights import Kind, PackedWeight
 
@@ -57,6 +59,15 @@ def layers_of(values: Values = "pm1", scale: Scale = "row", words: WordTable | N
 
 
 # Round trips
+
+
+def test_kernels_that_are_none_are_said_before_anything_computes(
+    tiny: Bert, pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pack(tiny)
+    monkeypatch.setattr(native, "kernels", partial(native.chosen, "avx52"))  # BITMAPS_KERNELS, which is read once
+    with pytest.raises(InputError, match=r"BITMAPS_KERNELS=avx52 .* valid are auto, "):
+        load(folder, "a8")
 
 
 def assert_same_model(found: Bert, model: Bert, ids: Tensor) -> None:

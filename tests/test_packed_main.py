@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from bitmaps.packed import __main__ as command
 from bitmaps.packed import native
 from bitmaps.packed.folder import FILE, is_packed
 from bitmaps.packed.weights import PackedWeight
+from bitmaps.runs import IN_A_ROW
 
 Run = Callable[..., tuple[Any, str, str]]
 
@@ -162,6 +164,23 @@ def test_what_is_packed_is_not_packed_again_and_what_is_not_cannot_be_taken_back
     refused(packed("to_float", run_folder / "model", tmp_path / "new"), "model is not a packed folder")
     refused(packed("to_float", tmp_path / "nowhere", tmp_path / "new"), "nowhere is not a packed folder")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        ("config.yaml", "recipe:\n  loss:\n    hidden: 1\n", "config.yaml is of another version"),
+        ("rows.json", "[]", "rows.json is no list of rows"),
+    ],
+)
+def test_a_run_that_cannot_be_told_of_leaves_no_folder(
+    packed: Run, run_folder: Path, file: str, content: str, named: str
+) -> None:
+    row = dict.fromkeys(IN_A_ROW) | {"row": "trained"}
+    for name, good in (("config.yaml", ""), ("rows.json", json.dumps([row]))):
+        (run_folder / name).write_text(content if name == file else good, encoding="utf-8")
+    refused(packed(run_folder), named)
+    assert not (run_folder / "packed").exists()
 
 
 def test_a_damaged_packed_folder_is_refused(packed: Run, run_folder: Path, tmp_path: Path) -> None:

@@ -274,10 +274,12 @@ def test_it_is_a_module_of_buffers(kind: Kind) -> None:
     assert "(6, 11)" in repr(packed)
 
 
-def test_a_row_whose_scale_became_negative_is_still_one_bit() -> None:
+@pytest.mark.parametrize("negative", [0, 1, 30, 70])
+def test_scales_that_became_negative_are_still_those_of_one_bit(negative: int) -> None:
     """{0,1} with a scale a row and a column: learned scales may cross 0."""
     generator = torch.Generator().manual_seed(0)
     row, column = torch.randn(40, 1, generator=generator), 0.1 + torch.rand(70, generator=generator)
+    column[torch.randperm(70, generator=generator)[:negative]] *= -1
     weight = row * column * (torch.rand(40, 70, generator=generator) < 0.5)
     packed = PackedWeight.one_bit(weight)
     assert packed is not None

@@ -125,16 +125,6 @@ def students(w: Array, g: Array, learned: Arrays) -> Arrays:
     }
 
 
-def bitmaps(w: Array, g: Array, learned: Arrays) -> Arrays:
-    u, v, unit = learned["scale"], learned["column"], sign(w - row_mean(w))
-    return {
-        "effective": u * v * unit,
-        "weight": u * v * g,
-        "scale": row_sum(g * unit * v),
-        "column": (g * unit * u).sum(axis=0),
-    }
-
-
 def rank_one_part(w: Array) -> Array:
     """Of |W|."""
     u, s, v = np.linalg.svd(np.abs(w).astype(np.float64))
@@ -142,7 +132,7 @@ def rank_one_part(w: Array) -> Array:
 
 
 REFERENCES: dict[str, Callable[[Array, Array, Arrays], Arrays]] = {
-    "bitmaps": bitmaps,
+    "bitmaps": onebit,
     "bwn": bwn,
     "bibert": bibert,
     "bit": bit,

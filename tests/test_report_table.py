@@ -387,6 +387,20 @@ def test_what_was_scored_on_other_text_is_not_drawn_beside(tmp_path: Path, monke
     assert [bar.get_width() for bar in axis.patches if isinstance(bar, Rectangle)] == pytest.approx([0.0543, 0.0543])
 
 
+def test_the_picture_leaves_out_what_the_table_says_is_not_comparable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three seeds of one row count once: two other rows on another text are the usual ones."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: figures.append(self))
+    rows = [scored("layers", seed=seed) for seed in range(3)]
+    rows += [scored(components, data="ptb", mrr=0.9) for components in ("ffnn", "all")]
+    assert [bool(note) for note in notes(pooled(rows))] == [True, False, False]
+    draw(rows, tmp_path)
+    (axis,) = (axis for axis in figures[0].axes if axis.get_title() == "MRR")
+    assert [bar.get_width() for bar in axis.patches if isinstance(bar, Rectangle)] == pytest.approx([0.9, 0.9])
+
+
 SETTINGS = {"optimizer.lr": 1e-4, "recipe.gradient": "identity", "data.length": 64}
 
 

@@ -125,7 +125,7 @@ def test_a_failed_run_says_why_beside_what_was_to_be_run(tmp_path: Path, error: 
 def test_nothing_is_left_beside_the_files_of_a_run(tmp_path: Path) -> None:
     claimed(tmp_path).finish(ROWS, SENTENCES, ANALYSES)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "config.yaml", "metrics.json", "rows.json", "sentences.npz", "analysis.json",
+        "config.yaml", "metrics.json", "rows.json", "sentences.npz", "analysis.json", ".lock",
     }  # fmt: skip
 
 
@@ -139,6 +139,21 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path: Path, 
     folder.fail(caught.value, FACTS)
     folder.finish(ROWS, SENTENCES, ANALYSES)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(file, "as it was")]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_in_which_another_run_is_at_work_is_refused_until_it_ends(tmp_path: Path, resume: bool) -> None:
+    first = claimed(tmp_path)
+    for file in ("config.yaml", "metrics.json"):
+        (tmp_path / file).rename(tmp_path / f"{file}.aside")  # else it is refused for the run that it holds
+    other = RunFolder(tmp_path)
+    with pytest.raises(InputError, match=f"{tmp_path} is being worked on by another process"):
+        other.claim("seed: 1\n", FACTS, resume)
+    assert not other.claimed
+    assert not (tmp_path / "config.yaml").exists()
+    first.fail(RuntimeError("stopped"), FACTS)
+    other.claim("seed: 1\n", FACTS, resume=True)
+    assert (tmp_path / "config.yaml").read_text() == "seed: 1\n"
 
 
 def test_a_folder_with_other_files_may_be_claimed(tmp_path: Path) -> None:

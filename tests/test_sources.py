@@ -6,6 +6,8 @@ from pathlib import Path
 
 import datasets
 import pytest
+from datasets.exceptions import DatasetGenerationError
+from huggingface_hub.utils import httpx
 
 from bitmaps.data.sources import Source
 from bitmaps.errors import InputError
@@ -181,7 +183,16 @@ def test_the_treebank_of_the_hub_is_detokenized(hub):
 
 
 @pytest.mark.parametrize(
-    "error", [ConnectionError("no route"), FileNotFoundError("no such thing"), ValueError("bad split")]
+    "error",
+    [
+        ConnectionError("no route"),
+        FileNotFoundError("no such thing"),
+        ValueError("bad split"),
+        httpx.ConnectError("no name"),
+        RuntimeError("scripts are no longer supported"),
+        DatasetGenerationError("a damaged file"),
+    ],
+    ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("source", [Source("ptb"), Source("hub", path="x/y")], ids=["ptb", "hub"])
 def test_without_the_hub_an_offline_choice_is_named(hub, source, error):

@@ -59,7 +59,7 @@ def tiny(seed: int = 0) -> Bert:
 
 
 def binary(seed: int = 0) -> Bert:
-    model = make_trainable(tiny(seed), ["attention", "ffnn"], Quantization(center="row", gradient="scaled"))
+    model = make_trainable(tiny(seed), ["attention", "ffnn"], Quantization(gradient="scaled"))
     return model.train()
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+# the one whose errors its client raises
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from bitmaps.data.treebank import detokenize
 from bitmaps.errors import InputError
@@ -131,6 +132,7 @@ def load_from_hub(path: str, split: str, column: str, limit: int | None = None, 
         InputError: when the Hub does not give it, or the split or column does not exist.
     """
     from datasets import load_dataset  # takes a second, so only when it is needed
+    from datasets.exceptions import DatasetsError
 
     texts: list[str] = []
     try:
@@ -146,11 +148,8 @@ def load_from_hub(path: str, split: str, column: str, limit: int | None = None, 
                 break
     except InputError:
         raise
-    except (
-        OSError,
-        ValueError,
-        httpx.HTTPError,
-    ) as error:  # not reachable or not found; unknown configuration or split
+    # not reachable or not found; unknown configuration or split; a script, which datasets no longer runs; damaged files
+    except (OSError, ValueError, RuntimeError, httpx.HTTPError, DatasetsError) as error:
         raise InputError(
             f"the Hub did not give the data set {options.get('data_files', path)!r}: {error}. Without the Hub: data=wiki, "
             "data=text data.dir=<folder>, or data=ptb data.dir=<folder with ptb.{train,valid,test}.txt>"

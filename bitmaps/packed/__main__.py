@@ -16,6 +16,7 @@ from typing import cast
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from bitmaps.bert import checkpoint
 from bitmaps.card import write_card
@@ -38,12 +39,18 @@ def pack(run: Path, to: Path, embeddings: str | None, head: str | None) -> None:
     source = checkpoint.locate(str(run))
     if folder.is_packed(source):
         raise InputError(f"{source} is packed already")
-    model = checkpoint.load(source)
-    folder.save(model, to, tokenizer_of(str(source)), embeddings, head)  # type: ignore[arg-type]
-    if (run / "rows.json").is_file():
-        saved = OmegaConf.merge(OmegaConf.structured(Train), OmegaConf.load(run / "config.yaml"))
-        config = cast(Train, OmegaConf.to_object(saved))
-        write_card(to, read_rows(run), config.model, config.data)
+    trained = (run / "rows.json").is_file()
+    if trained:  # what the card says, read first: without it there would be a folder that has none
+        rows = read_rows(run)
+        try:
+            saved = OmegaConf.merge(OmegaConf.structured(Train), OmegaConf.load(run / "config.yaml"))
+            config = cast(Train, OmegaConf.to_object(saved))
+        except OmegaConfBaseException as error:
+            said = str(error).splitlines()[0]
+            raise InputError(f"{run / 'config.yaml'} is of another version: {said}") from error
+    folder.save(checkpoint.load(source), to, tokenizer_of(str(source)), embeddings, head)  # type: ignore[arg-type]
+    if trained:
+        write_card(to, rows, config.model, config.data)
     before = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     after = (to / folder.FILE).stat().st_size
     print(f"{to}: {after / 2**20:.2f} MiB, 1/{before / after:.1f} of {source}")

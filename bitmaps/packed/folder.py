@@ -20,6 +20,7 @@ from bitmaps.bert import Bert, BertConfig
 from bitmaps.bert.checkpoint import hugging_face_name
 from bitmaps.binary.rounding import BITS, Stored, signed_inputs
 from bitmaps.errors import InputError
+from bitmaps.packed import native
 from bitmaps.packed.layers import PackedAttention, PackedEmbedding, PackedFeedForward, PackedLinear
 from bitmaps.packed.native import Act
 from bitmaps.packed.weights import PackedWeight
@@ -229,8 +230,10 @@ def load(folder: Path, act: Act) -> Bert:
             Where the model was trained on the signs of its inputs (``one_bit_inputs``) it is ``a1``.
 
     Raises:
-        InputError: when the folder is damaged or does not fit its ``config.json``, before anything computes with it.
+        InputError: when the folder is damaged or does not fit its ``config.json``, before anything computes with it; when the
+            kernels that ``BITMAPS_KERNELS`` asks for are none, or none that run here.
     """
+    native.kernels()  # what is wrong with them is said now, not by the first forward pass
     path, config = folder / FILE, BertConfig.from_file(folder / "config.json")
     tensors, shapes = read(path)
     parts: dict[str, PackedWeight | Tensor] = {}

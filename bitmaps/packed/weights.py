@@ -29,18 +29,24 @@ def numbers_per_row(weight: Tensor) -> int | None:
 
 def rank_one_parts(weight: Tensor) -> tuple[Tensor, Tensor, Values] | None:
     """Row scales (rows), column scales (columns) and values of a matrix of {-1,1}, or if there are zeros of {0,1}, times a number a
-    row and one a column; ``None`` if it is none, up to rounding. The scale of a row of {0,1} may be negative: a learned one may
-    have become so."""
+    row and one a column; ``None`` if it is none, up to rounding. Scales of {0,1} may be negative: learned ones may have become
+    so."""
     if len(weight) > FEW and rank_one_parts(weight[:FEW]) is None:  # most matrices are none, which a few rows show
         return None
     values: Values = "01" if (weight == 0).any() else "pm1"
-    negative = (weight < 0).any(-1, keepdim=True) & (values == "01")
-    upright = torch.where(negative, -weight, weight)
+    row_sign, column_sign = torch.ones_like(weight[:, 0]), torch.ones_like(weight[0])
+    if (
+        values == "01"
+    ):  # a number's sign is its row's times its column's: compare rows with the one that has the most of them
+        sign = weight.sign()
+        row_sign[sign @ sign[sign.abs().sum(-1).argmax()] < 0] = -1
+        column_sign[row_sign @ sign < 0] = -1
+    upright = weight * row_sign[:, None] * column_sign
     row, column = rank_one(upright, values)
     found = torch.where(upright > 0, row * column, 0 if values == "01" else -row * column)
     if not torch.allclose(found, upright, rtol=1e-5, atol=0):
         return None
-    return torch.where(negative, -row, row)[:, 0], column, values
+    return row[:, 0] * row_sign, column * column_sign, values
 
 
 def is_integer(weight: Tensor, bits: int) -> bool:

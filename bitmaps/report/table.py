@@ -340,8 +340,9 @@ def draw(rows: list[Row], path: Path) -> None:
     """One bar chart a measure, one bar a row of those that can be compared; no file if there is nothing to draw."""
     from matplotlib.figure import Figure  # takes a second, so only when there is something to draw
 
+    rows = pooled(rows)
     usual = usual_text(rows)
-    rows = pooled([row for row in rows if row["status"] == "ok" and text_of(row) == usual])
+    rows = [row for row in rows if row["status"] == "ok" and text_of(row) == usual]
     measures = [name for name in MEASURES if any(row.get(name) is not None for row in rows)]
     if not measures:
         path.unlink(missing_ok=True)  # of other rows
