@@ -771,8 +771,10 @@ def test_what_enters_the_matrices_of_a_trained_run_is_rounded_afterwards(
     model = with_words(model, whole_numbers(model.get_parameter("embeddings.word.weight").detach(), 7))
     unrounded = loss_of(model, model_folder, text_folder)
     expected = loss_of(with_int8_inputs(model, "attention", "ffnn"), model_folder, text_folder)
-    assert abs(expected - unrounded) > 1e-5
-    assert metrics("e")["cross_entropy"] == pytest.approx(expected, abs=0.1 * abs(expected - unrounded))
+    found = metrics("e")["cross_entropy"]
+    # what is halfway between two whole numbers goes either way, by how the sums were rounded
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert min(abs(expected - unrounded), abs(found - unrounded)) > 1e-4
     plain = loss_of(bitmaps.load(model_folder), model_folder, text_folder)
     assert rows_of("e")["unbinarized"]["cross_entropy"] == pytest.approx(plain, rel=1e-6)
 
@@ -802,7 +804,8 @@ def test_a_run_may_be_trained_on_the_signs_of_its_inputs(
     command: Command, model_folder: Path, text_folder: Path
 ) -> None:
     options = ("binarize=layers", "activations=bit", "one_bit_inputs=[query,key,value,contract]", "measure=none")
-    code, _, err = command("train", *options, "hydra.run.dir=r", *SHORT)
+    # without scales a column, with which the packed model multiplies what it then rounds
+    code, _, err = command("train", *options, "scale=row", "hydra.run.dir=r", *SHORT)
     assert code == 0, err
     rows = rows_of("r")
     assert [(row["activations"], row["one_bit_inputs"]) for row in rows.values()] == [
