@@ -521,9 +521,10 @@ def loss_of(model: Bert, model_folder: Path, text_folder: Path, mask_seed: int =
 
 
 def whole_numbers(x: Tensor, largest: int) -> Tensor:
-    """Each row to the nearest whole multiple of its own magnitude over ``largest``, computed in fp64."""
-    step = np.abs(x.double().numpy()).max(-1, keepdims=True) / largest
-    return torch.from_numpy(np.rint(x.double().numpy() / np.where(step > 0, step, 1)) * step).float()
+    """Each row to the nearest whole multiple of its own magnitude over ``largest``. In fp32: of two that are as near, or nearly
+    so, other precisions take the other one, and a loss that follows from it differs as much as by rounding at all."""
+    step = np.abs(x.numpy()).max(-1, keepdims=True) / np.float32(largest)
+    return torch.from_numpy(np.rint(x.numpy() / np.where(step > 0, step, np.float32(1))) * step)
 
 
 def with_words(model: Bert, words: Tensor) -> Bert:
@@ -771,10 +772,8 @@ def test_what_enters_the_matrices_of_a_trained_run_is_rounded_afterwards(
     model = with_words(model, whole_numbers(model.get_parameter("embeddings.word.weight").detach(), 7))
     unrounded = loss_of(model, model_folder, text_folder)
     expected = loss_of(with_int8_inputs(model, "attention", "ffnn"), model_folder, text_folder)
-    found = metrics("e")["cross_entropy"]
-    # what is halfway between two whole numbers goes either way, by how the sums were rounded
-    assert found == pytest.approx(expected, abs=1e-4)
-    assert min(abs(expected - unrounded), abs(found - unrounded)) > 1e-4
+    assert abs(expected - unrounded) > 1e-5
+    assert metrics("e")["cross_entropy"] == pytest.approx(expected, abs=0.1 * abs(expected - unrounded))
     plain = loss_of(bitmaps.load(model_folder), model_folder, text_folder)
     assert rows_of("e")["unbinarized"]["cross_entropy"] == pytest.approx(plain, rel=1e-6)
 
@@ -804,7 +803,7 @@ def test_a_run_may_be_trained_on_the_signs_of_its_inputs(
     command: Command, model_folder: Path, text_folder: Path
 ) -> None:
     options = ("binarize=layers", "activations=bit", "one_bit_inputs=[query,key,value,contract]", "measure=none")
-    # without scales a column, with which the packed model multiplies what it then rounds
+    # with scales a column the packed model would round what it has multiplied with them, and other signs would come of it
     code, _, err = command("train", *options, "scale=row", "hydra.run.dir=r", *SHORT)
     assert code == 0, err
     rows = rows_of("r")
@@ -824,7 +823,7 @@ def test_a_run_may_be_trained_on_the_signs_of_its_inputs(
     assert code == 0, err
     packed = rows_of("p")
     assert packed["trained"]["cross_entropy"] == pytest.approx(trained, rel=1e-5)
-    assert packed["packed"]["cross_entropy"] == pytest.approx(trained, rel=1e-3)
+    assert packed["packed"]["cross_entropy"] == pytest.approx(trained, rel=1e-5)
     assert abs(packed["packed"]["cross_entropy"] - trained) < 0.2 * abs(without - trained)
     assert [(row["activations"], row["one_bit_inputs"]) for row in packed.values()][2:] == [
         ("bit", "query+key+value+contract")
