@@ -10,7 +10,6 @@ import logging
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -102,9 +101,12 @@ def run(cfg: DictConfig) -> None:
             cfg = resumed(cfg, overrides)
             if folder.path.resolve() != Path(cfg.resume).resolve():
                 raise InputError(f"a run is resumed in its own folder, {cfg.resume}: leave out hydra.run.dir, and -m")
-            # what makes this run: the command that began it, and what was changed since
-            changed = [override for override, key in zip(overrides, keys(overrides), strict=True) if key != "resume"]
-            facts["command"] = shlex.join([*shlex.split(read_metrics(folder.path)["command"]), *changed])
+            # what makes this run: the command that began it, with what was changed since
+            began, changed = (
+                shlex.split(read_metrics(folder.path)["command"]),
+                [o for o in overrides if key_of(o) != "resume"],
+            )
+            facts["command"] = shlex.join({key_of(word): word for word in (*began, *changed)}.values())
         if cfg.get("checkpoint"):
             cfg = of_checkpoint(cfg, overrides)
         config = cast(Train | Evaluate, OmegaConf.to_object(cfg))
@@ -163,7 +165,8 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         if not (path / file).is_file():
             raise InputError(f"resume={cfg.resume} holds no run to go on with: it has no {file}")
     merged = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Train), OmegaConf.load(path / "config.yaml")))
-    for override, key in zip(overrides, keys(overrides), strict=True):
+    for override in overrides:
+        key = key_of(override)
         if key != "resume" and not is_resumable(key):
             raise InputError(f"{key} cannot change when a run is resumed; what can: {', '.join(RESUMABLE)}")
         parent, _, name = key.rpartition(".")
@@ -195,9 +198,9 @@ def check_lists(overrides: list[str]) -> None:
             raise InputError(f"{override} names several options where one is valid{instead}")
 
 
-def keys(overrides: Sequence[str]) -> list[str]:
-    """What these overrides set: ``+a.b=c`` sets ``a.b``."""
-    return [override.lstrip("+~").split("=")[0] for override in overrides]
+def key_of(override: str) -> str:
+    """What an override sets: ``+a.b=c`` sets ``a.b``."""
+    return override.lstrip("+~").split("=")[0]
 
 
 def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
@@ -208,7 +211,7 @@ def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """
     from bitmaps.packed.folder import is_packed
 
-    path, given = Path(cfg.checkpoint), keys(overrides)
+    path, given = Path(cfg.checkpoint), [key_of(override) for override in overrides]
     if contradicting := [key for key in given if key.split(".")[0] in (*OF_THE_CHECKPOINT, "calibrate")]:
         raise InputError(f"{contradicting[0]} is what checkpoint={cfg.checkpoint} was trained with: leave it out")
     real_bits = is_packed(path)

@@ -7,7 +7,7 @@
 The first two make the full-precision model if ``<folder>/teacher`` holds none, then every job of ``jobs_of``, several side by
 side, each as ``train.py`` or ``evaluate.py`` would on its own. They may be stopped and started again: what is done is left alone,
 what has a checkpoint goes on from there. Overrides go to every job, those of the model's weights to the full-precision model
-alone, which the others start from. What came of it is written to ``--results``, one JSON file a
+alone, which the others start from; none may set what lines differ in. What came of it is written to ``--results``, one JSON file a
 recipe and row, its seeds together. ``table`` prints them, and draws size against cross entropy into ``<results>/size.png``.
 """
 
@@ -31,21 +31,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bitmaps.cli import is_resumable, keys
+from bitmaps.cli import is_resumable, key_of
 from bitmaps.config import check, conf_dir
 from bitmaps.errors import InputError
 from bitmaps.runs import SCORES, hold, read_json, read_metrics, read_sentences, write_json
 
 PUBLISHED = ("students", "bwn", "bibert", "bit", "paretoq", "bitnet", "onebit")
 BEST_PUBLISHED = ("paretoq", "bibert")  # on the short budget, under the common loss, after onebit, which is then ours
-DIFFER = ("seed", "recipe", "loss", "scale", "binarize", "values", "embeddings", "activations", "calibrate")  # of lines
+# what lines differ in, which no override may change
+DIFFER = ("seed", "recipe", "loss", "scale", "binarize", "values", "embeddings", "activations", "calibrate")
 OURS = {  # what is in one bit
     "layers": ("binarize=layers",),
     "ffnn": ("binarize=ffnn",),
@@ -148,10 +148,10 @@ def runs_of(line: str, folder: Path) -> list[Path]:
     return sorted(found, key=lambda run: int(run.name.rpartition("-")[2]))
 
 
-def check_overrides(job: Job, extra: Sequence[str], ended: Sequence[Path] = ()) -> None:
+def check_overrides(job: Job, extra: Sequence[str], ended: Sequence[Path]) -> None:
     """Raises:
-    InputError: when the job's command does not take all of its overrides, or runs of its line that have ended were run with other
-        settings."""
+    InputError: when the job's command does not take all of its overrides, or one of its line's runs that have ended was trained
+        with other settings."""
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             config: Any = OmegaConf.to_object(compose(job.command, [*job.overrides, *extra]))
@@ -177,11 +177,12 @@ def run(job: Job, folder: Path, extra: Sequence[str], threads: int) -> float:
     if done(folder):
         return 0.0
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # not the run's own lock, which is free until its process has started
+    lock = hold(folder, folder.with_name(f".{folder.name}.lock"))
     try:
-        with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
-            return run_locked(job, folder, extra, threads)
-    except Timeout as error:
-        raise InputError(f"{folder} is being worked on by another process") from error
+        return run_locked(job, folder, extra, threads)
+    finally:
+        lock.release()
 
 
 def run_locked(job: Job, folder: Path, extra: Sequence[str], threads: int) -> float:
@@ -192,7 +193,7 @@ def run_locked(job: Job, folder: Path, extra: Sequence[str], threads: int) -> fl
     if is_run:
         hold(folder).release()  # one that was started by hand may still be at it
     if (folder / "checkpoints" / "last.ckpt").is_file():
-        arguments = [f"resume={folder}", *(e for e, key in zip(extra, keys(extra), strict=True) if is_resumable(key))]
+        arguments = [f"resume={folder}", *(override for override in extra if is_resumable(key_of(override)))]
     else:
         shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint: there is nothing to go on from
         arguments = [*job.overrides, *extra, f"hydra.run.dir={folder}"]
@@ -252,20 +253,20 @@ def compare(
         raise InputError(f"--jobs {pattern} is none of {', '.join(job.name for job in jobs)}")
     scored = {(job.of, job.seed) for job in chosen}
     chosen = [job for job in jobs if job in chosen or (job.line, job.seed) in scored]
-    for override, key in zip(extra, keys(extra), strict=True):
-        if key.split(".")[0] in DIFFER:
+    for override in extra:
+        if (key := key_of(override)).split(".")[0] in DIFFER:
             raise InputError(f"{override}: {key} is what the lines of a comparison differ in; leave it out")
     teacher = Job("teacher", 0, ("experiment=ptb",))
     check_overrides(teacher, extra, [folder / "teacher"] if done(folder / "teacher") else [])
     # what else is under `model` is of the weights, which the others take from the full-precision model
-    plain = [override for override in extra if not override.startswith("model")]
-    of_all = [*plain, *(override for override in extra if override.startswith("model.dropout="))]
+    of_scored = [override for override in extra if not override.startswith("model")]
+    of_trained = [override for override in extra if override in of_scored or override.startswith("model.dropout=")]
 
     def overrides(job: Job) -> list[str]:
-        """What the job's command gets besides its own: a model that is scored is what it is."""
+        """What the job's command gets besides its own."""
         if job.of is None:
-            return [*of_all, f"model.source={folder / 'teacher'}"]
-        return [*plain, f"checkpoint={folder / budget / job.of}-{job.seed}"]
+            return [*of_trained, f"model.source={folder / 'teacher'}"]
+        return [*of_scored, f"checkpoint={folder / budget / job.of}-{job.seed}"]
 
     # of a line its first seed alone: seeds differ in nothing that can be wrong
     lines = {job.line: job for job in reversed(chosen)}

@@ -190,6 +190,10 @@ class Common:
             return self.embeddings.name
         return "bit" if Component.embeddings in self.binarize.components else "fp32"
 
+    def takes_two_values(self) -> bool:
+        """Whether anything does: a component, or the word table."""
+        return bool(self.component_names()) or self.word_table() == "bit"
+
     def facts(self) -> dict[str, Any]:
         """What is run, as it stands in ``metrics.json``."""
         names = self.component_names()
@@ -202,7 +206,7 @@ class Common:
             "split": self.data.split.name,
             "limit": self.limit,
             "components": self.binarize.name if of_group else "+".join(sorted(names)) or "none",
-            "values": self.values if names or self.word_table() == "bit" else None,
+            "values": self.values if self.takes_two_values() else None,
             "scale": self.scale.name if names else None,
             "scope": self.binarize.scope.name if names else None,
             "recipe": None,
@@ -269,7 +273,7 @@ class Train(Common):
         parts = {
             "model": {"dropout": self.model.dropout},
             "data": {"batch_size": self.data.batch_size},
-            "recipe": asdict(self.recipe) if self.component_names() or self.word_table() == "bit" else {},
+            "recipe": asdict(self.recipe) if self.takes_two_values() else {},
             "loss": asdict(self.loss),
             "optimizer": self.optimizer,
             "schedule": self.schedule,

@@ -77,13 +77,13 @@ def commit() -> str | None:
     return described.stdout.strip() or None
 
 
-def hold(folder: Path) -> FileLock:
-    """The lock of a run folder, which a run has until it ends.
+def hold(folder: Path, file: Path | None = None) -> FileLock:
+    """The lock of a run folder, which a run has until it ends; or another one, in a file of its own.
 
     Raises:
         InputError: when another process has it.
     """
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(file or folder / ".lock", timeout=0)
     try:
         lock.acquire()
     except Timeout as error:

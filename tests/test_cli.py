@@ -460,6 +460,8 @@ def test_resuming_on_other_devices_keeps_the_number_of_steps(command: Command) -
     assert OmegaConf.load("r/config.yaml").trainer.max_steps == 4
     assert began.startswith("python train.py ")
     assert metrics("r")["command"] == f"{began} trainer=cpu"  # which makes the same run
+    assert command("train", "resume=r", "trainer=cpu", defaults=())[0] == 0
+    assert metrics("r")["command"] == f"{began} trainer=cpu"  # and may be typed: no group twice
 
 
 def test_a_run_is_resumed_in_its_own_folder_alone(command: Command) -> None:

@@ -130,7 +130,7 @@ def test_what_is_installed_is_at_a_version_that_was_tested() -> None:
     }
     asked = [
         *PROJECT["dependencies"],
-        *(r for name in PROJECT["optional-dependencies"] for r in PROJECT["optional-dependencies"][name]),
+        *(requirement for extra in PROJECT["optional-dependencies"].values() for requirement in extra),
     ]
     names = {re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=;]", requirement)[0]).lower() for requirement in asked}
     assert names - pinned == {"bitmaps"}

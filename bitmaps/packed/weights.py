@@ -35,9 +35,8 @@ def rank_one_parts(weight: Tensor) -> tuple[Tensor, Tensor, Values] | None:
         return None
     values: Values = "01" if (weight == 0).any() else "pm1"
     row_sign, column_sign = torch.ones_like(weight[:, 0]), torch.ones_like(weight[0])
-    if (
-        values == "01"
-    ):  # a number's sign is its row's times its column's: compare rows with the one that has the most of them
+    if values == "01":
+        # a number's sign is its row's times its column's: rows are compared with the one that has the most numbers
         sign = weight.sign()
         row_sign[sign @ sign[sign.abs().sum(-1).argmax()] < 0] = -1
         column_sign[row_sign @ sign < 0] = -1
