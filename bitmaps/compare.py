@@ -8,7 +8,8 @@ The first two make the full-precision model if ``<folder>/teacher`` holds none, 
 side, each as ``train.py`` or ``evaluate.py`` would on its own. They may be stopped and started again: what is done is left alone,
 what has a checkpoint goes on from there. Overrides go to every job, those of the model's weights to the full-precision model
 alone, which the others start from; none may set what lines differ in. What came of it is written to ``--results``, one JSON file a
-recipe and row, its seeds together. ``table`` prints them, and draws size against cross entropy into ``<results>/size.png``.
+recipe and row, its seeds together, those that were run elsewhere from the same model too. ``table`` prints them, and draws size
+against cross entropy into ``<results>/size.png``.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bitmaps.cli import is_resumable, key_of
 from bitmaps.config import check, conf_dir
 from bitmaps.errors import InputError
-from bitmaps.runs import SCORES, hold, read_json, read_metrics, read_sentences, write_json
+from bitmaps.runs import SCORES, hold, need, read_json, read_metrics, read_sentences, write_json
 
 PUBLISHED = ("students", "bwn", "bibert", "bit", "paretoq", "bitnet", "onebit")
 BEST_PUBLISHED = ("paretoq", "bibert")  # on the short budget, under the common loss, after onebit, which is then ours
@@ -148,10 +149,16 @@ def runs_of(line: str, folder: Path) -> list[Path]:
     return sorted(found, key=lambda run: int(run.name.rpartition("-")[2]))
 
 
-def check_overrides(job: Job, extra: Sequence[str], ended: Sequence[Path]) -> None:
+def settings_of(line: str, folder: Path, results: Path) -> dict[Path, dict[str, Any]]:
+    """Those of a line's runs that have ended, and of what is written of it."""
+    found = {run: read_metrics(run)["settings"] for run in runs_of(line, folder)}
+    file = results / f"{line}.json"
+    return found | ({file: read_line(file)["settings"]} if file.is_file() else {})
+
+
+def check_overrides(job: Job, extra: Sequence[str], before: dict[Path, dict[str, Any]]) -> None:
     """Raises:
-    InputError: when the job's command does not take all of its overrides, or one of its line's runs that have ended was trained
-        with other settings."""
+    InputError: when the job's command does not take all of its overrides, or its line was trained with other settings before."""
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             config: Any = OmegaConf.to_object(compose(job.command, [*job.overrides, *extra]))
@@ -159,11 +166,10 @@ def check_overrides(job: Job, extra: Sequence[str], ended: Sequence[Path]) -> No
     except (InputError, HydraException, OmegaConfBaseException) as error:
         raise InputError(f"{job.name} cannot be run with {' '.join(extra)}: {error}") from error
     now = json.loads(json.dumps(config.facts()["settings"]))
-    for folder in ended if job.of is None else ():
-        was = read_metrics(folder)["settings"]
+    for place, was in before.items() if job.of is None else ():
         if other := [f"{key}={was[key]}" for key in now if key in was and was[key] != now[key]]:
             raise InputError(
-                f"{folder} was run with {', '.join(other)}, unlike what is asked for: choose another --folder"
+                f"{place} was run with {', '.join(other)}, unlike what is asked for: choose another --folder and --results"
             )
 
 
@@ -211,32 +217,57 @@ def run_locked(job: Job, folder: Path, extra: Sequence[str], threads: int) -> fl
     return time.monotonic() - start
 
 
+def read_line(file: Path) -> dict[str, Any]:
+    """What ``write_line`` wrote.
+
+    Raises:
+        InputError: when it did not.
+    """
+    line: dict[str, Any] = read_json(file)
+    need(file, line, ("seeds", "settings"))
+    for seed in line["seeds"].values():
+        need(file, seed, (*SCORES, "versus_full_precision", "versus_bitmaps_layers"))
+    return line
+
+
 def write_line(line: str, folder: Path, budget: str, results: Path) -> None:
-    """What the seeds of a line came to, as JSON: what was run, each seed's scores and their mean, and how that mean differs from
-    the full-precision model and from our own recipe with all layers in one bit, where those are there."""
-    ended, ours = (runs_of(name, folder / budget) for name in (line, "bitmaps-layers"))
+    """What the seeds of a line came to, as JSON: what was run, each seed's scores, how they differ from the full-precision model
+    and from our own recipe with all layers in one bit and the same seed, where that is there, and the means of it all. The bounds
+    of a mean difference are the means of the bounds: a little wide, for seeds do not err alike. Seeds that were written before and
+    are not in the folder stay."""
+    ended = runs_of(line, folder / budget)
     if not ended:
         return
-    rows = [read_metrics(run) for run in ended]
-    mean = pooled(ended)
-    facts = {name: value for name, value in rows[0].items() if name not in OF_A_RUN}
-    words = [word for word in shlex.split(rows[0]["command"]) if word.split("=")[0] not in OF_THE_PLACE]
+    file = results / budget / f"{line}.json"
+    seeds: dict[str, Any] = read_line(file)["seeds"] if file.is_file() else {}
+    for run in ended:
+        row, seed = read_metrics(run), run.name.rpartition("-")[2]
+        ours = folder / budget / f"bitmaps-layers-{seed}"
+        before = seeds.get(seed, {}).get("versus_bitmaps_layers")
+        seeds[seed] = {name: row[name] for name in SCORES} | {
+            "versus_full_precision": differences(sums(run), sums(folder / "teacher")),
+            "versus_bitmaps_layers": differences(sums(run), sums(ours)) if done(ours) else before,
+        }
+    found = [seeds[seed] for seed in sorted(seeds, key=int)]
+    compared = all(seed["versus_bitmaps_layers"] for seed in found)
+    words = [word for word in shlex.split(row["command"]) if word.split("=")[0] not in OF_THE_PLACE]
     result = {
         "line": line,
         "budget": budget,
         "command": shlex.join(words),
-        "seeds": {str(row["seed"]): {name: row[name] for name in SCORES} for row in rows},
-        "mean": dict(zip(SCORES, (mean[:, 1:].sum(0) / mean[:, 0].sum()).tolist(), strict=True)),
-        "versus_full_precision": differences(mean, sums(folder / "teacher")),
-        "versus_bitmaps_layers": differences(mean, pooled(ours)) if ours else None,
+        "seeds": {seed: seeds[seed] for seed in sorted(seeds, key=int)},
+        "mean": {name: statistics.fmean(seed[name] for seed in found) for name in SCORES},
+        "versus_full_precision": mean_of([seed["versus_full_precision"] for seed in found]),
+        "versus_bitmaps_layers": mean_of([seed["versus_bitmaps_layers"] for seed in found]) if compared else None,
     }
     (results / budget).mkdir(parents=True, exist_ok=True)
-    write_json(results / budget / f"{line}.json", result | facts)
+    write_json(file, result | {name: value for name, value in row.items() if name not in OF_A_RUN})
 
 
-def pooled(runs: list[Path]) -> NDArray[Any]:
-    """What each sentence came to, the mean of these runs."""
-    return np.asarray(np.mean([sums(run) for run in runs], axis=0))
+def mean_of(seeds: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of ``differences``, number by number, of those that all seeds have."""
+    kinds = [kind for kind in seeds[0] if all(kind in seed for seed in seeds)]
+    return {kind: {n: statistics.fmean(seed[kind][n] for seed in seeds) for n in seeds[0][kind]} for kind in kinds}
 
 
 def compare(
@@ -257,7 +288,8 @@ def compare(
         if (key := key_of(override)).split(".")[0] in DIFFER:
             raise InputError(f"{override}: {key} is what the lines of a comparison differ in; leave it out")
     teacher = Job("teacher", 0, ("experiment=ptb",))
-    check_overrides(teacher, extra, [folder / "teacher"] if done(folder / "teacher") else [])
+    is_made = done(folder / "teacher")
+    check_overrides(teacher, extra, {folder: read_metrics(folder / "teacher")["settings"]} if is_made else {})
     # what else is under `model` is of the weights, which the others take from the full-precision model
     of_scored = [override for override in extra if not override.startswith("model")]
     of_trained = [override for override in extra if override in of_scored or override.startswith("model.dropout=")]
@@ -271,8 +303,15 @@ def compare(
     # of a line its first seed alone: seeds differ in nothing that can be wrong
     lines = {job.line: job for job in reversed(chosen)}
     for job in reversed(lines.values()):
-        check_overrides(job, overrides(job), runs_of(job.line, folder / budget))
+        check_overrides(job, overrides(job), settings_of(job.line, folder / budget, results / budget))
     run(teacher, folder / "teacher", extra, threads * parallel)
+    row = read_metrics(folder / "teacher")
+    scores, written = {name: row[name] for name in SCORES}, results / "teacher.json"
+    if written.is_file() and read_json(written)["mean"] != scores:
+        raise InputError(f"{results} is of another full-precision model than {folder}: choose another --results")
+    facts = {name: value for name, value in row.items() if name not in OF_A_RUN}
+    results.mkdir(parents=True, exist_ok=True)
+    write_json(written, {"line": "teacher", "mean": scores} | facts)
     todo = [job for job in chosen if not done(folder / budget / job.name)]
     print(f"{len(chosen) - len(todo)} of {len(chosen)} jobs are done", flush=True)
     took: list[float] = []
@@ -291,14 +330,11 @@ def compare(
                 write_line(job.line, folder, budget, results)
     for line in sorted({job.line for job in jobs}):
         write_line(line, folder, budget, results)
-    row = read_metrics(folder / "teacher")
-    facts = {name: value for name, value in row.items() if name not in OF_A_RUN}
-    write_json(results / "teacher.json", {"line": "teacher", "mean": {name: row[name] for name in SCORES}} | facts)
 
 
 def markdown(results: Path) -> str:
-    """The lines of each budget, lowest cross entropy first: mean over the seeds, and, of the full-precision model's accuracy and
-    MRR, the share that is left, with its interval."""
+    """The lines of each budget, lowest cross entropy first: mean over the seeds, and that of the lowest and the highest; and, of
+    the full-precision model's accuracy and MRR, the share that is left, with its interval."""
     teacher = read_json(results / "teacher.json")["mean"]
     texts = []
     for budget in ("short", "long"):
@@ -317,6 +353,9 @@ def markdown(results: Path) -> str:
             versus, ours = line["versus_full_precision"], line["versus_bitmaps_layers"]
             other = ours is not None and line["line"] != "bitmaps-layers"
             cells = [line["line"], str(len(line["seeds"])), *(f"{line['mean'][name]:.4f}" for name in SCORES)]
+            if len(line["seeds"]) > 1:
+                losses = [seed["cross_entropy"] for seed in line["seeds"].values()]
+                cells[2] += f" ({min(losses):.4f} to {max(losses):.4f})"
             cells.append(interval(versus["cross_entropy"], "+.3f"))
             cells += [interval(versus.get(f"{name}_ratio"), ".1%") for name in ("accuracy", "mrr")]
             texts.append(
@@ -374,7 +413,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/ptb"), help="of the runs (default: %(default)s)")
     parser.add_argument(
-        "--results", type=Path, default=Path("docs/results/ptb"), help="of the JSON files (default: %(default)s)"
+        "--results", type=Path, help="of the JSON files, what is there of the same model stays (default: results in it)"
     )
     parser.add_argument(
         "--parallel", type=int, default=torch.get_num_threads(), help="runs side by side (default: one a thread)"
@@ -384,13 +423,14 @@ def main() -> None:
         "--jobs", default="*", metavar="PATTERN", help="only those of such names, as in a shell: 'bitmaps-*-0'"
     )
     arguments = parser.parse_intermixed_args()
+    results = arguments.results or arguments.folder / "results"
     try:
         if arguments.budget == "table":
-            print(markdown(arguments.results))
-            draw_sizes(arguments.results)
+            print(markdown(results))
+            draw_sizes(results)
             return
         compare(
-            arguments.budget, arguments.folder, arguments.results, arguments.parallel, range(arguments.seeds),
+            arguments.budget, arguments.folder, results, arguments.parallel, range(arguments.seeds),
             arguments.jobs, arguments.overrides,
         )  # fmt: skip
     except InputError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,6 @@ from bitmaps.compare import (
     jobs_of,
     main,
     markdown,
-    pooled,
     run,
     runs_of,
     write_line,
@@ -381,12 +381,23 @@ def test_a_line_is_the_mean_of_the_seeds_that_ended(runs: Path) -> None:
     assert found["seeds"].keys() == {"0", "2"}
     for seed, scores in found["seeds"].items():
         assert [scores[name] for name in SCORES] == pytest.approx(means(sums[int(seed)]))
+        assert scores["versus_full_precision"] == differences(sums[int(seed)], sums_of(0, better=1.5))
     mean = (sums[0] + sums[2]) / 2
     assert [found["mean"][name] for name in SCORES] == pytest.approx(means(mean))
-    assert found["versus_full_precision"] == differences(mean, sums_of(0, better=1.5))
-    ours = (sums_of(0, better=1) + sums_of(0, better=1.1)) / 2
-    assert found["versus_bitmaps_layers"]["accuracy"]["value"] == pytest.approx(
-        differences(mean, ours)["accuracy"]["value"]
+    # the interval of the pooled sentences, or a little wider; its middle is the same
+    for name, pooled in differences(mean, sums_of(0, better=1.5)).items():
+        versus = found["versus_full_precision"][name]
+        assert versus["value"] == pytest.approx(pooled["value"])
+        width = pooled["high"] - pooled["low"]
+        assert 0.99 * width <= versus["high"] - versus["low"] <= 1.2 * width
+    # each seed is compared with the same seed of ours, of which there is no third
+    against = found["seeds"]["0"]["versus_bitmaps_layers"]
+    assert against == differences(sums[0], sums_of(0, better=1))
+    assert found["seeds"]["2"]["versus_bitmaps_layers"] is found["versus_bitmaps_layers"] is None
+    finished(runs / "short" / "bitmaps-layers-2", sums_of(0, better=1.4), seed=2)
+    third = differences(sums[2], sums_of(0, better=1.4))
+    assert result_of(runs, "bwn-own_loss")["versus_bitmaps_layers"]["mrr"] == pytest.approx(
+        {name: (against["mrr"][name] + third["mrr"][name]) / 2 for name in ("value", "low", "high")}
     )
     # what belongs to one seed is not said of the line
     assert found["command"] == "python train.py experiment=ptb_short 'loss=a b'"
@@ -413,12 +424,31 @@ def test_a_line_of_which_no_seed_ended_is_not_written(runs: Path) -> None:
     assert not (runs.parent / "results").exists()
 
 
-def test_seeds_are_pooled_sentence_by_sentence(runs: Path) -> None:
-    expected = (sums_of(0, better=1) + sums_of(0, better=1.1)) / 2
+def test_the_runs_of_a_line_are_no_others(runs: Path) -> None:
     finished(runs / "short" / "bitmaps-layers-01-0", sums_of(0, better=5))  # of another line
     ended = runs_of("bitmaps-layers", runs / "short")
     assert [run.name for run in ended] == ["bitmaps-layers-0", "bitmaps-layers-1"]
-    np.testing.assert_allclose(pooled(ended), expected)  # of the run's own row, which comes last
+
+
+def test_seeds_that_were_run_elsewhere_stay(runs: Path) -> None:
+    together = result_of(runs, "bwn-own_loss")
+    elsewhere = runs.parent / "elsewhere"
+    for name in ("bitmaps-layers", "bwn-own_loss"):
+        shutil.copytree(runs / "short" / f"{name}-0", elsewhere / "short" / f"{name}-0")
+        shutil.rmtree(runs / "short" / f"{name}-0")
+    shutil.copytree(runs / "teacher", elsewhere / "teacher")
+    shutil.rmtree(runs.parent / "results")
+    assert result_of(runs, "bwn-own_loss")["seeds"].keys() == {"2"}
+    write_line("bwn-own_loss", elsewhere, "short", runs.parent / "results")
+    again = json.loads((runs.parent / "results" / "short" / "bwn-own_loss.json").read_text())
+    for name in ("seeds", "mean", "versus_full_precision", "versus_bitmaps_layers"):
+        assert again[name] == together[name]
+    # nor is the comparison with ours lost where ours is not
+    shutil.rmtree(elsewhere / "short" / "bitmaps-layers-0")
+    write_line("bwn-own_loss", elsewhere, "short", runs.parent / "results")
+    kept = json.loads((runs.parent / "results" / "short" / "bwn-own_loss.json").read_text())
+    assert kept["seeds"] == together["seeds"]
+    assert kept["seeds"]["0"]["versus_bitmaps_layers"] is not None
 
 
 def end_of_teacher(runs: Path, results: Path) -> None:
@@ -436,6 +466,7 @@ def test_the_table_has_a_line_each_the_lowest_cross_entropy_first(runs: Path) ->
     results = runs.parent / "results"
     end_of_teacher(runs, results)
     finished(runs / "short" / "full_precision-0", sums_of(0, better=1.4))
+    finished(runs / "short" / "bitmaps-layers-2", sums_of(0, better=1.2), seed=2)
     for name in ("bwn-own_loss", "full_precision", "bitmaps-layers"):
         write_line(name, runs, "short", results)
     text = markdown(results)
@@ -443,15 +474,18 @@ def test_the_table_has_a_line_each_the_lowest_cross_entropy_first(runs: Path) ->
     assert {len(each) for each in (heading, rule, teacher, *lines)} == {10}
     assert (heading[0], heading[1], heading[-2:]) == ("short", "seeds", ["CE above bitmaps-layers", "MiB (pseudo)"])
     assert teacher[2:5] == [f"{number:.4f}" for number in means(sums_of(0, better=1.5))]
-    assert [line[:2] for line in lines] == [["full_precision", "1"], ["bitmaps-layers", "2"], ["bwn-own_loss", "2"]]
-    losses = [float(line[2]) for line in lines]
+    assert [line[:2] for line in lines] == [["full_precision", "1"], ["bitmaps-layers", "3"], ["bwn-own_loss", "2"]]
+    losses = [float(line[2].split()[0]) for line in lines]
     assert losses == sorted(losses)
+    assert [" to " in line[2] for line in lines] == [False, True, True]  # where there are several seeds
     assert [bool(line[8]) for line in lines] == [True, False, True]  # ours is not compared with itself
     for line in lines:
         found = json.loads((results / "short" / f"{line[0]}.json").read_text())
         versus = found["versus_full_precision"]
         ce, accuracy, mrr = (versus[name] for name in ("cross_entropy", "accuracy_ratio", "mrr_ratio"))
-        assert line[2:5] == [f"{found['mean'][name]:.4f}" for name in SCORES]
+        assert [cell.split()[0] for cell in line[2:5]] == [f"{found['mean'][name]:.4f}" for name in SCORES]
+        if len(seeds := [seed["cross_entropy"] for seed in found["seeds"].values()]) > 1:
+            assert line[2].endswith(f" ({min(seeds):.4f} to {max(seeds):.4f})")
         assert line[5] == f"{ce['value']:+.3f} ({ce['low']:+.3f} to {ce['high']:+.3f})"
         assert line[6].startswith(f"{100 * accuracy['value']:.1f}% ({100 * accuracy['low']:.1f}% to ")
         assert line[7].startswith(f"{100 * mrr['value']:.1f}% (")
@@ -629,15 +663,46 @@ def test_a_model_to_be_scored_is_trained_first(
 def test_runs_with_other_settings_are_not_mixed(
     tmp_path: Path, processes: Callable[..., Processes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake, folder = processes(end), tmp_path / "runs"
+    folder, trained = tmp_path / "runs", {"optimizer.lr": 0.5, "of an older version": 1}
+    fake = processes(lambda run: finished(run, sums_of(0), seed=1, settings=trained))
     finished(folder / "teacher", sums_of(0))
-    finished(folder / "short" / "bwn-own_loss-0", sums_of(0), settings={"optimizer.lr": 0.5, "of an older version": 1})
+    finished(folder / "short" / "bwn-own_loss-0", sums_of(0), settings=trained)
     where = ("--folder", str(folder), "--results", str(tmp_path), "--seeds", "2", "--jobs", "bwn-own_loss-*")
     with pytest.raises(SystemExit, match=r"bwn-own_loss-0 was run with optimizer\.lr=0\.5, unlike what is asked for"):
         call(monkeypatch, "short", *where)
     assert fake.arguments == []
     call(monkeypatch, "short", *where, "optimizer.lr=0.5")
     assert len(fake.arguments) == 1
+    elsewhere = ("--folder", str(tmp_path / "elsewhere"), *where[2:])
+    with pytest.raises(SystemExit, match=r"bwn-own_loss\.json was run with optimizer\.lr=0\.5, unlike what is"):
+        call(monkeypatch, "short", *elsewhere)
+    assert len(fake.arguments) == 1
+
+
+def test_lines_of_two_full_precision_models_are_not_mixed(
+    tmp_path: Path, processes: Callable[..., Processes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, results = processes(end), tmp_path / "results"
+    results.mkdir()
+    (results / "teacher.json").write_text(json.dumps({"mean": dict.fromkeys(SCORES, 0.5)}))
+    finished(tmp_path / "runs" / "teacher", sums_of(0))
+    with pytest.raises(SystemExit, match=r"results is of another full-precision model than .*: choose another"):
+        call(monkeypatch, "short", "--folder", str(tmp_path / "runs"), "--results", str(results))
+    assert fake.arguments == []
+    call(monkeypatch, "short", "--folder", str(tmp_path / "runs"), "--seeds", "1", "--jobs", "naive-0")
+    assert (tmp_path / "runs" / "results" / "short" / "naive.json").is_file()  # unless told otherwise, beside the runs
+
+
+def test_a_file_that_is_no_line_is_said_to_be_none(
+    tmp_path: Path, processes: Callable[..., Processes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, file = processes(end), tmp_path / "results" / "short" / "bwn-own_loss.json"
+    file.parent.mkdir(parents=True)
+    for text in ('{"seeds": {}}', '{"seeds": {"0": {"mrr": 1}}, "settings": {}}'):
+        file.write_text(text)
+        with pytest.raises(SystemExit, match=r"bwn-own_loss\.json is damaged or of another version: there is no "):
+            call(monkeypatch, "short", "--folder", str(tmp_path / "runs"), "--results", str(tmp_path / "results"))
+    assert fake.arguments == []
 
 
 def test_a_comparison_ends_in_one_line_where_a_job_fails(
