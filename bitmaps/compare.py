@@ -240,28 +240,31 @@ def write_line(line: str, folder: Path, budget: str, results: Path) -> None:
         return
     file = results / budget / f"{line}.json"
     seeds: dict[str, Any] = read_line(file)["seeds"] if file.is_file() else {}
-    for run in ended:
-        row, seed = read_metrics(run), run.name.rpartition("-")[2]
+    rows = [read_metrics(run) for run in ended]
+    for run, row in zip(ended, rows, strict=True):
+        seed = run.name.rpartition("-")[2]
         ours = folder / budget / f"bitmaps-layers-{seed}"
         before = seeds.get(seed, {}).get("versus_bitmaps_layers")
         seeds[seed] = {name: row[name] for name in SCORES} | {
             "versus_full_precision": differences(sums(run), sums(folder / "teacher")),
             "versus_bitmaps_layers": differences(sums(run), sums(ours)) if done(ours) else before,
         }
-    found = [seeds[seed] for seed in sorted(seeds, key=int)]
+    seeds = {seed: seeds[seed] for seed in sorted(seeds, key=int)}
+    found = list(seeds.values())
     compared = all(seed["versus_bitmaps_layers"] for seed in found)
-    words = [word for word in shlex.split(row["command"]) if word.split("=")[0] not in OF_THE_PLACE]
+    facts = {name: value for name, value in rows[0].items() if name not in OF_A_RUN}
+    words = [word for word in shlex.split(rows[0]["command"]) if word.split("=")[0] not in OF_THE_PLACE]
     result = {
         "line": line,
         "budget": budget,
         "command": shlex.join(words),
-        "seeds": {seed: seeds[seed] for seed in sorted(seeds, key=int)},
+        "seeds": seeds,
         "mean": {name: statistics.fmean(seed[name] for seed in found) for name in SCORES},
         "versus_full_precision": mean_of([seed["versus_full_precision"] for seed in found]),
         "versus_bitmaps_layers": mean_of([seed["versus_bitmaps_layers"] for seed in found]) if compared else None,
     }
     (results / budget).mkdir(parents=True, exist_ok=True)
-    write_json(file, result | {name: value for name, value in row.items() if name not in OF_A_RUN})
+    write_json(file, result | facts)
 
 
 def mean_of(seeds: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
@@ -288,8 +291,8 @@ def compare(
         if (key := key_of(override)).split(".")[0] in DIFFER:
             raise InputError(f"{override}: {key} is what the lines of a comparison differ in; leave it out")
     teacher = Job("teacher", 0, ("experiment=ptb",))
-    is_made = done(folder / "teacher")
-    check_overrides(teacher, extra, {folder: read_metrics(folder / "teacher")["settings"]} if is_made else {})
+    made = folder / "teacher"
+    check_overrides(teacher, extra, {made: read_metrics(made)["settings"]} if done(made) else {})
     # what else is under `model` is of the weights, which the others take from the full-precision model
     of_scored = [override for override in extra if not override.startswith("model")]
     of_trained = [override for override in extra if override in of_scored or override.startswith("model.dropout=")]
@@ -304,8 +307,8 @@ def compare(
     lines = {job.line: job for job in reversed(chosen)}
     for job in reversed(lines.values()):
         check_overrides(job, overrides(job), settings_of(job.line, folder / budget, results / budget))
-    run(teacher, folder / "teacher", extra, threads * parallel)
-    row = read_metrics(folder / "teacher")
+    run(teacher, made, extra, threads * parallel)
+    row = read_metrics(made)
     scores, written = {name: row[name] for name in SCORES}, results / "teacher.json"
     if written.is_file() and read_json(written)["mean"] != scores:
         raise InputError(f"{results} is of another full-precision model than {folder}: choose another --results")
@@ -413,7 +416,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/ptb"), help="of the runs (default: %(default)s)")
     parser.add_argument(
-        "--results", type=Path, help="of the JSON files, what is there of the same model stays (default: results in it)"
+        "--results", type=Path, help="of the JSON files, where seeds of the same model stay (default: <folder>/results)"
     )
     parser.add_argument(
         "--parallel", type=int, default=torch.get_num_threads(), help="runs side by side (default: one a thread)"
