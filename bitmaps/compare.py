@@ -234,15 +234,15 @@ def write_line(line: str, folder: Path, budget: str, results: Path) -> None:
     """What the seeds of a line came to, as JSON: what was run, each seed's scores, how they differ from the full-precision model
     and from our own recipe with all layers in one bit and the same seed, where that is there, and the means of it all. The bounds
     of a mean difference are the means of the bounds: a little wide, for seeds do not err alike. Seeds that were written before and
-    are not in the folder stay."""
+    are not in the folder stay. What was run is told by the first seed."""
     ended = runs_of(line, folder / budget)
     if not ended:
         return
     file = results / budget / f"{line}.json"
-    seeds: dict[str, Any] = read_line(file)["seeds"] if file.is_file() else {}
-    rows = [read_metrics(run) for run in ended]
-    for run, row in zip(ended, rows, strict=True):
-        seed = run.name.rpartition("-")[2]
+    written = read_line(file) if file.is_file() else {"seeds": {}}
+    rows = {run.name.rpartition("-")[2]: read_metrics(run) for run in ended}
+    seeds: dict[str, Any] = dict(written["seeds"])
+    for run, (seed, row) in zip(ended, rows.items(), strict=True):
         ours = folder / budget / f"bitmaps-layers-{seed}"
         before = seeds.get(seed, {}).get("versus_bitmaps_layers")
         seeds[seed] = {name: row[name] for name in SCORES} | {
@@ -252,8 +252,9 @@ def write_line(line: str, folder: Path, budget: str, results: Path) -> None:
     seeds = {seed: seeds[seed] for seed in sorted(seeds, key=int)}
     found = list(seeds.values())
     compared = all(seed["versus_bitmaps_layers"] for seed in found)
-    facts = {name: value for name, value in rows[0].items() if name not in OF_A_RUN}
-    words = [word for word in shlex.split(rows[0]["command"]) if word.split("=")[0] not in OF_THE_PLACE]
+    first = next(iter(seeds))
+    told = rows.get(first, written)  # of the line as a whole, by the first of its seeds
+    words = [word for word in shlex.split(told["command"]) if word.split("=")[0] not in OF_THE_PLACE]
     result = {
         "line": line,
         "budget": budget,
@@ -264,7 +265,7 @@ def write_line(line: str, folder: Path, budget: str, results: Path) -> None:
         "versus_bitmaps_layers": mean_of([seed["versus_bitmaps_layers"] for seed in found]) if compared else None,
     }
     (results / budget).mkdir(parents=True, exist_ok=True)
-    write_json(file, result | facts)
+    write_json(file, result | {name: told[name] for name in told if name not in (*result, *OF_A_RUN)})
 
 
 def mean_of(seeds: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
