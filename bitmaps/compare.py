@@ -240,9 +240,11 @@ def write_line(line: str, folder: Path, budget: str, results: Path) -> None:
         return
     file = results / budget / f"{line}.json"
     written = read_line(file) if file.is_file() else {"seeds": {}}
-    rows = {run.name.rpartition("-")[2]: read_metrics(run) for run in ended}
-    seeds: dict[str, Any] = dict(written["seeds"])
-    for run, (seed, row) in zip(ended, rows.items(), strict=True):
+    seeds: dict[str, Any] = written["seeds"]
+    rows: dict[str, dict[str, Any]] = {}
+    for run in ended:
+        seed = run.name.rpartition("-")[2]
+        row = rows[seed] = read_metrics(run)
         ours = folder / budget / f"bitmaps-layers-{seed}"
         before = seeds.get(seed, {}).get("versus_bitmaps_layers")
         seeds[seed] = {name: row[name] for name in SCORES} | {
@@ -252,8 +254,7 @@ def write_line(line: str, folder: Path, budget: str, results: Path) -> None:
     seeds = {seed: seeds[seed] for seed in sorted(seeds, key=int)}
     found = list(seeds.values())
     compared = all(seed["versus_bitmaps_layers"] for seed in found)
-    first = next(iter(seeds))
-    told = rows.get(first, written)  # of the line as a whole, by the first of its seeds
+    told = rows.get(next(iter(seeds)), written)  # of the line as a whole, by the first of its seeds
     words = [word for word in shlex.split(told["command"]) if word.split("=")[0] not in OF_THE_PLACE]
     result = {
         "line": line,
