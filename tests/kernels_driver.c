@@ -15,7 +15,7 @@ extern const char *bitmaps_isa_name(int i);
 extern int bitmaps_isa_runs(int i);
 extern void bitmaps_use_openmp(void *parallel, void *number, void *count);
 extern int bitmaps_linears(const struct plan *plan, int threads, const float *x, int64_t m, float *const *y);
-extern int bitmaps_linear(const struct plan *plan, int threads, const float *x, int64_t m, float *y);
+extern int bitmaps_one_linear(const struct one_linear *call);
 extern int bitmaps_linear_norm(const struct plan *plan, int threads, const float *x, int64_t m, float *y, const float *residual,
                                const float *gain, const float *shift, float epsilon);
 extern int bitmaps_ffnn(const struct plan *expand, const struct plan *contract, int threads, const float *x, int64_t m, float *y,
@@ -145,7 +145,8 @@ static void linears(struct state *s, int64_t m)
         for (int i = 0; i < count; i++)
             y[j][i] = outputs(s, m * w[i].n);
         const struct plan plan = {w, count, isas[j], act};
-        if (count == 1 ? bitmaps_linear(&plan, threads, x, m, y[j][0]) : bitmaps_linears(&plan, threads, x, m, y[j]))
+        const struct one_linear call = {&plan, x, y[j][0], m, threads};
+        if (count == 1 ? bitmaps_one_linear(&call) : bitmaps_linears(&plan, threads, x, m, y[j]))
             abort();
         s->products += count;
     }

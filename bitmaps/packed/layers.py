@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from bitmaps.bert.attention import Attention
 from bitmaps.bert.config import BertConfig
@@ -20,7 +21,7 @@ ROWS = 4096  # of a table that are there in fp32 at a time, where no kernel read
 
 def traced(x: Tensor) -> bool:
     """Whether torch.compile, torch.export or a fake tensor is looking: then only the custom operations may be called."""
-    return torch.compiler.is_compiling() or type(x) is not Tensor
+    return is_compiling() or type(x) is not Tensor
 
 
 class HasMatrices(nn.Module):

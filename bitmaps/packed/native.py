@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ ACTS: tuple[Act, ...] = ("f32", "a16", "a8", "a1")  # in the order of `enum act`
 # A sum of k products of a bit or a byte with an int8 must fit into 32 bits: a16 goes up to 32,639, int8 weights up to 127 * 255.
 LARGEST_K = 2**31 // 2**15
 VARIABLE, REFERENCE = "BITMAPS_KERNELS", "reference"
+ONE_LINEAR = struct.Struct("PPPqq")  # ``struct one_linear`` of native/kernels.h: plan, x, y, m, threads
 
 
 class Matrix(ctypes.Structure):
@@ -72,13 +74,14 @@ def library() -> ctypes.CDLL | None:
     if path is None:
         return None
     loaded = ctypes.CDLL(str(path))
-    pointer, plan = ctypes.c_void_p, ctypes.POINTER(Plan)
+    pointer = plan = ctypes.c_void_p
     inputs: list[Any] = [ctypes.c_int, pointer, ctypes.c_int64]  # threads, x, m
     norm: list[Any] = [pointer, pointer, ctypes.c_float]
     try:
         loaded.bitmaps_isa_name.restype = ctypes.c_char_p
         loaded.bitmaps_use_openmp.argtypes = [pointer] * 3
-        loaded.bitmaps_linear.argtypes = loaded.bitmaps_linears.argtypes = [plan, *inputs, pointer]
+        loaded.bitmaps_one_linear.argtypes = [ctypes.c_char_p]
+        loaded.bitmaps_linears.argtypes = [plan, *inputs, pointer]
         loaded.bitmaps_linear_norm.argtypes = [plan, *inputs, pointer, pointer, *norm]
         loaded.bitmaps_ffnn.argtypes = [plan, plan, *inputs, pointer, *norm]
         loaded.bitmaps_attends.argtypes = [ctypes.c_int]
@@ -186,12 +189,12 @@ class Packed:
         )
         self.plans: dict[tuple[int, Act], Plan] = {}
 
-    def plan(self, found: Kernels, act: Act) -> Plan:
-        """What every call with these kernels and this rounding has in common."""
+    def plan(self, found: Kernels, act: Act) -> int:
+        """The address of what every call with these kernels and this rounding has in common."""
         key = found.number, act
         if (plan := self.plans.get(key)) is None:
             plan = self.plans[key] = Plan(self.array, len(self.sizes), found.number, ACTS.index(act))
-        return plan
+        return ctypes.addressof(plan)
 
     def __reduce__(self) -> tuple[type[Packed], tuple[object, ...]]:
         return Packed, (self.parts, self.k)  # a copy points to its own tensors

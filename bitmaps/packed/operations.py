@@ -147,9 +147,10 @@ def linear(x: Tensor, packed: Packed, act: Act) -> Tensor:
         return reference_linear(x.float(), parts_of(packed)[0], act).to(x.dtype)
     inputs = native_input(x)
     y = inputs.new_empty(*outer, packed.sizes[0])
-    if found.library.bitmaps_linear(
-        packed.plan(found, act), torch.get_num_threads(), inputs.data_ptr(), prod(outer), y.data_ptr()
-    ):
+    call = native.ONE_LINEAR.pack(
+        packed.plan(found, act), inputs.data_ptr(), y.data_ptr(), prod(outer), torch.get_num_threads()
+    )
+    if found.library.bitmaps_one_linear(call):
         raise MemoryError(OUT_OF_MEMORY)
     return y if inputs is x else y.to(x.dtype)
 

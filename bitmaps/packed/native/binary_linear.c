@@ -424,9 +424,10 @@ EXPORT int bitmaps_linears(const struct plan *plan, int threads, const float *x,
 }
 
 /* The same for a plan of one matrix. */
-EXPORT int bitmaps_linear(const struct plan *plan, int threads, const float *x, int64_t m, float *y)
+EXPORT int bitmaps_one_linear(const struct one_linear *call)
 {
-    return bitmaps_linears(plan, threads, x, m, &y);
+    float *const y = call->y;
+    return bitmaps_linears(call->plan, (int)call->threads, call->x, call->m, &y);
 }
 
 /* LayerNorm(residual + x w^T + bias), for a plan of one matrix. */
