@@ -74,19 +74,19 @@ def library() -> ctypes.CDLL | None:
     if path is None:
         return None
     loaded = ctypes.CDLL(str(path))
-    pointer = plan = ctypes.c_void_p
+    pointer = ctypes.c_void_p
     inputs: list[Any] = [ctypes.c_int, pointer, ctypes.c_int64]  # threads, x, m
     norm: list[Any] = [pointer, pointer, ctypes.c_float]
     try:
         loaded.bitmaps_isa_name.restype = ctypes.c_char_p
         loaded.bitmaps_use_openmp.argtypes = [pointer] * 3
         loaded.bitmaps_one_linear.argtypes = [ctypes.c_char_p]
-        loaded.bitmaps_linears.argtypes = [plan, *inputs, pointer]
-        loaded.bitmaps_linear_norm.argtypes = [plan, *inputs, pointer, pointer, *norm]
-        loaded.bitmaps_ffnn.argtypes = [plan, plan, *inputs, pointer, *norm]
+        loaded.bitmaps_linears.argtypes = [pointer, *inputs, pointer]
+        loaded.bitmaps_linear_norm.argtypes = [pointer, *inputs, pointer, pointer, *norm]
+        loaded.bitmaps_ffnn.argtypes = [pointer, pointer, *inputs, pointer, *norm]
         loaded.bitmaps_attends.argtypes = [ctypes.c_int]
         sizes: list[Any] = [ctypes.c_int64, ctypes.c_int64]  # length, heads
-        loaded.bitmaps_attention.argtypes = [plan, plan, *inputs, pointer, pointer, *sizes, *norm]
+        loaded.bitmaps_attention.argtypes = [pointer, pointer, *inputs, pointer, pointer, *sizes, *norm]
     except AttributeError as error:
         raise InputError(f"{path} was built from older sources ({error}): install bitmaps again") from error
     # PyTorch's own threads: a second pool would fight with those that wait for work
