@@ -89,7 +89,7 @@ class WandbTracking(Tracking):
             run.log(logged)
         run.summary.update(summary)
         if packed.is_dir():
-            name = re.sub(r"[^\w.-]", "-", "-".join(filter(None, ("packed", own["components"], own["values"]))))
+            name = re.sub(r"[^\w.-]", "-", f"packed-{label(own)}")
             text = ModelCard.load(packed / card.FILE).text
             artifact = wandb.Artifact(name, "model", description=text, metadata=config_of(own))
             artifact.add_dir(str(packed))

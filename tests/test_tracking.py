@@ -164,7 +164,7 @@ def test_a_wandb_run_records_all_that_a_job_came_to(tmp_path: Path, tiny: Bert, 
          ["[MASK] ran", 0, None, "cat", 0.5, "cat 0.500, dog 0.250", ".", 0.5, ". 0.500, , 0.250"]],
     )  # fmt: skip
 
-    artifact = found.artifacts["packed-ffnn-01"]
+    artifact = found.artifacts[f"packed-{label(TRAINED)}"]
     assert artifact["type"] == "model"
     assert artifact["description"].strip() == "# the card"
     contents = {file["path"]: Path(file["local_path"]) for file in artifact["manifest"]["contents"]}
