@@ -84,7 +84,7 @@ class Job:
 def jobs_of(budget: str, seeds: Sequence[int]) -> list[Job]:
     """All runs of a budget, the first seed first."""
     scored = ("data=ptb", "measure=none", "mask_sets=5", "references=false")
-    layers, matrices = (*scored, "model=hub", "binarize=layers"), ("scale=row", "binarize.scope=matrices")
+    layers, matrices = (*scored, "model=hub", "binarize=layers"), "binarize.scope=matrices"
     published = PUBLISHED if budget == "short" else BEST_PUBLISHED
     jobs = []
     for seed in seeds:
@@ -102,8 +102,8 @@ def jobs_of(budget: str, seeds: Sequence[int]) -> list[Job]:
     if budget == "short":
         jobs += [
             Job("naive", 0, layers, "evaluate"),
-            Job("scaled", 0, (*layers, *matrices), "evaluate"),
-            Job("calibrated", 0, (*layers, *matrices, "calibrate=512"), "evaluate"),
+            Job("scaled", 0, (*layers, "scale=row", matrices), "evaluate"),
+            Job("calibrated", 0, (*layers, "scale=rank_one", matrices, "calibrate=512"), "evaluate"),
         ]
     return jobs
 

@@ -30,6 +30,7 @@ from bitmaps.bert.checkpoint import check_sha256, load, locate, save
 from bitmaps.binary.calibrate import calibrate
 from bitmaps.binary.components import binarize_naive, make_trainable, round_activations, store_words, to_float
 from bitmaps.binary.quantize import Quantization
+from bitmaps.binary.rotate import rotate_heads
 from bitmaps.binary.rounding import one_bit_inputs
 from bitmaps.card import write_card
 from bitmaps.data.module import MaskedSentences, tokenizer_of
@@ -183,13 +184,20 @@ class Job:
         self.analyses[kind]["sentences"] = fill(model, self.shown, self.tokenizer)
         return facts | evaluated.row
 
+    def original(self) -> Bert:
+        """The model that is binarized; if it will be calibrated, with the heads of attention rotated for {-1,1}."""
+        config, model = self.config, self.pretrained.load()
+        if config.calibrate and config.values == "pm1" and "attention" in config.component_names():
+            rotate_heads(model, config.scale.name)  # type: ignore[arg-type]
+        return model
+
     def calibrate(self, model: Bert, already: bool = False) -> int:
         """Fit a binarized model to the original, unless it is already, on sentences of the train split; gives how many."""
         if not self.config.calibrate or not self.config.component_names():
             return 0
         batches = self.data.first_batches(self.config.calibrate)
         if not already:
-            calibrate(model, self.pretrained.load(), batches)
+            calibrate(model, self.original(), batches)
         return sum(len(batch["input_ids"]) for batch in batches)
 
     def reference_rows(self, facts: Row) -> list[Row]:
@@ -253,7 +261,7 @@ class Evaluation(Job):
             if facts["activations"] == "int8" or config.signed():
                 round_activations(model, components, config.signed())
             return [*references, self.row(model, facts)]
-        model = self.pretrained.load()
+        model = self.original()
         facts = facts | {"row": "naive" if facts["values"] else "unbinarized", "steps": 0, "calibrated_on": 0}
         rows = []
         if config.calibrate:
@@ -324,7 +332,7 @@ class Training(Job):
     def run(self, folder: Path, facts: Row, loggers: list[Logger]) -> list[Row]:
         config = self.config
         seed_everything(config.seed, verbose=False)
-        model = self.pretrained.load().set_dropout(config.model.dropout)
+        model = self.original().set_dropout(config.model.dropout)
         loss = LossWeights(**config.loss.weights())
         components, recipe = config.component_names(), config.recipe
         parts = (config.values, config.scale.name, recipe.scaling.name, recipe.center.name, recipe.gradient.name)

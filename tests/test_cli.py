@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import bitmaps
 from bitmaps import cli
 from bitmaps.bert import Bert
+from bitmaps.binary.rotate import rotate_heads
 from bitmaps.binary.rounding import RoundInputs
 from bitmaps.dashboard import CURVES, MEASURES
 from bitmaps.data.module import masked
@@ -898,6 +899,29 @@ def test_calibration_has_a_row_beside_its_references(command: Command, scale: st
     assert (scaled["row"], scaled["calibrated_on"], scaled["scope"]) == ("naive", 0, "matrices")
     assert calibrated["cross_entropy"] != scaled["cross_entropy"] != rows["naive"]["cross_entropy"]
     assert calibrated["memory_mib"] < rows["unbinarized"]["memory_mib"]
+
+
+@pytest.mark.parametrize(
+    ("components", "values", "rotated"),
+    [("layers", "pm1", True), ("attention", "pm1", True), ("ffnn", "pm1", False), ("layers", "01", False)],
+)
+def test_calibration_is_of_rotated_heads_where_attention_has_two_opposite_values(
+    command: Command, monkeypatch: pytest.MonkeyPatch, components: str, values: str, rotated: bool
+) -> None:
+    found: list[tuple[object, ...]] = []
+
+    def rotate(model: Bert, *how: object) -> None:
+        rotate_heads(model, *how)  # type: ignore[arg-type]
+        found.append(how)
+
+    monkeypatch.setattr("bitmaps.jobs.rotate_heads", rotate)
+    options = (f"binarize={components}", f"values={values}", "binarize.scope=matrices", "scale=row")
+    options += ("references=false", "measure=none")
+    assert command("evaluate", *options, "hydra.run.dir=scaled")[0] == 0
+    assert not found
+    code, _, err = command("evaluate", "calibrate=8", *options, "hydra.run.dir=r")
+    assert code == 0, err
+    assert found == [("row",)] * 2 * rotated  # what is binarized, and what it is fitted to
 
 
 def test_more_sentences_than_there_are_to_calibrate_on_are_all_of_them(command: Command) -> None:

@@ -32,6 +32,8 @@ def calibrate(model: Bert, original: Bert, batches: Sequence[Batch]) -> Bert:
     All is over the tokens that are not padding, each weighed by 1 / mean square of its y: a few tokens, [SEP] among them, have
     outputs that are many times larger, which the LayerNorm behind them takes back. The scale of least squares, cov(z, y) /
     var(z), is smaller the noisier z is, which adds up from layer to layer.
+
+    There is less to make up for in {-1,1} if the heads of both models were rotated before (``bitmaps.binary.rotate``).
     """
     kept = torch.cat([batch["attention_mask"].bool().flatten() for batch in batches])
     masks = [batch["attention_mask"].bool()[:, None, None, :] for batch in batches]
