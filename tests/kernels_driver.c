@@ -15,7 +15,6 @@ extern const char *bitmaps_isa_name(int i);
 extern int bitmaps_isa_runs(int i);
 extern void bitmaps_use_openmp(void *parallel, void *number, void *count);
 extern int bitmaps_linears(const struct plan *plan, int threads, const float *x, int64_t m, float *const *y);
-extern int bitmaps_one_linear(const struct one_linear *call);
 extern int bitmaps_linear_norm(const struct plan *plan, int threads, const float *x, int64_t m, float *y, const float *residual,
                                const float *gain, const float *shift, float epsilon);
 extern int bitmaps_ffnn(const struct plan *expand, const struct plan *contract, int threads, const float *x, int64_t m, float *y,
@@ -25,7 +24,7 @@ extern int bitmaps_attention(const struct plan *project, const struct plan *outp
                              const uint8_t *mask, int64_t length, int64_t heads, const float *gain, const float *shift, float epsilon);
 
 enum { MOST_ISAS = 8, MOST_MATRICES = 3, MOST_ARRAYS = 128 };
-static const int64_t SIZES[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 130, 255, 256, 257, 511, 513, 770, 1024, 1040, 2049};
+static const int64_t SIZES[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 130, 255, 256, 257, 511, 513, 768, 770, 1024, 1040, 2049};
 enum { SIZE_COUNT = sizeof SIZES / sizeof *SIZES };
 
 static int isas[MOST_ISAS], isa_count; /* those that run; the last is generic */
@@ -145,8 +144,7 @@ static void linears(struct state *s, int64_t m)
         for (int i = 0; i < count; i++)
             y[j][i] = outputs(s, m * w[i].n);
         const struct plan plan = {w, count, isas[j], act};
-        const struct one_linear call = {&plan, x, y[j][0], m, threads};
-        if (count == 1 ? bitmaps_one_linear(&call) : bitmaps_linears(&plan, threads, x, m, y[j]))
+        if (bitmaps_linears(&plan, threads, x, m, y[j]))
             abort();
         s->products += count;
     }

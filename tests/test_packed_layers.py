@@ -154,6 +154,91 @@ def test_a_product_has_the_shape_and_the_type_of_the_inputs(
     torch.testing.assert_close(y, layer(x.float()).to(dtype))
 
 
+@pytest.fixture
+def plain(kernels: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[PackedLinear, Tensor], Tensor]:
+    """A layer's product as native/python.c computes it, without a way round it."""
+
+    def product(layer: PackedLinear, x: Tensor) -> Tensor:
+        layer(x)  # the first call makes what it calls from then on
+        if not layer.packed().calls:
+            pytest.skip("the kernels were built without Python's headers")
+        with monkeypatch.context() as patch:
+            patch.setattr("bitmaps.packed.operations.linears", lambda *_: pytest.fail("was not plain"))
+            return layer(x)
+
+    return product
+
+
+@pytest.mark.parametrize("shape", [(20,), (1, 20), (3, 20), (0, 20), (2, 0, 20), (2, 3, 1, 20), (1,) * 7 + (20,)])
+@pytest.mark.parametrize(
+    ("kind", "act"),
+    [*((kind, act) for kind in ("pm1", "01", "rank one") for act in ACTS), ("int8", "a8"), ("int8", "a1")],
+)
+def test_a_plain_call_computes_what_others_do(
+    kind: str, act: Act, shape: tuple[int, ...], plain: Callable[[PackedLinear, Tensor], Tensor]
+) -> None:
+    layer, x = linear_of(kind, 33, 20, act), normal(*shape, seed=7)
+    y = plain(layer, x)
+    assert (y.shape, y.dtype) == ((*shape[:-1], 33), torch.float32)
+    assert torch.equal(y, operations.linears(x, layer.packed(), layer.product_act)[0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 200, 768])
+def test_rows_of_768_inputs_are_those_of_any_other_number(
+    rows: int, plain: Callable[[PackedLinear, Tensor], Tensor]
+) -> None:
+    layer, x = linear_of("pm1", rows, 768, "a1"), normal(1, 768, seed=7)
+    signs = torch.where(x >= 0, 1.0, -1.0)
+    expected = F.linear(signs, layer.weight.dense()) * x.abs().mean() + layer.bias
+    torch.testing.assert_close(plain(layer, x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.double(), lambda x: x.bfloat16(), lambda x: nn.Parameter(x), lambda x: torch.stack([x, x], -1)[..., 0],
+        lambda x: x.expand(3, 20)[:, None], lambda x: x.view((1,) * 8 + (20,)), lambda x: x.T.contiguous().T.expand(2, 20),
+    ],
+)  # fmt: skip
+def test_what_is_not_plain_is_computed_too(
+    change: Callable[[Tensor], Tensor], plain: Callable[[PackedLinear, Tensor], Tensor]
+) -> None:
+    layer, x = linear_of("rank one", 33, 20, "a8"), normal(1, 20, seed=7)
+    expected, changed = plain(layer, x), change(x)
+    call = layer.packed().calls["a8"]
+    assert call(changed, layer.weight._buffers, layer._buffers) is None
+    y = layer(changed)
+    assert (y.shape, y.dtype) == ((*changed.shape[:-1], 33), changed.dtype)
+    torch.testing.assert_close(y, expected.expand_as(y).to(y.dtype), rtol=0.05, atol=0.05)
+
+
+def test_after_a_plain_call_other_inputs_are_refused_as_before(
+    plain: Callable[[PackedLinear, Tensor], Tensor],
+) -> None:
+    layer = linear_of("pm1", 33, 20, "a8")
+    plain(layer, normal(1, 20, seed=7))
+    for x, what in ((normal(1, 21, seed=7), "takes 20 numbers"), (torch.tensor(1.0), "takes 20 numbers")):
+        with pytest.raises(ValueError, match=what):
+            layer(x)
+    with pytest.raises(ValueError, match="floating point"):
+        layer(torch.ones(1, 20, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", ["data", "high", "low", "column", "bias"])
+def test_after_a_plain_call_a_tensor_may_be_replaced(
+    name: str, plain: Callable[[PackedLinear, Tensor], Tensor]
+) -> None:
+    layer, x = linear_of("01", 33, 20, "a8"), normal(1, 20, seed=7)
+    layer.weight.column = torch.ones(20)
+    before, of = plain(layer, x), layer if name == "bias" else layer.weight
+    tensor = getattr(of, name)
+    setattr(of, name, 255 - tensor if name == "data" else 2 * tensor + 1)
+    after = layer(x)
+    assert not torch.equal(after, before)
+    torch.testing.assert_close(after, operations.binary_linear(x, *layer.part(), "a8"))
+    assert torch.equal(plain(layer, x), after)
+
+
 @in_both_ways
 @every_kind
 def test_inputs_may_lie_anyhow(kind: str) -> None:
@@ -207,6 +292,7 @@ def test_an_embedding_refuses_what_is_no_row(kind: str, ids: Tensor) -> None:
 @in_both_ways
 def test_a_trace_computes_what_the_layer_does() -> None:
     layer, x = PackedLinear(weight_of("bit", 9, 13), torch.arange(9.0), "a8"), torch.randn(2, 13)
+    layer(x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated
         traced = torch.jit.trace(layer, (x,))

@@ -11,11 +11,14 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +28,7 @@ from bitmaps.errors import InputError
 from bitmaps.packed import __main__ as command
 from bitmaps.packed import native
 from bitmaps.packed.native import ACTS, REFERENCE, VARIABLE, Packed, Part
-from bitmaps.packed.operations import attention, binary_linear, ffnn, linear, linear_norm, linears, pack
+from bitmaps.packed.operations import attention, binary_linear, ffnn, linear_norm, linears, pack
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "bitmaps" / "packed" / "native"
@@ -51,7 +54,7 @@ def results(x: Tensor) -> list[Tensor]:
     gain, shift = normal(k, seed=20), normal(k, seed=21)
     outputs = []
     for act in ACTS:
-        outputs += [*linears(x, first, act), linear(x, first, act)]
+        outputs += linears(x, first, act)
         outputs.append(linear_norm(outputs[-1], second, x, gain, shift, 1e-12, act))
         outputs.append(ffnn(x, first, second, gain, shift, 1e-12, act))
         outputs.append(binary_linear(x, *part(n, k), act))
@@ -263,11 +266,11 @@ def test_a_library_of_older_sources_is_refused(tmp_path: Path, monkeypatch: pyte
 def test_failures_of_the_library_are_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every function that may run out of memory: with a library of which all do."""
     names = re.findall(
-        r"^EXPORT int (bitmaps_\w+)\(const struct (?:plan|one_linear)\b",
+        r"^EXPORT int (bitmaps_\w+)\(const struct plan\b",
         (SOURCES / "binary_linear.c").read_text(),
         re.MULTILINE,
     )
-    assert len(names) == 5
+    assert len(names) == 4
     code = "\n".join(f"int {name}(void) {{ return 1; }}" for name in names)
     code += "\nvoid bitmaps_use_openmp(void) {}\nint bitmaps_isa_runs(int i) { return !i; }\n"
     code += "int bitmaps_attends(int i) { return 1; }\n"
@@ -282,7 +285,6 @@ def test_failures_of_the_library_are_raised(tmp_path: Path, monkeypatch: pytest.
         three, output = Packed([part(32, 32)] * 3, 32), Packed([part(32, 32)], 32)
         norm = (normal(20), normal(20), 1e-12, "a8")
         runs: list[Callable[[], object]] = [
-            lambda: linear(x, one, "a8"),
             lambda: linears(x, one, "a8"),
             lambda: linear_norm(normal(3, 33), back, x, *norm),  # type: ignore[arg-type]
             lambda: ffnn(x, one, back, *norm),  # type: ignore[arg-type]
@@ -293,6 +295,74 @@ def test_failures_of_the_library_are_raised(tmp_path: Path, monkeypatch: pytest.
                 run()
     finally:
         forget()
+
+
+# -- the call from Python --
+
+
+def call_of(packed: Packed) -> tuple[Any, dict[str, Tensor | None], dict[str, Tensor | None]]:
+    """``linear`` of native/python.c for one matrix, and the buffers of its weight and its layer."""
+    found = native.kernels()
+    if found is None or found.linear is None:
+        pytest.skip("the kernels were built without Python's headers")
+    packed.plan(found, "a8")
+    weight, high, low, bias, column = packed.parts[0]
+    return packed.calls["a8"], {"data": weight, "high": high, "low": low, "column": column}, {"bias": bias}
+
+
+@needs_library
+def test_a_call_keeps_no_reference() -> None:
+    packed, x = Packed([part(33, 20)], 20), normal(3, 20)
+    call, of_weight, of_layer = call_of(packed)
+    others = [torch.float32, torch.get_num_threads, torch.Tensor, True, None, 33, 20, 3]
+    counted = [x, *packed.parts[0], of_weight, of_layer, call, *others]
+
+    def count() -> list[int]:
+        return [sys.getrefcount(each) for each in counted]
+
+    def run() -> None:
+        for _ in range(1000):
+            assert isinstance(call(x, of_weight, of_layer), Tensor)
+            for plain in (
+                call(x.double(), of_weight, of_layer),
+                call(x, of_layer, of_layer),
+                call(x.T, of_weight, of_layer),
+            ):
+                assert plain is None
+            with pytest.raises(TypeError, match="linear takes"):
+                call(x, of_weight, None)
+
+    run()
+    before = count()
+    run()
+    assert all(abs(b - a) < 100 for a, b in zip(before, count(), strict=True))
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "wrong", [(), (1,), (None, 1, 1, 1, 1, {}, {}), ((), 1, 1, 1, 1, {}, {}), ((1,) * 5, "", 1, 1, 1, {}, {})]
+)
+def test_a_call_of_something_else_is_refused(wrong: tuple[object, ...]) -> None:
+    packed = Packed([part(33, 20)], 20)
+    call, _, _ = call_of(packed)
+    with pytest.raises(TypeError):
+        call.func(*wrong)
+
+
+@needs_library
+def test_a_call_without_memory_raises(tmp_path: Path) -> None:
+    packed, x = Packed([part(33, 20)], 20), normal(3, 20)
+    call, of_weight, of_layer = call_of(packed)
+    (tmp_path / "none.c").write_text("int bitmaps_linears(void) { return 1; }", encoding="utf-8")
+    path, headers = tmp_path / "_kernels.so", sysconfig.get_paths()["include"]
+    compiled("-shared", "-fPIC", f"-I{SOURCES}", f"-I{headers}", SOURCES / "python.c", tmp_path / "none.c", "-o", path)
+    spec = spec_from_file_location("_kernels", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(MemoryError, match="could not get memory"):
+        module.linear(*call.args, x, of_weight, of_layer)
 
 
 # -- what the compiler made of it --
@@ -456,7 +526,7 @@ def test_kernels_keep_within_their_arrays_and_agree(tmp_path: Path, flags: list[
     if call(tmp_path / "empty").returncode:
         pytest.skip(f"programs of {' '.join(flags)} do not start here")
     source, program = Path(__file__).with_name("kernels_driver.c"), tmp_path / "driver"
-    sources = sorted(SOURCES.glob("*.c"))
+    sources = sorted(set(SOURCES.glob("*.c")) - {SOURCES / "python.c"})
     compiled(*flags, "-std=gnu11", f"-I{SOURCES}", *sources, source, "-lm", "-lpthread", "-o", program)
     done = call(program, 0, times)
     assert done.returncode == 0, done.stdout + done.stderr

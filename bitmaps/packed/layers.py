@@ -77,10 +77,20 @@ class PackedLinear(HasMatrices):
         return packed
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.product_act is not None:
+        act = self.product_act
+        if act is not None:
+            if (
+                not is_compiling()
+                and (packed := self._packed) is not None
+                and (call := packed.calls.get(act)) is not None
+            ):
+                modules: Any = self._modules
+                y = call(x, modules["weight"]._buffers, self._buffers)
+                if y is not None:
+                    return y
             if traced(x):
-                return operations.binary_linear(x, *self.part(), self.product_act)
-            return operations.linear(x, self.packed(), self.product_act)
+                return operations.binary_linear(x, *self.part(), act)
+            return operations.linears(x, self.packed(), act)[0]
         rows = (self.weight.dense(slice(i, i + ROWS)) for i in range(0, self.out_features, ROWS))
         y = torch.cat([F.linear(x.float(), part) for part in rows], -1)
         return (y if self.bias is None else y + self.bias).to(x.dtype)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import struct
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -28,7 +28,6 @@ ACTS: tuple[Act, ...] = ("f32", "a16", "a8", "a1")  # in the order of `enum act`
 # A sum of k products of a bit or a byte with an int8 must fit into 32 bits: a16 goes up to 32,639, int8 weights up to 127 * 255.
 LARGEST_K = 2**31 // 2**15
 VARIABLE, REFERENCE = "BITMAPS_KERNELS", "reference"
-ONE_LINEAR = struct.Struct("PPPqq")  # ``struct one_linear`` of native/kernels.h: plan, x, y, m, threads
 
 
 class Matrix(ctypes.Structure):
@@ -50,12 +49,14 @@ class Plan(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Kernels:
-    """The library, the number and name of the instruction set that is used, and whether it has an attention block."""
+    """The library, the number and name of the instruction set that is used, whether it has an attention block, and ``linear`` of
+    native/python.c, if Python's headers were there."""
 
     library: ctypes.CDLL
     number: int
     name: str
     attends: bool
+    linear: Callable[..., Tensor | None] | None
 
 
 def library_file() -> Path | None:
@@ -80,7 +81,6 @@ def library() -> ctypes.CDLL | None:
     try:
         loaded.bitmaps_isa_name.restype = ctypes.c_char_p
         loaded.bitmaps_use_openmp.argtypes = [pointer] * 3
-        loaded.bitmaps_one_linear.argtypes = [ctypes.c_char_p]
         loaded.bitmaps_linears.argtypes = [pointer, *inputs, pointer]
         loaded.bitmaps_linear_norm.argtypes = [pointer, *inputs, pointer, pointer, *norm]
         loaded.bitmaps_ffnn.argtypes = [pointer, pointer, *inputs, pointer, *norm]
@@ -130,7 +130,9 @@ def chosen(wanted: str) -> Kernels | None:
     loaded = library()
     if loaded is None or wanted not in available:
         raise InputError(f"{VARIABLE}={wanted} does not run here; valid are auto, {', '.join([*available, REFERENCE])}")
-    return Kernels(loaded, available[wanted], wanted, bool(loaded.bitmaps_attends(available[wanted])))
+    number, has_module = available[wanted], hasattr(loaded, "PyInit__kernels")
+    linear = import_module("bitmaps.packed._kernels").linear if has_module else None
+    return Kernels(loaded, number, wanted, bool(loaded.bitmaps_attends(number)), linear)
 
 
 @cache
@@ -188,12 +190,16 @@ class Packed:
             *(Matrix(*pointer, n, k, kind) for pointer, n, kind in zip(pointers, self.sizes, kinds, strict=True))
         )
         self.plans: dict[tuple[int, Act], Plan] = {}
+        self.calls: dict[Act, Callable[..., Tensor | None]] = {}
 
     def plan(self, found: Kernels, act: Act) -> int:
-        """The address of what every call with these kernels and this rounding has in common."""
+        """The address of what every call with these kernels and this rounding has in common. From then on ``calls`` has the call
+        through native/python.c, if there is one matrix. Both last as long as this does."""
         key = found.number, act
         if (plan := self.plans.get(key)) is None:
             plan = self.plans[key] = Plan(self.array, len(self.sizes), found.number, ACTS.index(act))
+            if found.linear is not None and len(self.sizes) == 1:
+                self.calls[act] = partial(found.linear, self.parts[0], ctypes.addressof(plan), self.k, self.sizes[0])
         return ctypes.addressof(plan)
 
     def __reduce__(self) -> tuple[type[Packed], tuple[object, ...]]:

@@ -137,26 +137,11 @@ def no_such(packed: Packed, act: str) -> ValueError:
 # a tenth of one.
 
 
-def linear(x: Tensor, packed: Packed, act: Act) -> Tensor:
-    """The product of x (..., k) with one matrix: (..., n), in x's dtype.
+def linears(x: Tensor, packed: Packed, act: Act) -> list[Tensor]:
+    """The products of x (..., k) with matrices that all read it: (..., n_i), in x's dtype.
 
     Raises:
         MemoryError: when the kernels could not get memory, here and in what follows."""
-    outer = check(x, packed, act)
-    if (found := kernels_for(packed)) is None:
-        return reference_linear(x.float(), parts_of(packed)[0], act).to(x.dtype)
-    inputs = native_input(x)
-    y = inputs.new_empty(*outer, packed.sizes[0])
-    call = native.ONE_LINEAR.pack(
-        packed.plan(found, act), inputs.data_ptr(), y.data_ptr(), prod(outer), torch.get_num_threads()
-    )
-    if found.library.bitmaps_one_linear(call):
-        raise MemoryError(OUT_OF_MEMORY)
-    return y if inputs is x else y.to(x.dtype)
-
-
-def linears(x: Tensor, packed: Packed, act: Act) -> list[Tensor]:
-    """The products of x (..., k) with matrices that all read it: (..., n_i), in x's dtype."""
     outer = check(x, packed, act)
     if (found := kernels_for(packed)) is None:
         return [reference_linear(x.float(), part, act).to(x.dtype) for part in parts_of(packed)]

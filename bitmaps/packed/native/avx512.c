@@ -409,6 +409,32 @@ static __attribute__((noinline)) void single_sign(const struct matrix *w, int64_
     }
 }
 
+/* Sixteen rows of 96 bytes, those of 768 inputs, at a time: two of them are three whole vectors, which take two thirds of the time of
+ * six halves. Gives the first row that is left. */
+static __attribute__((noinline)) int64_t single_sign_96(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m,
+                                                        float *y)
+{
+    const uint8_t *q = x->q + m * x->stride;
+    const __m512i first = _mm512_loadu_si512(q), last = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(q + 64)));
+    const __m512i between = _mm512_inserti64x4(last, _mm512_castsi512_si256(first), 1); /* the end of a row, and the start of the next */
+    const __m512i second = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_extracti64x4_epi64(first, 1)), _mm512_castsi512_si256(last), 1);
+    int64_t n = n0;
+    for (; n + 16 <= n1; n += 16) {
+        const uint8_t *from = w->weight + n * 96;
+        __m512i total[8];
+#pragma GCC unroll 8
+        for (int r = 0; r < 8; r++, from += 192) {
+            const __m512i a = _mm512_popcnt_epi32(_mm512_xor_si512(_mm512_loadu_si512(from), first));
+            const __m512i b = _mm512_popcnt_epi32(_mm512_xor_si512(_mm512_loadu_si512(from + 64), between));
+            const __m512i c = _mm512_popcnt_epi32(_mm512_xor_si512(_mm512_loadu_si512(from + 128), second));
+            const __m512i inner = _mm512_shuffle_i64x2(a, c, 0x4e); /* the upper half of a, the lower of c */
+            total[r] = _mm512_add_epi32(_mm512_add_epi32(b, inner), _mm512_mask_blend_epi64(0xf0, a, c));
+        }
+        finish(reduce_halves(total), SIGN, w, columns_of(w, n, n1), x, m, _mm512_setzero_si512(), y + n);
+    }
+    return n;
+}
+
 /* Bit b of each byte of the weights, as it stands, is the unsigned byte 0 or 2^b: so 32 bytes of weights are 256 inputs, and each b
  * has an accumulator, that is shifted right by b in the end. The upper four bits are shifted down first, so that four of them do. It
  * takes the activations in the order in which the bits come: first inputs 0, 8, 16, ... of the 256, then 1, 9, 17, ..., each of these
@@ -584,7 +610,8 @@ static void block(const struct matrix *w, int64_t n0, int64_t n1, const struct r
     } else if (rows == 1 && product == BIT) {
         single_bit(w, n0, n1, x, m0, y + m0 * ldy, memory);
     } else if (rows == 1 && product == SIGN) {
-        single_sign(w, n0, n1, x, m0, y + m0 * ldy);
+        const int64_t left = w->k == 768 ? single_sign_96(w, n0, n1, x, m0, y + m0 * ldy) : n0;
+        single_sign(w, left, n1, x, m0, y + m0 * ldy);
     } else if (rows <= FEW) {
         FEW_OF[product][rows - 1](w, n0, n1, x, m0, y, ldy);
     } else if (product == SIGN) {

@@ -423,13 +423,6 @@ EXPORT int bitmaps_linears(const struct plan *plan, int threads, const float *x,
     return run(&call, threads);
 }
 
-/* The same for a plan of one matrix. */
-EXPORT int bitmaps_one_linear(const struct one_linear *call)
-{
-    float *const y = call->y;
-    return bitmaps_linears(call->plan, (int)call->threads, call->x, call->m, &y);
-}
-
 /* LayerNorm(residual + x w^T + bias), for a plan of one matrix. */
 EXPORT int bitmaps_linear_norm(const struct plan *plan, int threads, const float *x, int64_t m, float *y, const float *residual,
                                const float *gain, const float *shift, float epsilon)

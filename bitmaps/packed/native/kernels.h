@@ -37,15 +37,6 @@ struct plan {
     int32_t count, isa, act;
 };
 
-/* A product with one matrix. In one piece, because for one token it takes microseconds, of which ctypes wants a seventh of one for
- * every argument; native.py packs the same fields. */
-struct one_linear {
-    const struct plan *plan;
-    const float *x;                    /* (m, k) */
-    float *y;                          /* (m, n) */
-    int64_t m, threads;
-};
-
 /* Activations as a kernel wants them; a row is `stride` bytes of each plane, padded with zeros. */
 struct rows {
     enum act act;

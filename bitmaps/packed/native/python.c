@@ -1,0 +1,153 @@
+/* A layer's product, called from Python: the plain case, which is nearly every call, in one function. For one token the kernel takes
+ * two microseconds, and looking at the inputs in Python and calling through ctypes took three more. What is not plain gives None:
+ * then bitmaps/packed/operations.py looks at it, converts it, or says what is wrong. PyTorch is used as any Python object is, so
+ * that nothing here depends on how it was built.
+ */
+#if __has_include(<Python.h>) /* or else a layer does without */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "kernels.h"
+
+enum { MOST_DIMENSIONS = 8 };
+
+extern int bitmaps_linears(const struct plan *plan, int threads, const float *x, int64_t m, float *const *y);
+
+static PyObject *tensor_type, *float32, *get_num_threads, *get_tracing_state;
+static PyObject *shape, *dtype, *is_cpu, *is_contiguous, *new_empty, *data_ptr; /* names of attributes */
+static PyObject *of_part[5];                                                     /* and of buffers: weight, high, low, bias, column */
+
+/* 1 if the attribute is this object, 0 if not, -1 for an error. */
+static int attribute_is(PyObject *of, PyObject *name, const PyObject *wanted)
+{
+    PyObject *found = PyObject_GetAttr(of, name);
+    Py_XDECREF(found); /* what is compared with lives elsewhere too */
+    return found ? found == wanted : -1;
+}
+
+/* The same for what a call without arguments gives: of a method, or with no name of a function. */
+static int call_gives(PyObject *of, PyObject *name, const PyObject *wanted)
+{
+    PyObject *found = name ? PyObject_CallMethodNoArgs(of, name) : PyObject_CallNoArgs(of);
+    Py_XDECREF(found);
+    return found ? found == wanted : -1;
+}
+
+/* Whether the buffers of the layer, and those of its weight, are still those that the plan points to; -1 for an error. */
+static int are_same(PyObject *part, PyObject *of_weight, PyObject *of_layer)
+{
+    for (int i = 0; i < 5; i++)
+        if (PyDict_GetItemWithError(i == 3 ? of_layer : of_weight, of_part[i]) != PyTuple_GET_ITEM(part, i))
+            return PyErr_Occurred() ? -1 : 0;
+    return 1;
+}
+
+/* 0 for an error, as is what follows. */
+static int numbers(PyObject *tensor, float **to)
+{
+    PyObject *address = PyObject_CallMethodNoArgs(tensor, data_ptr);
+    *to = address ? PyLong_AsVoidPtr(address) : NULL; /* NULL for a tensor without numbers too */
+    Py_XDECREF(address);
+    return !PyErr_Occurred();
+}
+
+static int number_of_threads(int *to)
+{
+    PyObject *number = PyObject_CallNoArgs(get_num_threads);
+    *to = number ? (int)PyLong_AsLong(number) : 0;
+    Py_XDECREF(number);
+    return !PyErr_Occurred();
+}
+
+/* y = x w^T + bias, with `sizes` the shape of x. */
+static PyObject *product(const struct plan *plan, PyObject *x, PyObject *sizes, PyObject *n)
+{
+    PyObject *arguments[MOST_DIMENSIONS + 1] = {x};
+    const Py_ssize_t outer = PyTuple_GET_SIZE(sizes) - 1;
+    int64_t m = 1;
+    for (Py_ssize_t i = 0; i < outer; i++) {
+        arguments[i + 1] = PyTuple_GET_ITEM(sizes, i);
+        m *= PyLong_AsLongLong(arguments[i + 1]);
+    }
+    arguments[outer + 1] = n;
+    PyObject *y = PyErr_Occurred() ? NULL : PyObject_VectorcallMethod(new_empty, arguments, outer + 2, NULL);
+    if (!y)
+        return NULL;
+    int threads, failed = 1;
+    float *from, *to;
+    if (number_of_threads(&threads) && numbers(x, &from) && numbers(y, &to)) {
+        Py_BEGIN_ALLOW_THREADS
+        failed = bitmaps_linears(plan, threads, from, m, &to);
+        Py_END_ALLOW_THREADS
+        if (failed)
+            PyErr_SetString(PyExc_MemoryError, "the kernels could not get memory");
+    }
+    if (failed)
+        Py_CLEAR(y);
+    return y;
+}
+
+/* linear(part, plan, k, n, x, buffers of the weight, buffers of the layer) -> y, or None where it is not plain: x a contiguous fp32
+ * tensor (..., k) on the CPU, and of no derived class, the buffers those of `part`, and torch.jit.trace not looking. */
+static PyObject *linear(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 7 || !PyTuple_Check(arguments[0]) || PyTuple_GET_SIZE(arguments[0]) != 5 || !PyDict_Check(arguments[5]) ||
+        !PyDict_Check(arguments[6])) {
+        PyErr_SetString(PyExc_TypeError, "linear takes five tensors, a plan, k, n, x, and two dictionaries of buffers");
+        return NULL;
+    }
+    const struct plan *plan = PyLong_AsVoidPtr(arguments[1]);
+    const long long k = PyLong_AsLongLong(arguments[2]);
+    PyObject *x = arguments[4], *y = NULL;
+    if (PyErr_Occurred())
+        return NULL;
+    int plain = (PyObject *)Py_TYPE(x) == tensor_type ? are_same(arguments[0], arguments[5], arguments[6]) : 0;
+    plain = plain == 1 ? attribute_is(x, dtype, float32) : plain;
+    plain = plain == 1 ? attribute_is(x, is_cpu, Py_True) : plain;
+    plain = plain == 1 ? call_gives(x, is_contiguous, Py_True) : plain;
+    plain = plain == 1 ? call_gives(get_tracing_state, NULL, Py_None) : plain;
+    if (plain < 0)
+        return NULL;
+    PyObject *sizes = plain ? PyObject_GetAttr(x, shape) : Py_NewRef(Py_None);
+    if (!sizes)
+        return NULL;
+    const Py_ssize_t dimensions = PyTuple_Check(sizes) ? PyTuple_GET_SIZE(sizes) : 0;
+    if (dimensions > 0 && dimensions <= MOST_DIMENSIONS && PyLong_AsLongLong(PyTuple_GET_ITEM(sizes, dimensions - 1)) == k)
+        y = product(plan, x, sizes, arguments[3]);
+    else if (!PyErr_Occurred())
+        y = Py_NewRef(Py_None);
+    Py_DECREF(sizes);
+    return y;
+}
+
+/* The names, and what is asked of PyTorch. */
+static int prepare(PyObject *Py_UNUSED(module))
+{
+    static const char *const parts[] = {"data", "high", "low", "bias", "column"};
+    for (int i = 0; i < 5; i++)
+        if (!(of_part[i] = PyUnicode_InternFromString(parts[i])))
+            return -1;
+    shape = PyUnicode_InternFromString("shape");
+    dtype = PyUnicode_InternFromString("dtype");
+    is_cpu = PyUnicode_InternFromString("is_cpu");
+    is_contiguous = PyUnicode_InternFromString("is_contiguous");
+    new_empty = PyUnicode_InternFromString("new_empty");
+    data_ptr = PyUnicode_InternFromString("data_ptr");
+    PyObject *torch = PyImport_ImportModule("torch"), *inner = PyImport_ImportModule("torch._C");
+    if (torch && inner) {
+        tensor_type = PyObject_GetAttrString(torch, "Tensor");
+        float32 = PyObject_GetAttrString(torch, "float32");
+        get_num_threads = PyObject_GetAttrString(torch, "get_num_threads");
+        get_tracing_state = PyObject_GetAttrString(inner, "_get_tracing_state");
+    }
+    Py_XDECREF(torch);
+    Py_XDECREF(inner);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static PyMethodDef functions[] = {{"linear", (PyCFunction)(void (*)(void))linear, METH_FASTCALL, NULL}, {NULL, NULL, 0, NULL}};
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, prepare}, {0, NULL}};
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "_kernels", .m_methods = functions, .m_slots = slots};
+
+PyMODINIT_FUNC PyInit__kernels(void) { return PyModuleDef_Init(&definition); }
+#endif
