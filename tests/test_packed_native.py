@@ -329,7 +329,7 @@ def test_a_call_keeps_no_reference() -> None:
                 call(x.T, of_weight, of_layer),
             ):
                 assert plain is None
-            with pytest.raises(TypeError, match="linear takes"):
+            with pytest.raises(TypeError, match="takes x and"):
                 call(x, of_weight, None)
 
     run()
@@ -339,14 +339,18 @@ def test_a_call_keeps_no_reference() -> None:
 
 
 @needs_library
-@pytest.mark.parametrize(
-    "wrong", [(), (1,), (None, 1, 1, 1, 1, {}, {}), ((), 1, 1, 1, 1, {}, {}), ((1,) * 5, "", 1, 1, 1, {}, {})]
-)
-def test_a_call_of_something_else_is_refused(wrong: tuple[object, ...]) -> None:
+@pytest.mark.parametrize("wrong", [(), (1,), (None, 1, 1, 1), ((), 1, 1, 1), ((1,) * 5, "", 1, 1), ((1,) * 5, 0, 1, 1)])
+def test_a_call_of_something_else_is_refused(wrong: tuple[Any, ...]) -> None:
     packed = Packed([part(33, 20)], 20)
-    call, _, _ = call_of(packed)
-    with pytest.raises(TypeError):
-        call.func(*wrong)
+    call, of_weight, _ = call_of(packed)
+    for arguments in ((), (1,), (normal(1, 20), of_weight, None)):
+        with pytest.raises(TypeError, match="takes x and two dictionaries"):
+            call(*arguments)
+    found = native.kernels()
+    assert found is not None
+    assert found.linear is not None
+    with pytest.raises((TypeError, ValueError)):
+        found.linear(*wrong)
 
 
 @needs_library
@@ -362,7 +366,7 @@ def test_a_call_without_memory_raises(tmp_path: Path) -> None:
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     with pytest.raises(MemoryError, match="could not get memory"):
-        module.linear(*call.args, x, of_weight, of_layer)
+        module.linear(*call.__self__)(x, of_weight, of_layer)
 
 
 # -- what the compiler made of it --

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from bitmaps.bert.attention import Attention
 from bitmaps.bert.config import BertConfig
@@ -79,13 +79,9 @@ class PackedLinear(HasMatrices):
     def forward(self, x: Tensor) -> Tensor:
         act = self.product_act
         if act is not None:
-            if (
-                not is_compiling()
-                and (packed := self._packed) is not None
-                and (call := packed.calls.get(act)) is not None
-            ):
+            if not is_dynamo_compiling() and (packed := self._packed) is not None and act in packed.calls:
                 modules: Any = self._modules
-                y = call(x, modules["weight"]._buffers, self._buffers)
+                y = packed.calls[act](x, modules["weight"]._buffers, self._buffers)
                 if y is not None:
                     return y
             if traced(x):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -24,6 +24,8 @@ from bitmaps.errors import InputError
 
 Act = Literal["f32", "a16", "a8", "a1"]
 Part = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]  # weight, high, low, bias, column
+Buffers = Mapping[str, Tensor | None]
+Call = Callable[[Tensor, Buffers, Buffers], Tensor | None]  # x, the buffers of the weight and of the layer
 ACTS: tuple[Act, ...] = ("f32", "a16", "a8", "a1")  # in the order of `enum act` in native/kernels.h
 # A sum of k products of a bit or a byte with an int8 must fit into 32 bits: a16 goes up to 32,639, int8 weights up to 127 * 255.
 LARGEST_K = 2**31 // 2**15
@@ -56,7 +58,7 @@ class Kernels:
     number: int
     name: str
     attends: bool
-    linear: Callable[..., Tensor | None] | None
+    linear: Callable[[Part, int, int, int], Call] | None
 
 
 def library_file() -> Path | None:
@@ -190,7 +192,7 @@ class Packed:
             *(Matrix(*pointer, n, k, kind) for pointer, n, kind in zip(pointers, self.sizes, kinds, strict=True))
         )
         self.plans: dict[tuple[int, Act], Plan] = {}
-        self.calls: dict[Act, Callable[..., Tensor | None]] = {}
+        self.calls: dict[Act, Call] = {}
 
     def plan(self, found: Kernels, act: Act) -> int:
         """The address of what every call with these kernels and this rounding has in common. From then on ``calls`` has the call
@@ -199,7 +201,7 @@ class Packed:
         if (plan := self.plans.get(key)) is None:
             plan = self.plans[key] = Plan(self.array, len(self.sizes), found.number, ACTS.index(act))
             if found.linear is not None and len(self.sizes) == 1:
-                self.calls[act] = partial(found.linear, self.parts[0], ctypes.addressof(plan), self.k, self.sizes[0])
+                self.calls[act] = found.linear(self.parts[0], ctypes.addressof(plan), self.k, self.sizes[0])
         return ctypes.addressof(plan)
 
     def __reduce__(self) -> tuple[type[Packed], tuple[object, ...]]:

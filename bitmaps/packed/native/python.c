@@ -87,21 +87,20 @@ static PyObject *product(const struct plan *plan, PyObject *x, PyObject *sizes, 
     return y;
 }
 
-/* linear(part, plan, k, n, x, buffers of the weight, buffers of the layer) -> y, or None where it is not plain: x a contiguous fp32
- * tensor (..., k) on the CPU, and of no derived class, the buffers those of `part`, and torch.jit.trace not looking. */
-static PyObject *linear(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+/* What `linear` gives, bound to its arguments: called with x, the buffers of the weight and those of the layer it gives y, or None where
+ * that is not plain: x a contiguous fp32 tensor (..., k) on the CPU, and of no derived class, the buffers those of `part`, and
+ * torch.jit.trace not looking. */
+static PyObject *call(PyObject *bound, PyObject *const *arguments, Py_ssize_t count)
 {
-    if (count != 7 || !PyTuple_Check(arguments[0]) || PyTuple_GET_SIZE(arguments[0]) != 5 || !PyDict_Check(arguments[5]) ||
-        !PyDict_Check(arguments[6])) {
-        PyErr_SetString(PyExc_TypeError, "linear takes five tensors, a plan, k, n, x, and two dictionaries of buffers");
+    if (count != 3 || !PyDict_Check(arguments[1]) || !PyDict_Check(arguments[2])) {
+        PyErr_SetString(PyExc_TypeError, "a product takes x and two dictionaries of buffers");
         return NULL;
     }
-    const struct plan *plan = PyLong_AsVoidPtr(arguments[1]);
-    const long long k = PyLong_AsLongLong(arguments[2]);
-    PyObject *x = arguments[4], *y = NULL;
-    if (PyErr_Occurred())
-        return NULL;
-    int plain = (PyObject *)Py_TYPE(x) == tensor_type ? are_same(arguments[0], arguments[5], arguments[6]) : 0;
+    PyObject *const part = PyTuple_GET_ITEM(bound, 0), *const n = PyTuple_GET_ITEM(bound, 3);
+    const struct plan *plan = PyLong_AsVoidPtr(PyTuple_GET_ITEM(bound, 1));
+    const long long k = PyLong_AsLongLong(PyTuple_GET_ITEM(bound, 2));
+    PyObject *x = arguments[0], *y = NULL;
+    int plain = (PyObject *)Py_TYPE(x) == tensor_type ? are_same(part, arguments[1], arguments[2]) : 0;
     plain = plain == 1 ? attribute_is(x, dtype, float32) : plain;
     plain = plain == 1 ? attribute_is(x, is_cpu, Py_True) : plain;
     plain = plain == 1 ? call_gives(x, is_contiguous, Py_True) : plain;
@@ -113,11 +112,27 @@ static PyObject *linear(PyObject *Py_UNUSED(module), PyObject *const *arguments,
         return NULL;
     const Py_ssize_t dimensions = PyTuple_Check(sizes) ? PyTuple_GET_SIZE(sizes) : 0;
     if (dimensions > 0 && dimensions <= MOST_DIMENSIONS && PyLong_AsLongLong(PyTuple_GET_ITEM(sizes, dimensions - 1)) == k)
-        y = product(plan, x, sizes, arguments[3]);
+        y = product(plan, x, sizes, n);
     else if (!PyErr_Occurred())
         y = Py_NewRef(Py_None);
     Py_DECREF(sizes);
     return y;
+}
+
+static PyMethodDef product_of_linear = {"product", (PyCFunction)(void (*)(void))call, METH_FASTCALL, NULL};
+
+/* linear(part, plan, k, n): part the five tensors (or None) that the plan, an address, points to. */
+static PyObject *linear(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    PyObject *part, *plan, *k, *n;
+    if (!PyArg_ParseTuple(arguments, "O!O!O!O!", &PyTuple_Type, &part, &PyLong_Type, &plan, &PyLong_Type, &k, &PyLong_Type, &n))
+        return NULL;
+    if (PyTuple_GET_SIZE(part) != 5 || !PyLong_AsVoidPtr(plan) || PyLong_AsLongLong(k) < 1) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "linear takes five tensors, the address of a plan, k and n");
+        return NULL;
+    }
+    return PyCFunction_New(&product_of_linear, arguments);
 }
 
 /* The names, and what is asked of PyTorch. */
@@ -145,7 +160,7 @@ static int prepare(PyObject *Py_UNUSED(module))
     return PyErr_Occurred() ? -1 : 0;
 }
 
-static PyMethodDef functions[] = {{"linear", (PyCFunction)(void (*)(void))linear, METH_FASTCALL, NULL}, {NULL, NULL, 0, NULL}};
+static PyMethodDef functions[] = {{"linear", linear, METH_VARARGS, NULL}, {NULL, NULL, 0, NULL}};
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, prepare}, {0, NULL}};
 static PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "_kernels", .m_methods = functions, .m_slots = slots};
 
