@@ -332,7 +332,10 @@ class Training(Job):
     def run(self, folder: Path, facts: Row, loggers: list[Logger]) -> list[Row]:
         config = self.config
         seed_everything(config.seed, verbose=False)
-        model = self.original().set_dropout(config.model.dropout)
+        model = (
+            self.pretrained.load() if config.resume is not None else self.original()
+        )  # a checkpoint has its own heads
+        model.set_dropout(config.model.dropout)
         loss = LossWeights(**config.loss.weights())
         components, recipe = config.component_names(), config.recipe
         parts = (config.values, config.scale.name, recipe.scaling.name, recipe.center.name, recipe.gradient.name)

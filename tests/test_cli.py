@@ -899,14 +899,21 @@ def test_calibration_has_a_row_beside_its_references(command: Command, scale: st
     assert (scaled["row"], scaled["calibrated_on"], scaled["scope"]) == ("naive", 0, "matrices")
     assert calibrated["cross_entropy"] != scaled["cross_entropy"] != rows["naive"]["cross_entropy"]
     assert calibrated["memory_mib"] < rows["unbinarized"]["memory_mib"]
+    assert command("evaluate", "binarize=layers", "measure=none", "hydra.run.dir=naive")[0] == 0
+    assert rows["naive"]["cross_entropy"] == metrics("naive")["cross_entropy"]  # of the model as it came
 
 
 @pytest.mark.parametrize(
-    ("components", "values", "rotated"),
-    [("layers", "pm1", True), ("attention", "pm1", True), ("ffnn", "pm1", False), ("layers", "01", False)],
+    ("components", "values", "scale", "rotated"),
+    [
+        ("layers", "pm1", "row", True),
+        ("attention", "pm1", "rank_one", True),
+        ("ffnn", "pm1", "row", False),
+        ("layers", "01", "row", False),
+    ],
 )
 def test_calibration_is_of_rotated_heads_where_attention_has_two_opposite_values(
-    command: Command, monkeypatch: pytest.MonkeyPatch, components: str, values: str, rotated: bool
+    command: Command, monkeypatch: pytest.MonkeyPatch, components: str, values: str, scale: str, rotated: bool
 ) -> None:
     found: list[tuple[object, ...]] = []
 
@@ -915,13 +922,13 @@ def test_calibration_is_of_rotated_heads_where_attention_has_two_opposite_values
         found.append(how)
 
     monkeypatch.setattr("bitmaps.jobs.rotate_heads", rotate)
-    options = (f"binarize={components}", f"values={values}", "binarize.scope=matrices", "scale=row")
+    options = (f"binarize={components}", f"values={values}", "binarize.scope=matrices", f"scale={scale}")
     options += ("references=false", "measure=none")
     assert command("evaluate", *options, "hydra.run.dir=scaled")[0] == 0
     assert not found
     code, _, err = command("evaluate", "calibrate=8", *options, "hydra.run.dir=r")
     assert code == 0, err
-    assert found == [("row",)] * 2 * rotated  # what is binarized, and what it is fitted to
+    assert found == [(scale,)] * 2 * rotated  # what is binarized, and what it is fitted to
 
 
 def test_more_sentences_than_there_are_to_calibrate_on_are_all_of_them(command: Command) -> None:
