@@ -134,6 +134,7 @@ def test_a_product_is_that_of_the_dense_matrix_with_rounded_inputs(
     elif rounds != "f32":  # by half a step at most
         error += 0.5 * inputs.abs().amax(-1, keepdim=True) / TOP[rounds] * weight.abs().sum(-1)
     for way in WAYS:
+        layer._packed = None
         with computed_by(way):
             y = layer(x)
         assert y.dtype == torch.float32
@@ -222,6 +223,8 @@ def test_after_a_plain_call_other_inputs_are_refused_as_before(
             layer(x)
     with pytest.raises(ValueError, match="floating point"):
         layer(torch.ones(1, 20, dtype=torch.int64))
+    with pytest.raises(ValueError, match="without numbers"):
+        torch.func.functionalize(layer)(normal(1, 20, seed=7))
 
 
 @pytest.mark.parametrize("name", ["data", "high", "low", "column", "bias"])

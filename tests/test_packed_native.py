@@ -12,9 +12,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 import tomllib
+import weakref
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -182,6 +185,7 @@ def test_info_prints_what_runs_and_what_is_used() -> None:
     sets = ", ".join([*KERNELS, REFERENCE])
     assert re.search(rf"^runs here +{sets} +\({VARIABLE} chooses\)$", done.stdout, re.MULTILINE)
     assert re.search(rf"^in use +{[*KERNELS, REFERENCE][0]}$", done.stdout, re.MULTILINE)
+    assert (re.search(r"^calls +(from C|through ctypes, .*)$", done.stdout, re.MULTILINE) is not None) is bool(KERNELS)
 
 
 @pytest.mark.parametrize("name", [*KERNELS, REFERENCE])
@@ -339,7 +343,9 @@ def test_a_call_keeps_no_reference() -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("wrong", [(), (1,), (None, 1, 1, 1), ((), 1, 1, 1), ((1,) * 5, "", 1, 1), ((1,) * 5, 0, 1, 1)])
+@pytest.mark.parametrize(
+    "wrong", [(), (1,), (None, 1, 1, 1, 1), ((), 1, 1, 1, 1), ((1,) * 5, "", 1, 1, 1), ((1,) * 5, 0, 1, 1, 1)]
+)
 def test_a_call_of_something_else_is_refused(wrong: tuple[Any, ...]) -> None:
     packed = Packed([part(33, 20)], 20)
     call, of_weight, _ = call_of(packed)
@@ -351,6 +357,42 @@ def test_a_call_of_something_else_is_refused(wrong: tuple[Any, ...]) -> None:
     assert found.linear is not None
     with pytest.raises((TypeError, ValueError)):
         found.linear(*wrong)
+
+
+@needs_library
+def test_a_call_keeps_alive_what_it_points_to() -> None:
+    packed, x = Packed([part(33, 20)], 20), normal(3, 20)
+    call, of_weight, of_layer = call_of(packed)
+    expected, lost = call(x, of_weight, of_layer), weakref.ref(packed)
+    del packed
+    gc.collect()
+    assert lost() is None
+    for _ in range(10):
+        torch.randn(1000)
+        assert torch.equal(call(x, of_weight, of_layer), expected)
+
+
+@needs_library
+def test_threads_that_make_the_first_call_have_one_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, found, both = Packed([part(33, 20)], 20), native.kernels(), threading.Barrier(2)
+    assert found is not None
+    plan = native.Plan
+
+    def slow(*arguments: Any) -> native.Plan:
+        both.wait()
+        return plan(*arguments)
+
+    monkeypatch.setattr(native, "Plan", slow)
+    with ThreadPoolExecutor(2) as pool:
+        addresses = list(pool.map(lambda _: packed.plan(found, "a8"), range(2)))
+    assert addresses[0] == addresses[1]
+
+
+@needs_library
+def test_tensors_without_numbers_are_refused() -> None:
+    packed, x = Packed([part(33, 20)], 20), normal(3, 20)
+    with pytest.raises(ValueError, match="without numbers"):
+        torch.func.functionalize(lambda x: linears(x, packed, "a8"))(x)
 
 
 @needs_library
@@ -571,16 +613,18 @@ def test_the_package_installs_with_and_without_a_compiler(tmp_path: Path, cc: st
         print(native.__file__)
         print(native.library_file())
         print(found.name if found else "reference")
+        print(bool(found and found.linear))
         weight = torch.full((3, 1), 15, dtype=torch.uint8)
         print(operations.binary_linear(torch.ones(1, 8), weight, torch.ones(3), torch.zeros(3)).tolist())
     """
     done = call(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site), **{VARIABLE: "auto"})
     assert done.returncode == 0, done.stderr
-    where, file, used, y = done.stdout.splitlines()
+    where, file, used, from_c, y = done.stdout.splitlines()
     assert Path(where).is_relative_to(site)
     assert y == "[[4.0, 4.0, 4.0]]"
     if cc is None:
         assert Path(file).parent == Path(where).parent
         assert used != REFERENCE
+        assert from_c == str((Path(sysconfig.get_paths()["include"]) / "Python.h").is_file())
     else:
         assert (file, used) == ("None", REFERENCE)

@@ -32,6 +32,8 @@ def info() -> None:
     print(f"library       {path.name if path else 'none: there was no C compiler when bitmaps was installed'}")
     print(f"runs here     {', '.join([*native.instruction_sets(), native.REFERENCE])}   ({native.VARIABLE} chooses)")
     print(f"in use        {found.name if found else native.REFERENCE}")
+    if found is not None:
+        print(f"calls         {'from C' if found.linear else 'through ctypes, for want of headers of Python: slower'}")
     print(f"threads       {torch.get_num_threads()}")
 
 

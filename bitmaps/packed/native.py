@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -58,7 +58,7 @@ class Kernels:
     number: int
     name: str
     attends: bool
-    linear: Callable[[Part, int, int, int], Call] | None
+    linear: Callable[[Part, int, int, int, object], Call] | None
 
 
 def library_file() -> Path | None:
@@ -102,6 +102,17 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
+@cache
+def module(path: str) -> Any:
+    """The same file as a module of Python's, which native/python.c makes of it."""
+    spec = spec_from_file_location("bitmaps.packed._kernels", path)
+    assert spec is not None
+    assert spec.loader is not None
+    found = module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
 def instruction_sets() -> dict[str, int]:
     """Those that this processor runs, the fastest first, with their number in the library."""
     loaded = library()
@@ -132,8 +143,8 @@ def chosen(wanted: str) -> Kernels | None:
     loaded = library()
     if loaded is None or wanted not in available:
         raise InputError(f"{VARIABLE}={wanted} does not run here; valid are auto, {', '.join([*available, REFERENCE])}")
-    number, has_module = available[wanted], hasattr(loaded, "PyInit__kernels")
-    linear = import_module("bitmaps.packed._kernels").linear if has_module else None
+    number = available[wanted]
+    linear = module(loaded._name).linear if hasattr(loaded, "PyInit__kernels") else None
     return Kernels(loaded, number, wanted, bool(loaded.bitmaps_attends(number)), linear)
 
 
@@ -195,13 +206,16 @@ class Packed:
         self.calls: dict[Act, Call] = {}
 
     def plan(self, found: Kernels, act: Act) -> int:
-        """The address of what every call with these kernels and this rounding has in common. From then on ``calls`` has the call
-        through native/python.c, if there is one matrix. Both last as long as this does."""
+        """The address of what every call with these kernels and this rounding has in common; it lasts as long as this does. Then
+        ``calls`` has, if there is one matrix, the call of native/python.c."""
         key = found.number, act
-        if (plan := self.plans.get(key)) is None:
-            plan = self.plans[key] = Plan(self.array, len(self.sizes), found.number, ACTS.index(act))
+        if (
+            plan := self.plans.get(key)
+        ) is None:  # of two threads the second takes the plan of the first, which others may hold
+            plan = self.plans.setdefault(key, Plan(self.array, len(self.sizes), found.number, ACTS.index(act)))
             if found.linear is not None and len(self.sizes) == 1:
-                self.calls[act] = found.linear(self.parts[0], ctypes.addressof(plan), self.k, self.sizes[0])
+                address, owners = ctypes.addressof(plan), (plan, self.tensors)
+                self.calls[act] = found.linear(self.parts[0], address, self.k, self.sizes[0], owners)
         return ctypes.addressof(plan)
 
     def __reduce__(self) -> tuple[type[Packed], tuple[object, ...]]:

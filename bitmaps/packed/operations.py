@@ -85,6 +85,19 @@ def reference_linear(x: Tensor, part: Part, act: Act) -> Tensor:
     return y if bias is None else y + bias
 
 
+def address(tensor: Tensor) -> int:
+    """Where a tensor's numbers are.
+
+    Raises:
+        ValueError: when it has none, because a transformation of PyTorch looks at what is computed."""
+    found = tensor.data_ptr()
+    if not found and tensor.numel():
+        raise ValueError(
+            "a tensor without numbers, of a fake mode or torch.func, which do not see what the kernels compute"
+        )
+    return found
+
+
 def native_input(x: Tensor) -> Tensor:
     """x as the kernels take it: contiguous fp32."""
     return x if x.dtype is torch.float32 and x.is_contiguous() else x.to(torch.float32).contiguous()
@@ -147,9 +160,9 @@ def linears(x: Tensor, packed: Packed, act: Act) -> list[Tensor]:
         return [reference_linear(x.float(), part, act).to(x.dtype) for part in parts_of(packed)]
     inputs = native_input(x)
     outputs = [inputs.new_empty(*outer, n) for n in packed.sizes]
-    addresses = (ctypes.c_void_p * len(outputs))(*(y.data_ptr() for y in outputs))
+    addresses = (ctypes.c_void_p * len(outputs))(*(address(y) for y in outputs))
     if found.library.bitmaps_linears(
-        packed.plan(found, act), torch.get_num_threads(), inputs.data_ptr(), prod(outer), addresses
+        packed.plan(found, act), torch.get_num_threads(), address(inputs), prod(outer), addresses
     ):
         raise MemoryError(OUT_OF_MEMORY)
     return outputs if inputs is x else [y.to(x.dtype) for y in outputs]
@@ -172,8 +185,8 @@ def linear_norm(
     inputs, residual = native_input(x), native_input(residual)
     y = torch.empty_like(residual)
     if found.library.bitmaps_linear_norm(
-        packed.plan(found, act), torch.get_num_threads(), inputs.data_ptr(), prod(outer),
-        y.data_ptr(), residual.data_ptr(), gain.data_ptr(), shift.data_ptr(), epsilon,
+        packed.plan(found, act), torch.get_num_threads(), address(inputs), prod(outer),
+        address(y), address(residual), address(gain), address(shift), epsilon,
     ):  # fmt: skip
         raise MemoryError(OUT_OF_MEMORY)
     return y.to(x.dtype)
@@ -196,8 +209,8 @@ def ffnn(x: Tensor, expand: Packed, contract: Packed, gain: Tensor, shift: Tenso
     inputs = native_input(x)
     y = torch.empty_like(inputs)
     if found.library.bitmaps_ffnn(
-        expand.plan(found, act), contract.plan(found, act), torch.get_num_threads(), inputs.data_ptr(), prod(outer),
-        y.data_ptr(), gain.data_ptr(), shift.data_ptr(), epsilon,
+        expand.plan(found, act), contract.plan(found, act), torch.get_num_threads(), address(inputs), prod(outer),
+        address(y), address(gain), address(shift), epsilon,
     ):  # fmt: skip
         raise MemoryError(OUT_OF_MEMORY)
     return y.to(x.dtype)
@@ -248,8 +261,8 @@ def attention(
     mask = None if mask is None else mask.expand(batch, 1, 1, length).contiguous()
     y = torch.empty_like(inputs)
     if found.library.bitmaps_attention(
-        project.plan(found, act), output.plan(found, act), torch.get_num_threads(), inputs.data_ptr(), batch * length, y.data_ptr(),
-        None if mask is None else mask.data_ptr(), length, heads, gain.data_ptr(), shift.data_ptr(), epsilon,
+        project.plan(found, act), output.plan(found, act), torch.get_num_threads(), address(inputs), batch * length, address(y),
+        None if mask is None else address(mask), length, heads, address(gain), address(shift), epsilon,
     ):  # fmt: skip
         raise MemoryError(OUT_OF_MEMORY)
     return y.to(x.dtype)

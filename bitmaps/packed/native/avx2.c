@@ -427,5 +427,5 @@ static void block(const struct matrix *w, int64_t n0, int64_t n1, const struct r
     panel_block(w, n0, n1, x, m0, m1, y, ldy, memory);
 }
 
-const struct isa bitmaps_avx2 = {"avx2", COLUMNS, FEW, 0, scratch, block, round_row, plain_sign_row, gelu, add_norm, NULL, NULL};
+const struct isa bitmaps_avx2 = {"avx2", COLUMNS, FEW, 0, 1, scratch, block, round_row, plain_sign_row, gelu, add_norm, NULL, NULL};
 #endif

@@ -610,7 +610,7 @@ static void block(const struct matrix *w, int64_t n0, int64_t n1, const struct r
     } else if (rows == 1 && product == BIT) {
         single_bit(w, n0, n1, x, m0, y + m0 * ldy, memory);
     } else if (rows == 1 && product == SIGN) {
-        const int64_t left = w->k == 768 ? single_sign_96(w, n0, n1, x, m0, y + m0 * ldy) : n0;
+        const int64_t left = row_bytes(w) == 96 ? single_sign_96(w, n0, n1, x, m0, y + m0 * ldy) : n0;
         single_sign(w, left, n1, x, m0, y + m0 * ldy);
     } else if (rows <= FEW) {
         FEW_OF[product][rows - 1](w, n0, n1, x, m0, y, ldy);
@@ -843,7 +843,7 @@ static void attend(const struct head *h, void *scratch)
     }
 }
 
-const struct isa bitmaps_avx512 = {"avx512", COLUMNS, FEW, 1, scratch, block, round_row_64, sign_row, gelu_16, add_norm, attend_scratch, attend};
+const struct isa bitmaps_avx512 = {"avx512", COLUMNS, FEW, 1, 2, scratch, block, round_row_64, sign_row, gelu_16, add_norm, attend_scratch, attend};
 
 /* -- AMX: products of tiles of 16 by 64 bytes -- */
 
@@ -989,6 +989,6 @@ static void tile_block(const struct matrix *w, int64_t n0, int64_t n1, const str
         tile_panels(w, n0, n1, x, m0, m1, y, ldy, memory, BIT);
 }
 
-const struct isa bitmaps_amx = {"amx", COLUMNS, FEW, 1, tile_scratch, tile_block, round_row_64, sign_row, gelu_16, add_norm, attend_scratch, attend};
+const struct isa bitmaps_amx = {"amx", COLUMNS, FEW, 1, 2, tile_scratch, tile_block, round_row_64, sign_row, gelu_16, add_norm, attend_scratch, attend};
 #endif
 #endif

@@ -1,5 +1,5 @@
 /* The entry points: which instruction set runs, on how many threads, and how the work is cut. Plain C without dependencies; every
- * function is re-entrant. bitmaps/packed/native.py calls them, and has checked shapes and types before it does. */
+ * function is re-entrant. bitmaps/packed/operations.py and python.c call them, and have checked shapes and types before they do. */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -235,7 +235,7 @@ static int64_t lay_out(struct stage *s, int threads, int64_t count, char *memory
 
 static void run_stage(struct stage *s, int threads, int rounded)
 {
-    const int64_t small = s->rows.act == A1 ? 2 * SMALL : SMALL; /* those with a sign take less than half the time */
+    const int64_t small = SMALL * (s->rows.act == A1 ? s->isa->signs : 1);
     const int few = s->count * s->w->n * s->w->k < small;
     const int workers = few ? 1 : threads;
     if (s->rows.act == F32 && !s->w->column)

@@ -60,6 +60,7 @@ struct isa {
     const char *name;
     int64_t columns, few;              /* of the output in one block; rows up to which it may be any number of columns */
     int flips;                         /* whether it wants q + 128 for INT8 weights */
+    int64_t signs;                     /* so many products with a sign take about the time of one with a byte */
     int64_t (*scratch)(int64_t k);     /* bytes that `block` needs for k inputs */
     /* Outputs m0..m1 (at most ROWS) by n0..n1 (at most `columns`); y is the output (0, 0), ldy numbers a row. */
     void (*block)(const struct matrix *, int64_t n0, int64_t n1, const struct rows *, int64_t m0, int64_t m1, float *y,
