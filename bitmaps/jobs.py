@@ -332,9 +332,8 @@ class Training(Job):
     def run(self, folder: Path, facts: Row, loggers: list[Logger]) -> list[Row]:
         config = self.config
         seed_everything(config.seed, verbose=False)
-        model = (
-            self.pretrained.load() if config.resume is not None else self.original()
-        )  # a checkpoint has its own heads
+        # a checkpoint brings its own heads
+        model = self.original() if config.resume is None else self.pretrained.load()
         model.set_dropout(config.model.dropout)
         loss = LossWeights(**config.loss.weights())
         components, recipe = config.component_names(), config.recipe

@@ -44,20 +44,20 @@ def rotate(heads: int, first: nn.Linear, second: nn.Linear, scale: Scale, of_inp
         found = two_values(weight.mT, "pm1", scale).mT if transposed else two_values(weight, "pm1", scale)
         return found.reshape(rotated.shape)
 
-    parts = []  # a row for each number of a head: (heads, d, n)
+    parts = []  # a row for each number of a head: (heads, d, n); and its power
     for linear, transposed in ((first, False), (second, of_inputs)):
         weight = linear.weight.mT if transposed else linear.weight
-        parts.append((linear, transposed, weight.double().unflatten(0, (heads, -1))))
+        part = weight.double().unflatten(0, (heads, -1))
+        parts.append((linear, transposed, part, part.square().sum().clamp(min=TINY)))
     rotation = torch.eye(first.out_features // heads, dtype=torch.float64, device=first.weight.device)
     rotation = rotation.expand(heads, -1, -1)
     for _ in range(ROUNDS):
         along = torch.zeros_like(rotation)
-        for _, transposed, part in parts:
-            power = part.square().sum().clamp(min=TINY)
+        for _, transposed, part, power in parts:
             along = along + nearest(rotation @ part, transposed) @ part.mT / power
         u, _, vh = torch.linalg.svd(along)
         rotation = u @ vh
-    for linear, transposed, part in parts:
+    for linear, transposed, part, _ in parts:
         rotated = (rotation @ part).flatten(0, 1)
         linear.weight.copy_(rotated.mT if transposed else rotated)
         if not transposed:

@@ -209,9 +209,8 @@ class Packed:
         """The address of what every call with these kernels and this rounding has in common; it lasts as long as this does. Then
         ``calls`` has, if there is one matrix, the call of native/python.c."""
         key = found.number, act
-        if (
-            plan := self.plans.get(key)
-        ) is None:  # of two threads the second takes the plan of the first, which others may hold
+        if (plan := self.plans.get(key)) is None:
+            # of two threads the second takes the plan of the first, which others may hold
             plan = self.plans.setdefault(key, Plan(self.array, len(self.sizes), found.number, ACTS.index(act)))
             if found.linear is not None and len(self.sizes) == 1:
                 address, owners = ctypes.addressof(plan), (plan, self.tensors)
