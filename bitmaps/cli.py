@@ -21,9 +21,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bitmaps.config import Devices, Evaluate, Train, check, conf_dir
+from bitmaps.command.schema import Devices, Evaluate, Train, check, conf_dir
 from bitmaps.errors import InputError
-from bitmaps.runs import Row, RunFolder, commit, read_analyses, read_metrics, read_rows, read_sentences, versions
+from bitmaps.runs.folder import (
+    Row,
+    RunFolder,
+    commit,
+    read_analyses,
+    read_metrics,
+    read_rows,
+    read_sentences,
+    versions,
+)
 
 log = logging.getLogger(__name__)
 
@@ -80,33 +89,41 @@ def run(cfg: DictConfig) -> None:
         rank_zero_only,
     )  # takes seconds: not before Hydra has found what is mistyped
 
-    from bitmaps.jobs import Evaluation, Training
+    from bitmaps.jobs.jobs import Evaluation, Training
     from bitmaps.report.table import print_analyses, print_sentences, print_table
-    from bitmaps.tracking import tracking
+    from bitmaps.tracking.loggers import tracking
 
     hydra_config = HydraConfig.get()
     command = hydra_config.job.config_name
     overrides = list(hydra_config.overrides.task)
     in_sweep = hydra_config.mode is RunMode.MULTIRUN
-    folder = RunFolder(Path(hydra_config.runtime.output_dir), writes=getattr(rank_zero_only, "rank", 0) == 0)
+    folder = RunFolder(
+        Path(hydra_config.runtime.output_dir), writes=getattr(rank_zero_only, "rank", 0) == 0
+    )
     facts: Row = {"command": shlex.join(["python", f"{command}.py", *overrides])}
     facts |= {"versions": versions(), "commit": commit()}
     quieten_libraries()
     if in_sweep and (folder.holds_run() or (folder.path.parent / "results.csv").exists()):
-        raise SystemExit(f"error: {folder.path.parent} already holds a sweep: choose another hydra.sweep.dir")
+        raise SystemExit(
+            f"error: {folder.path.parent} already holds a sweep: choose another hydra.sweep.dir"
+        )
     try:
         check_lists(overrides)
         resume = bool(cfg.get("resume"))
         if resume:
             cfg = resumed(cfg, overrides)
             if folder.path.resolve() != Path(cfg.resume).resolve():
-                raise InputError(f"a run is resumed in its own folder, {cfg.resume}: leave out hydra.run.dir, and -m")
+                raise InputError(
+                    f"a run is resumed in its own folder, {cfg.resume}: leave out hydra.run.dir, and -m"
+                )
             # what makes this run: the command that began it, with what was changed since
             began, changed = (
                 shlex.split(read_metrics(folder.path)["command"]),
                 [o for o in overrides if key_of(o) != "resume"],
             )
-            facts["command"] = shlex.join({key_of(word): word for word in (*began, *changed)}.values())
+            facts["command"] = shlex.join(
+                {key_of(word): word for word in (*began, *changed)}.values()
+            )
         if cfg.get("checkpoint"):
             cfg = of_checkpoint(cfg, overrides)
         config = cast(Train | Evaluate, OmegaConf.to_object(cfg))
@@ -122,7 +139,9 @@ def run(cfg: DictConfig) -> None:
             folder.claim(OmegaConf.to_yaml(cfg), facts)
         # not of a training, which leaves a model
         twin = twin_of(cfg, folder.path) if in_sweep and isinstance(config, Evaluate) else None
-        with tracking(config.logger, folder.path, facts, group=folder.path.parent.name if in_sweep else None) as track:
+        with tracking(
+            config.logger, folder.path, facts, group=folder.path.parent.name if in_sweep else None
+        ) as track:
             if resume:  # only now: a logger that does not start costs the run that is there nothing
                 folder.claim(OmegaConf.to_yaml(cfg), facts, resume)
             rows = (
@@ -164,22 +183,31 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     for file in ("config.yaml", "checkpoints/last.ckpt"):
         if not (path / file).is_file():
             raise InputError(f"resume={cfg.resume} holds no run to go on with: it has no {file}")
-    merged = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Train), OmegaConf.load(path / "config.yaml")))
+    merged = cast(
+        DictConfig,
+        OmegaConf.merge(OmegaConf.structured(Train), OmegaConf.load(path / "config.yaml")),
+    )
     for override in overrides:
         key = key_of(override)
         if key != "resume" and not is_resumable(key):
-            raise InputError(f"{key} cannot change when a run is resumed; what can: {', '.join(RESUMABLE)}")
+            raise InputError(
+                f"{key} cannot change when a run is resumed; what can: {', '.join(RESUMABLE)}"
+            )
         parent, _, name = key.rpartition(".")
         if override.startswith("~") and parent:
             OmegaConf.select(merged, parent).pop(name, None)
-        elif key == "trainer":  # the choice of devices; the steps and what else is under `trainer` stay
+        elif (
+            key == "trainer"
+        ):  # the choice of devices; the steps and what else is under `trainer` stay
             for device in fields(Devices):
                 merged.trainer[device.name] = cfg.trainer[device.name]
         else:
             OmegaConf.update(merged, key, OmegaConf.select(cfg, key), merge=False)
     steps = read_metrics(path).get("steps") or 0
     if merged.trainer.max_steps < steps:
-        raise InputError(f"trainer.max_steps={merged.trainer.max_steps} is too small: {path} has {steps} steps already")
+        raise InputError(
+            f"trainer.max_steps={merged.trainer.max_steps} is too small: {path} has {steps} steps already"
+        )
     return merged
 
 
@@ -194,7 +222,11 @@ def check_lists(overrides: list[str]) -> None:
     for override in overrides:
         group, _, value = override.partition("=")
         if value.startswith("[") and group != "experiment" and (conf_dir() / group).is_dir():
-            instead = f"; for several components: 'binarize.components={value}'" if group == "binarize" else ""
+            instead = (
+                f"; for several components: 'binarize.components={value}'"
+                if group == "binarize"
+                else ""
+            )
             raise InputError(f"{override} names several options where one is valid{instead}")
 
 
@@ -209,28 +241,44 @@ def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     Raises:
         InputError: when there is no such run or it came to no model, or an override contradicts it.
     """
-    from bitmaps.packed.folder import is_packed
+    from bitmaps.packed.format import is_packed
 
     path, given = Path(cfg.checkpoint), [key_of(override) for override in overrides]
-    if contradicting := [key for key in given if key.split(".")[0] in (*OF_THE_CHECKPOINT, "calibrate")]:
-        raise InputError(f"{contradicting[0]} is what checkpoint={cfg.checkpoint} was trained with: leave it out")
+    if contradicting := [
+        key for key in given if key.split(".")[0] in (*OF_THE_CHECKPOINT, "calibrate")
+    ]:
+        raise InputError(
+            f"{contradicting[0]} is what checkpoint={cfg.checkpoint} was trained with: leave it out"
+        )
     real_bits = is_packed(path)
     if real_bits:
         if "embeddings" in given:
-            raise InputError(f"embeddings is what checkpoint={cfg.checkpoint} was packed with: leave it out")
+            raise InputError(
+                f"embeddings is what checkpoint={cfg.checkpoint} was packed with: leave it out"
+            )
         if "activations" not in given:
             OmegaConf.update(cfg, "activations", "int8")
         if cfg.activations.name == "bit":
-            raise InputError("activations=bit is trained, and then part of what is packed: valid are float, int8")
-        if not (path.parent / "config.yaml").is_file():  # it was taken elsewhere: there is nothing to compare with
+            raise InputError(
+                "activations=bit is trained, and then part of what is packed: valid are float, int8"
+            )
+        if not (
+            path.parent / "config.yaml"
+        ).is_file():  # it was taken elsewhere: there is nothing to compare with
             if "references" in given and cfg.references:
-                raise InputError(f"references=true: there is no run beside checkpoint={cfg.checkpoint} to refer to")
+                raise InputError(
+                    f"references=true: there is no run beside checkpoint={cfg.checkpoint} to refer to"
+                )
             model = {"name": "hub", "source": str(path), "adapter": None, "sha256": None}
             return cast(DictConfig, OmegaConf.merge(cfg, {"model": model, "references": False}))
         path = path.parent
     metrics = read_metrics(path)
     if not (path / "config.yaml").is_file() or not (path / "model" / "config.json").is_file():
-        what = "was scored, not trained" if metrics["status"] == "ok" else f"has the status {metrics['status']}"
+        what = (
+            "was scored, not trained"
+            if metrics["status"] == "ok"
+            else f"has the status {metrics['status']}"
+        )
         raise InputError(f"checkpoint={cfg.checkpoint} holds no trained model: that run {what}")
     for key, plain in (("embeddings", "fp32"), ("activations", "float")):
         if key in given and metrics.get(key) != plain and not real_bits:

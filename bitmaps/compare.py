@@ -39,14 +39,35 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bitmaps.cli import is_resumable, key_of
-from bitmaps.config import check, conf_dir
+from bitmaps.command.schema import check, conf_dir
 from bitmaps.errors import InputError
-from bitmaps.runs import SCORES, hold, need, read_json, read_metrics, read_sentences, write_json
+from bitmaps.runs.folder import (
+    SCORES,
+    hold,
+    need,
+    read_json,
+    read_metrics,
+    read_sentences,
+    write_json,
+)
 
 PUBLISHED = ("students", "bwn", "bibert", "bit", "paretoq", "bitnet", "onebit")
-BEST_PUBLISHED = ("paretoq", "bibert")  # on the short budget, under the common loss, after onebit, which is then ours
+BEST_PUBLISHED = (
+    "paretoq",
+    "bibert",
+)  # on the short budget, under the common loss, after onebit, which is then ours
 # what lines differ in, which no override may change
-DIFFER = ("seed", "recipe", "loss", "scale", "binarize", "values", "embeddings", "activations", "calibrate")
+DIFFER = (
+    "seed",
+    "recipe",
+    "loss",
+    "scale",
+    "binarize",
+    "values",
+    "embeddings",
+    "activations",
+    "calibrate",
+)
 OURS = {  # what is in one bit
     "layers": ("binarize=layers",),
     "ffnn": ("binarize=ffnn",),
@@ -55,7 +76,12 @@ OURS = {  # what is in one bit
     "layers-words_bit": ("binarize=layers", "embeddings=bit"),
     "layers-activations_bit": ("binarize=layers", "activations=bit"),
 }
-AFTER_TRAINING = ("embeddings=fp16", "embeddings=int8", "embeddings=int4", "activations=int8")  # of a run of `layers`
+AFTER_TRAINING = (
+    "embeddings=fp16",
+    "embeddings=int8",
+    "embeddings=int4",
+    "activations=int8",
+)  # of a run of `layers`
 # what of a run's row does not belong to the line
 OF_A_RUN = (
     "format", "status", "error", "command", "seed", "known", *SCORES, "perplexity", "inference_ms", "inference_masked_ms",
@@ -90,12 +116,23 @@ def jobs_of(budget: str, seeds: Sequence[int]) -> list[Job]:
     for seed in seeds:
         fixed = (f"experiment=ptb_{budget}", f"seed={seed}")
         jobs += [Job(f"bitmaps-{row}", seed, (*fixed, *what)) for row, what in OURS.items()]
-        jobs += [Job(f"{recipe}-own_loss", seed, (*fixed, f"recipe={recipe}")) for recipe in published]
+        jobs += [
+            Job(f"{recipe}-own_loss", seed, (*fixed, f"recipe={recipe}")) for recipe in published
+        ]
         # bitnet's map is that of bit, and onebit's is ours: under the same loss the same run
         shared = [recipe for recipe in published if recipe not in ("bitnet", "onebit")]
-        jobs += [Job(f"{recipe}-common_loss", seed, (*fixed, f"recipe={recipe}", "loss=common")) for recipe in shared]
+        jobs += [
+            Job(f"{recipe}-common_loss", seed, (*fixed, f"recipe={recipe}", "loss=common"))
+            for recipe in shared
+        ]
         # at the rate of latent weights, which are none here, it would forget more than it learns
-        jobs.append(Job("full_precision", seed, (*fixed, "binarize=none", "loss=tokens", "optimizer.lr=5e-5")))
+        jobs.append(
+            Job(
+                "full_precision",
+                seed,
+                (*fixed, "binarize=none", "loss=tokens", "optimizer.lr=5e-5"),
+            )
+        )
         for override in AFTER_TRAINING:
             line = f"bitmaps-layers-{override.replace('=', '_')}"
             jobs.append(Job(line, seed, (*scored, override), "evaluate", of="bitmaps-layers"))
@@ -103,12 +140,16 @@ def jobs_of(budget: str, seeds: Sequence[int]) -> list[Job]:
         jobs += [
             Job("naive", 0, layers, "evaluate"),
             Job("scaled", 0, (*layers, "scale=row", matrices), "evaluate"),
-            Job("calibrated", 0, (*layers, "scale=rank_one", matrices, "calibrate=512"), "evaluate"),
+            Job(
+                "calibrated", 0, (*layers, "scale=rank_one", matrices, "calibrate=512"), "evaluate"
+            ),
         ]
     return jobs
 
 
-def differences(ours: NDArray[Any], theirs: NDArray[Any], draws: int = 2000) -> dict[str, dict[str, float]]:
+def differences(
+    ours: NDArray[Any], theirs: NDArray[Any], draws: int = 2000
+) -> dict[str, dict[str, float]]:
     """Ours minus theirs, and ours over theirs, with the 95 % interval of a bootstrap that draws sentences, the same for both.
 
     Args:
@@ -119,9 +160,13 @@ def differences(ours: NDArray[Any], theirs: NDArray[Any], draws: int = 2000) -> 
         InputError: when the masked tokens are not the same.
     """
     if ours.shape != theirs.shape or (ours[:, 0] != theirs[:, 0]).any():
-        raise InputError("two runs that were not scored on the same masked sentences cannot be compared")
+        raise InputError(
+            "two runs that were not scored on the same masked sentences cannot be compared"
+        )
     sentences = len(ours)
-    weights = np.random.RandomState(0).multinomial(sentences, np.full(sentences, 1 / sentences), draws)
+    weights = np.random.RandomState(0).multinomial(
+        sentences, np.full(sentences, 1 / sentences), draws
+    )
     weights = np.concatenate([np.ones((1, sentences)), weights])
     mine, other = weights @ ours, weights @ theirs
     found = {}
@@ -145,7 +190,9 @@ def done(folder: Path) -> bool:
 
 def runs_of(line: str, folder: Path) -> list[Path]:
     """The runs of a line that have ended, by their seeds."""
-    found = [run for run in folder.glob(f"{line}-*") if run.name.rpartition("-")[0] == line and done(run)]
+    found = [
+        run for run in folder.glob(f"{line}-*") if run.name.rpartition("-")[0] == line and done(run)
+    ]
     return sorted(found, key=lambda run: int(run.name.rpartition("-")[2]))
 
 
@@ -199,9 +246,14 @@ def run_locked(job: Job, folder: Path, extra: Sequence[str], threads: int) -> fl
     if is_run:
         hold(folder).release()  # one that was started by hand may still be at it
     if (folder / "checkpoints" / "last.ckpt").is_file():
-        arguments = [f"resume={folder}", *(override for override in extra if is_resumable(key_of(override)))]
+        arguments = [
+            f"resume={folder}",
+            *(override for override in extra if is_resumable(key_of(override))),
+        ]
     else:
-        shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint: there is nothing to go on from
+        shutil.rmtree(
+            folder, ignore_errors=True
+        )  # stopped before its first checkpoint: there is nothing to go on from
         arguments = [*job.overrides, *extra, f"hydra.run.dir={folder}"]
     with folder.with_name(f"{folder.name}.log").open("w", encoding="utf-8") as said:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -255,7 +307,9 @@ def write_line(line: str, folder: Path, budget: str, results: Path) -> None:
     found = list(seeds.values())
     compared = all(seed["versus_bitmaps_layers"] for seed in found)
     told = rows.get(next(iter(seeds)), written)  # of the line as a whole, by the first of its seeds
-    words = [word for word in shlex.split(told["command"]) if word.split("=")[0] not in OF_THE_PLACE]
+    words = [
+        word for word in shlex.split(told["command"]) if word.split("=")[0] not in OF_THE_PLACE
+    ]
     result = {
         "line": line,
         "budget": budget,
@@ -263,20 +317,33 @@ def write_line(line: str, folder: Path, budget: str, results: Path) -> None:
         "seeds": seeds,
         "mean": {name: statistics.fmean(seed[name] for seed in found) for name in SCORES},
         "versus_full_precision": mean_of([seed["versus_full_precision"] for seed in found]),
-        "versus_bitmaps_layers": mean_of([seed["versus_bitmaps_layers"] for seed in found]) if compared else None,
+        "versus_bitmaps_layers": mean_of([seed["versus_bitmaps_layers"] for seed in found])
+        if compared
+        else None,
     }
     (results / budget).mkdir(parents=True, exist_ok=True)
-    write_json(file, result | {name: told[name] for name in told if name not in (*result, *OF_A_RUN)})
+    write_json(
+        file, result | {name: told[name] for name in told if name not in (*result, *OF_A_RUN)}
+    )
 
 
 def mean_of(seeds: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Of ``differences``, number by number, of those that all seeds have."""
     kinds = [kind for kind in seeds[0] if all(kind in seed for seed in seeds)]
-    return {kind: {n: statistics.fmean(seed[kind][n] for seed in seeds) for n in seeds[0][kind]} for kind in kinds}
+    return {
+        kind: {n: statistics.fmean(seed[kind][n] for seed in seeds) for n in seeds[0][kind]}
+        for kind in kinds
+    }
 
 
 def compare(
-    budget: str, folder: Path, results: Path, parallel: int, seeds: Sequence[int], pattern: str, extra: Sequence[str]
+    budget: str,
+    folder: Path,
+    results: Path,
+    parallel: int,
+    seeds: Sequence[int],
+    pattern: str,
+    extra: Sequence[str],
 ) -> None:
     """Make the full-precision model, then run what is not done yet of a budget, ``parallel`` runs side by side."""
     if parallel < 1:
@@ -291,13 +358,19 @@ def compare(
     chosen = [job for job in jobs if job in chosen or (job.line, job.seed) in scored]
     for override in extra:
         if (key := key_of(override)).split(".")[0] in DIFFER:
-            raise InputError(f"{override}: {key} is what the lines of a comparison differ in; leave it out")
+            raise InputError(
+                f"{override}: {key} is what the lines of a comparison differ in; leave it out"
+            )
     teacher = Job("teacher", 0, ("experiment=ptb",))
     made = folder / "teacher"
     check_overrides(teacher, extra, {made: read_metrics(made)["settings"]} if done(made) else {})
     # what else is under `model` is of the weights, which the others take from the full-precision model
     of_scored = [override for override in extra if not override.startswith("model")]
-    of_trained = [override for override in extra if override in of_scored or override.startswith("model.dropout=")]
+    of_trained = [
+        override
+        for override in extra
+        if override in of_scored or override.startswith("model.dropout=")
+    ]
 
     def overrides(job: Job) -> list[str]:
         """What the job's command gets besides its own."""
@@ -308,30 +381,42 @@ def compare(
     # of a line its first seed alone: seeds differ in nothing that can be wrong
     lines = {job.line: job for job in reversed(chosen)}
     for job in reversed(lines.values()):
-        check_overrides(job, overrides(job), settings_of(job.line, folder / budget, results / budget))
+        check_overrides(
+            job, overrides(job), settings_of(job.line, folder / budget, results / budget)
+        )
     run(teacher, made, extra, threads * parallel)
     row = read_metrics(made)
     scores, written = {name: row[name] for name in SCORES}, results / "teacher.json"
     if written.is_file() and read_json(written)["mean"] != scores:
-        raise InputError(f"{results} is of another full-precision model than {folder}: choose another --results")
+        raise InputError(
+            f"{results} is of another full-precision model than {folder}: choose another --results"
+        )
     facts = {name: value for name, value in row.items() if name not in OF_A_RUN}
     results.mkdir(parents=True, exist_ok=True)
     write_json(written, {"line": "teacher", "mean": scores} | facts)
     todo = [job for job in chosen if not done(folder / budget / job.name)]
     print(f"{len(chosen) - len(todo)} of {len(chosen)} jobs are done", flush=True)
     took: list[float] = []
-    for ready in ([job for job in todo if job.of is None], [job for job in todo if job.of is not None]):
+    for ready in (
+        [job for job in todo if job.of is None],
+        [job for job in todo if job.of is not None],
+    ):
         with ThreadPoolExecutor(parallel) as pool:
             running = {}
             for job in ready:
-                running[pool.submit(run, job, folder / budget / job.name, overrides(job), threads)] = job
+                running[
+                    pool.submit(run, job, folder / budget / job.name, overrides(job), threads)
+                ] = job
             for ended in as_completed(running):
                 if ended.exception() is not None:
                     pool.shutdown(wait=False, cancel_futures=True)
                 took.append(ended.result())
                 job, left = running[ended], len(todo) - len(took)
                 minutes = left * statistics.mean(took) / parallel / 60
-                print(f"{job.name}: {took[-1] / 60:.1f} min; {left} to go, about {minutes:.0f} min", flush=True)
+                print(
+                    f"{job.name}: {took[-1] / 60:.1f} min; {left} to go, about {minutes:.0f} min",
+                    flush=True,
+                )
                 write_line(job.line, folder, budget, results)
     for line in sorted({job.line for job in jobs}):
         write_line(line, folder, budget, results)
@@ -346,25 +431,51 @@ def markdown(results: Path) -> str:
         lines = [read_json(file) for file in (results / budget).glob("*.json")]
         if not lines:
             continue
-        headings = (budget, "seeds", "CE", "accuracy", "MRR", "CE above the teacher", "of its accuracy", "of its MRR")
+        headings = (
+            budget,
+            "seeds",
+            "CE",
+            "accuracy",
+            "MRR",
+            "CE above the teacher",
+            "of its accuracy",
+            "of its MRR",
+        )
         texts += [
             row_of([*headings, "CE above bitmaps-layers", "MiB (pseudo)"]),
             row_of(["---", *["---:"] * (len(headings) + 1)]),
         ]
         texts.append(
-            row_of(["the teacher, full precision", "", *(f"{teacher[name]:.4f}" for name in SCORES), *[""] * 5])
+            row_of(
+                [
+                    "the teacher, full precision",
+                    "",
+                    *(f"{teacher[name]:.4f}" for name in SCORES),
+                    *[""] * 5,
+                ]
+            )
         )
         for line in sorted(lines, key=lambda line: line["mean"]["cross_entropy"]):
             versus, ours = line["versus_full_precision"], line["versus_bitmaps_layers"]
             other = ours is not None and line["line"] != "bitmaps-layers"
-            cells = [line["line"], str(len(line["seeds"])), *(f"{line['mean'][name]:.4f}" for name in SCORES)]
+            cells = [
+                line["line"],
+                str(len(line["seeds"])),
+                *(f"{line['mean'][name]:.4f}" for name in SCORES),
+            ]
             if len(line["seeds"]) > 1:
                 losses = [seed["cross_entropy"] for seed in line["seeds"].values()]
                 cells[2] += f" ({min(losses):.4f} to {max(losses):.4f})"
             cells.append(interval(versus["cross_entropy"], "+.3f"))
             cells += [interval(versus.get(f"{name}_ratio"), ".1%") for name in ("accuracy", "mrr")]
             texts.append(
-                row_of([*cells, interval(ours["cross_entropy"], "+.3f") if other else "", f"{line['memory_mib']:.1f}"])
+                row_of(
+                    [
+                        *cells,
+                        interval(ours["cross_entropy"], "+.3f") if other else "",
+                        f"{line['memory_mib']:.1f}",
+                    ]
+                )
             )
         texts.append("")
     return "\n".join(texts)
@@ -385,8 +496,14 @@ def draw_sizes(results: Path) -> None:
     entropy; and with everything in one bit, and the full-precision model."""
     from matplotlib.figure import Figure  # takes a second, so only when there is something to draw
 
-    found = {file.stem: read_json(file) for file in sorted((results / "short").glob("bitmaps-*.json"))}
-    stored = [name for name in found if name.startswith(("bitmaps-layers-embeddings_", "bitmaps-layers-words_"))]
+    found = {
+        file.stem: read_json(file) for file in sorted((results / "short").glob("bitmaps-*.json"))
+    }
+    stored = [
+        name
+        for name in found
+        if name.startswith(("bitmaps-layers-embeddings_", "bitmaps-layers-words_"))
+    ]
     points = {
         "full precision": read_json(results / "teacher.json"),
         "layers": found.get("bitmaps-layers"),
@@ -399,7 +516,9 @@ def draw_sizes(results: Path) -> None:
         if line is not None:
             size, score = line["memory_mib"], line["mean"]["cross_entropy"]
             axis.scatter(size, score, color="tab:blue")
-            axis.annotate(name, (size, score), xytext=(3, 5), textcoords="offset points", rotation=25)
+            axis.annotate(
+                name, (size, score), xytext=(3, 5), textcoords="offset points", rotation=25
+            )
     axis.set(xscale="log", xlabel="MiB (pseudo)", ylabel="cross entropy, nats")
     sizes = [line["memory_mib"] for line in points.values() if line is not None]
     axis.set_xticks(sizes, [f"{size:.3g}" for size in sizes])
@@ -409,23 +528,41 @@ def draw_sizes(results: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bitmaps.compare", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "budget", choices=("short", "long", "table"), help="300 or 1,500 steps of 32 sentences; or what is there"
+    parser = argparse.ArgumentParser(
+        prog="python -m bitmaps.compare", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument(
-        "overrides", nargs="*", help="of every job, such as data.dir=<folder>, model=bert_base or trainer=gpu"
-    )
-    parser.add_argument("--folder", type=Path, default=Path("runs/ptb"), help="of the runs (default: %(default)s)")
-    parser.add_argument(
-        "--results", type=Path, help="of the JSON files, where seeds of the same model stay (default: <folder>/results)"
+        "budget",
+        choices=("short", "long", "table"),
+        help="300 or 1,500 steps of 32 sentences; or what is there",
     )
     parser.add_argument(
-        "--parallel", type=int, default=torch.get_num_threads(), help="runs side by side (default: one a thread)"
+        "overrides",
+        nargs="*",
+        help="of every job, such as data.dir=<folder>, model=bert_base or trainer=gpu",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on (default: %(default)s)")
     parser.add_argument(
-        "--jobs", default="*", metavar="PATTERN", help="only those of such names, as in a shell: 'bitmaps-*-0'"
+        "--folder", type=Path, default=Path("runs/ptb"), help="of the runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="of the JSON files, where seeds of the same model stay (default: <folder>/results)",
+    )
+    parser.add_argument(
+        "--parallel",
+        type=int,
+        default=torch.get_num_threads(),
+        help="runs side by side (default: one a thread)",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="how many, from 0 on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--jobs",
+        default="*",
+        metavar="PATTERN",
+        help="only those of such names, as in a shell: 'bitmaps-*-0'",
     )
     arguments = parser.parse_intermixed_args()
     results = arguments.results or arguments.folder / "results"

@@ -31,8 +31,10 @@ CURVES = {
 
 def workspace(entity: str, project: str) -> ws.Workspace:
     """What the workspace shows, made without network. Bars and curves are means over the runs of one ``label``, those that
-    differ in their seed alone (``bitmaps.tracking``)."""
-    settings = [f"config:{name}.value" for name in ("components", "values", "row", "model", "data", "seed")]
+    differ in their seed alone (``bitmaps.tracking.loggers``)."""
+    settings = [
+        f"config:{name}.value" for name in ("components", "values", "row", "model", "data", "seed")
+    ]
     bars = [
         wr.BarPlot(
             title=COLUMNS[name][0],
@@ -70,7 +72,9 @@ def workspace(entity: str, project: str) -> ws.Workspace:
         project=project,
         name="bitmaps: comparison",
         sections=[
-            ws.Section(name="Measures by components and values", panels=[*bars, sizes], is_open=True),
+            ws.Section(
+                name="Measures by components and values", panels=[*bars, sizes], is_open=True
+            ),
             ws.Section(name="Training", panels=[*curves], is_open=True),
             ws.Section(
                 name="Predictions",
@@ -108,26 +112,37 @@ def saved(entity: str, project: str) -> ws.Workspace:
     try:
         wandb.Api().project(project, entity).id  # noqa: B018 (it is asked for here)
     except ValueError as error:
-        raise InputError(f"W&B shows you no project {entity}/{project}: upload a run to it first ({error})") from error
+        raise InputError(
+            f"W&B shows you no project {entity}/{project}: upload a run to it first ({error})"
+        ) from error
     try:
         found = ws.Workspace.from_url(f"https://wandb.ai/{entity}/{project}?nw={VIEW}")
     except ValueError:  # there is no such view
         wanted._internal_name = f"nw-{VIEW}-v"
         return wanted.save()
     ours = {section.name for section in wanted.sections}
-    found.sections = [*wanted.sections, *(section for section in found.sections if section.name not in ours)]
+    found.sections = [
+        *wanted.sections,
+        *(section for section in found.sections if section.name not in ours),
+    ]
     return found.save()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bitmaps.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bitmaps.dashboard",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("project", metavar="<entity>/<project>", help="where the runs are, as in its address at W&B")
+    parser.add_argument(
+        "project", metavar="<entity>/<project>", help="where the runs are, as in its address at W&B"
+    )
     given = parser.parse_args().project
     try:
         if not (names := re.fullmatch(r"([\w.-]+)/([\w.-]+)", given)):
-            raise InputError(f"{given!r} is no project: valid is <entity>/<project>, as in its address at W&B")
+            raise InputError(
+                f"{given!r} is no project: valid is <entity>/<project>, as in its address at W&B"
+            )
         print(saved(*names.groups()).url)
     except (wandb.Error, WandbApiFailedError) as error:
         sys.exit(f"error: W&B: {error}")

@@ -12,16 +12,20 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from bitmaps.bert import Bert, checkpoint
 from bitmaps.bert.checkpoint import Head, locate
-from bitmaps.binary.components import round_activations
-from bitmaps.binary.rounding import signed_inputs
-from bitmaps.config import GROUPS
+from bitmaps.command.schema import GROUPS
 from bitmaps.errors import InputError
-from bitmaps.packed import folder as packed
-from bitmaps.packed.native import ACTS, Act
+from bitmaps.packed import format as packed
+from bitmaps.packed.kernels import ACTS, Act
+from bitmaps.quantize.convert import round_activations
+from bitmaps.quantize.rounding import signed_inputs
 
 
 def load(
-    source: str | Path, *, adapter: str | Path | None = None, head: Head = "checkpoint", act: Act | None = None
+    source: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    head: Head = "checkpoint",
+    act: Act | None = None,
 ) -> Bert:
     """Open a masked-language BERT, in evaluation mode.
 

@@ -22,7 +22,9 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_inherit_docstrings = False
 
-html_theme = "furo"  # no font, script or style from elsewhere: the site works from a disk, its search too
+html_theme = (
+    "furo"  # no font, script or style from elsewhere: the site works from a disk, its search too
+)
 html_title = "bitmaps"
 html_copy_source = False
 html_show_sourcelink = False

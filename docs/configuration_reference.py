@@ -19,11 +19,18 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from sphinx.application import Sphinx
 
-from bitmaps.choices import Group, comments, groups
-from bitmaps.config import Evaluate, Train, conf_dir
+from bitmaps.command.help import Group, comments, groups
+from bitmaps.command.schema import Evaluate, Train, conf_dir
 
 COMMANDS = {"train": Train, "evaluate": Evaluate}
-NAMES = {str: "text", int: "whole number", float: "number", bool: "`true`, `false`", NoneType: "`null`", Any: "any"}
+NAMES = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "`true`, `false`",
+    NoneType: "`null`",
+    Any: "any",
+}
 
 
 @dataclass
@@ -45,7 +52,11 @@ class Key:
 def leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
     """The keys of a dataclass, those of dataclasses in it too: name, type, and the comment beside the field."""
     beside = dict(
-        re.findall(r"^    (\w+):.*?  # (.*)$", "".join(inspect.getsource(c) for c in schema.__mro__[-2::-1]), re.M)
+        re.findall(
+            r"^    (\w+):.*?  # (.*)$",
+            "".join(inspect.getsource(c) for c in schema.__mro__[-2::-1]),
+            re.M,
+        )
     )
     hints = get_type_hints(schema)
     for field in fields(schema):
@@ -71,7 +82,10 @@ def in_groups(conf: Path) -> dict[str, str]:
     """The comments beside keys in the files of the groups, the first of each key."""
     found: dict[str, str] = {}
     for path in sorted(conf.glob("*/*.yaml")):
-        if path.parent.name in ("experiment", "debug"):  # their comments say why they choose what they choose
+        if path.parent.name in (
+            "experiment",
+            "debug",
+        ):  # their comments say why they choose what they choose
             continue
         is_global = "# @package _global_" in path.read_text(encoding="utf-8")
         for key, comment in comments(path).items():
@@ -92,7 +106,9 @@ def keys() -> dict[str, Key]:
                     continue
                 value = reduce(getitem, name.split("."), composed)
                 key = found.setdefault(name, Key(name, in_words(kind), {}, {}))
-                key.defaults[command] = yaml.safe_dump(value, default_flow_style=True, width=1000).splitlines()[0]
+                key.defaults[command] = yaml.safe_dump(
+                    value, default_flow_style=True, width=1000
+                ).splitlines()[0]
                 key.says[command] = own.get(name) or beside or of_groups.get(name, "")
     return found
 
@@ -122,30 +138,46 @@ def of_group(group: Group, commands: list[str], rows: list[Key], conf: Path) -> 
         "",
     ]
     for option in group.options:
-        said = " ".join(f"`{words}`" if is_command else words for words, is_command in option.opening)
+        said = " ".join(
+            f"`{words}`" if is_command else words for words, is_command in option.opening
+        )
         lines += [f"`{group.name}={option.name}`", f": {said}", ""]
         content = (conf / group.name / f"{option.name}.yaml").read_text(encoding="utf-8")
         if "_target_" in content:  # a library's own arguments, which the schema leaves to it
             body = re.sub(r"\A(#.*\n)+", "", content)
-            lines += ["  ```yaml", *(f"  {line}".rstrip() for line in body.splitlines()), "  ```", ""]
+            lines += [
+                "  ```yaml",
+                *(f"  {line}".rstrip() for line in body.splitlines()),
+                "  ```",
+                "",
+            ]
     return [*lines, *(table(rows) if rows else []), ""]
 
 
 def reference() -> str:
     """The reference as Markdown: the keys that belong to no group, then group by group."""
     conf, every = conf_dir(), keys()
-    of_command = {command: {group.name: group for group in groups(conf, command)} for command in COMMANDS}
+    of_command = {
+        command: {group.name: group for group in groups(conf, command)} for command in COMMANDS
+    }
     found: dict[str, Group] = {}
     for own in of_command.values():
         for name, group in own.items():
             known = found.get(name)
-            options = {option.name: option for option in [*(known.options if known else []), *group.options]}
-            found[name] = Group(name, group.purpose, group.default, sorted(options.values(), key=lambda o: o.name))
+            options = {
+                option.name: option
+                for option in [*(known.options if known else []), *group.options]
+            }
+            found[name] = Group(
+                name, group.purpose, group.default, sorted(options.values(), key=lambda o: o.name)
+            )
     loose = [key for name, key in every.items() if name.split(".")[0] not in found]
     lines = ["## Keys of no group", "", *table(loose), ""]
     for name, group in found.items():
         rows = [key for key in every.values() if key.name.split(".")[0] == name]
-        lines += of_group(group, [command for command in COMMANDS if name in of_command[command]], rows, conf)
+        lines += of_group(
+            group, [command for command in COMMANDS if name in of_command[command]], rows, conf
+        )
     return "\n".join(lines)
 
 

@@ -34,13 +34,19 @@ def run(path: Path, to: Path, budget_s: float) -> None:
         resources={"metadata": {"path": FOLDER}},
     )
     client.execute()
-    notebook.metadata["language_info"] = {"name": "python"}  # without the version that it was run by
+    notebook.metadata["language_info"] = {
+        "name": "python"
+    }  # without the version that it was run by
     nbformat.write(notebook, to / path.name)
-    print(f"{path.name}: {time.monotonic() - start:.0f} s, {(to / path.name).stat().st_size / 1000:.0f} kB")
+    print(
+        f"{path.name}: {time.monotonic() - start:.0f} s, {(to / path.name).stat().st_size / 1000:.0f} kB"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("notebooks", nargs="*", type=Path, default=sorted(FOLDER.glob("*.ipynb")))
     parser.add_argument("--to", type=Path, default=FOLDER)
     parser.add_argument("--budget", type=float, default=300, help="seconds that each may take")

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from bitmaps.bert import Bert, BertConfig
-from bitmaps.packed import folder
+from bitmaps.packed import format as folder
 from bitmaps.packed.weights import Kind
 
 Pack = Callable[..., Path]
@@ -42,7 +42,9 @@ def ids() -> Tensor:
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
     """Fewer word pieces than ``tiny`` has."""
     vocabulary = tmp_path_factory.mktemp("tokenizer") / "vocab.txt"
-    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]), encoding="utf-8")
+    vocabulary.write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]), encoding="utf-8"
+    )
     return BertTokenizer(str(vocabulary))
 
 
@@ -88,7 +90,16 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path]
     monkeypatch.delenv("WANDB_MODE", raising=False)
 
     def inspect(folder: Path, *options: str) -> str:
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "wandb",
+            "leet",
+            "inspect",
+            "--json",
+            *options,
+            str(folder),
+        ]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     def read(folder: Path) -> Recorded:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import bitmaps
-from bitmaps.config import Evaluate, Train, conf_dir
+from bitmaps.command.schema import Evaluate, Train, conf_dir
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -43,8 +43,14 @@ def keys_of(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("schema", [Train, Evaluate])
-def test_every_key_of_the_schema_is_in_the_reference_and_described(generator: ModuleType, schema: type) -> None:
-    rows = dict(re.findall(r"^\| `([\w.]+)`.*\| ([^|]*) \|$", generator.reference().replace(r"\|", "/"), re.M))
+def test_every_key_of_the_schema_is_in_the_reference_and_described(
+    generator: ModuleType, schema: type
+) -> None:
+    rows = dict(
+        re.findall(
+            r"^\| `([\w.]+)`.*\| ([^|]*) \|$", generator.reference().replace(r"\|", "/"), re.M
+        )
+    )
     instantiated = {"optimizer", "schedule", "callbacks", "logger"}
     wanted = {name for name, _ in keys_of(schema)}
     assert wanted - rows.keys() == wanted & instantiated
@@ -75,8 +81,12 @@ def test_links_lead_somewhere(page: Path) -> None:
             continue
         assert (page.parent / file).exists(), target
         if anchor:
-            headings = re.findall(r"^#+ (.*)$", (page.parent / file).read_text(encoding="utf-8"), re.M)
-            assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+            headings = re.findall(
+                r"^#+ (.*)$", (page.parent / file).read_text(encoding="utf-8"), re.M
+            )
+            assert anchor in {
+                re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings
+            }
 
 
 def test_the_readme_is_short() -> None:
@@ -89,16 +99,24 @@ def test_commands_of_the_documents_name_keys_and_options_that_there_are() -> Non
     for path in conf_dir().glob("*/*.yaml"):
         options.setdefault(path.parent.name, set()).add(path.stem)
     of_a_library = ("optimizer.", "schedule.", "callbacks.", "logger.", "hydra")
-    examples = {"queries_keys", "bireal", "tickets"}  # of the how-to pages, which say how to add them
+    examples = {
+        "queries_keys",
+        "bireal",
+        "tickets",
+    }  # of the how-to pages, which say how to add them
     found = 0
     for page in PAGES:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
         for line in re.findall(r"python (?:train|evaluate)\.py (?!-sc)([^\n`]*)", text):
-            for key, value in re.findall(r"(?:^|[\s'])\+?([a-z_]+(?:[./][a-z_]+)*)=([^\s']*)", line.split("  #")[0]):
+            for key, value in re.findall(
+                r"(?:^|[\s'])\+?([a-z_]+(?:[./][a-z_]+)*)=([^\s']*)", line.split("  #")[0]
+            ):
                 found += 1
                 if key in options:
                     valid = options[key] | examples
-                    assert set(value.split(",")) <= valid or value.startswith("<"), f"{page.name}: {key}={value}"
+                    assert set(value.split(",")) <= valid or value.startswith("<"), (
+                        f"{page.name}: {key}={value}"
+                    )
                 else:
                     assert key in keys or key.startswith(of_a_library), f"{page.name}: {key}"
     assert found > 100
@@ -130,7 +148,14 @@ def test_what_is_installed_is_at_a_version_that_was_tested() -> None:
     }
     asked = [
         *PROJECT["dependencies"],
-        *(requirement for extra in PROJECT["optional-dependencies"].values() for requirement in extra),
+        *(
+            requirement
+            for extra in PROJECT["optional-dependencies"].values()
+            for requirement in extra
+        ),
     ]
-    names = {re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=;]", requirement)[0]).lower() for requirement in asked}
+    names = {
+        re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=;]", requirement)[0]).lower()
+        for requirement in asked
+    }
     assert names - pinned == {"bitmaps"}

@@ -19,14 +19,21 @@ ROOT = Path(__file__).parents[1]
 
 def run(*command, timeout=1800):
     done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
 
 def rows(folder):
-    return {row["row"]: row for row in json.loads((folder / "rows.json").read_text(encoding="utf-8"))}
+    return {
+        row["row"]: row for row in json.loads((folder / "rows.json").read_text(encoding="utf-8"))
+    }
 
 
 def test_the_default_training_keeps_nine_tenths_of_the_accuracy_in_one_bit(tmp_path):
@@ -40,14 +47,29 @@ def test_the_default_training_keeps_nine_tenths_of_the_accuracy_in_one_bit(tmp_p
     assert naive["accuracy"] < 0.1 * before["accuracy"]
     assert trained["memory_mib"] < 0.75 * before["memory_mib"]
     packed = tmp_path / "packed"
-    run("evaluate.py", f"checkpoint={folder}/packed", "measure=none", "references=false", f"hydra.run.dir={packed}")
+    run(
+        "evaluate.py",
+        f"checkpoint={folder}/packed",
+        "measure=none",
+        "references=false",
+        f"hydra.run.dir={packed}",
+    )
     assert rows(packed)["packed"]["accuracy"] == pytest.approx(trained["accuracy"], abs=0.01)
-    assert (folder / "packed" / "model.safetensors").stat().st_size < 0.75 * before["memory_mib"] * 2**20
+    assert (folder / "packed" / "model.safetensors").stat().st_size < 0.75 * before[
+        "memory_mib"
+    ] * 2**20
 
 
 def test_the_naive_sweep_prints_its_table(tmp_path):
     sweep = tmp_path / "sweep"
-    out = run("evaluate.py", "-m", "binarize=none,all,layers", "measure=none", "limit=300", f"hydra.sweep.dir={sweep}")
+    out = run(
+        "evaluate.py",
+        "-m",
+        "binarize=none,all,layers",
+        "measure=none",
+        "limit=300",
+        f"hydra.sweep.dir={sweep}",
+    )
     assert (sweep / "results.md").read_text(encoding="utf-8").count("\n") == 5
     assert "layers" in out
     none, everything, layers = (
@@ -57,7 +79,9 @@ def test_the_naive_sweep_prints_its_table(tmp_path):
     assert everything["memory_mib"] < none["memory_mib"] / 30
     page = (sweep / "results.html").read_text(encoding="utf-8")
     for job, collapsed in (("0", False), ("1", True), ("2", True)):
-        (analysis,) = json.loads((sweep / job / "analysis.json").read_text(encoding="utf-8")).values()
+        (analysis,) = json.loads(
+            (sweep / job / "analysis.json").read_text(encoding="utf-8")
+        ).values()
         assert html.escape(analysis["verdict"]).replace("&#x27;", "&#39;") in page
         assert analysis["verdict"].endswith("collapsed") == collapsed
         assert (analysis["predicted"][0]["share"] > 0.5) == collapsed
@@ -65,9 +89,17 @@ def test_the_naive_sweep_prints_its_table(tmp_path):
 
 def test_ptb_is_scored_whole(tmp_path):
     if "BITMAPS_PTB" not in os.environ:
-        pytest.skip("BITMAPS_PTB is not set: the folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt")
+        pytest.skip(
+            "BITMAPS_PTB is not set: the folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt"
+        )
     folder = tmp_path / "run"
-    run("evaluate.py", "data=ptb", f"data.dir={os.environ['BITMAPS_PTB']}", "measure=none", f"hydra.run.dir={folder}")
+    run(
+        "evaluate.py",
+        "data=ptb",
+        f"data.dir={os.environ['BITMAPS_PTB']}",
+        "measure=none",
+        f"hydra.run.dir={folder}",
+    )
     row = rows(folder)["unbinarized"]
     assert 10_000 < row["masked_tokens"] < 15_000
     assert row["known"]["masked_tokens"] < row["masked_tokens"]
@@ -77,7 +109,14 @@ def test_ptb_is_scored_whole(tmp_path):
 def test_the_blog_posts_model_is_measured_without_its_weights(tmp_path):
     folder = tmp_path / "run"
     measure = ("measure.batch_size=2", "measure.repeats=1", "limit=20")
-    run("evaluate.py", "model=bert_base", "model.weights=random", "binarize=all", *measure, f"hydra.run.dir={folder}")
+    run(
+        "evaluate.py",
+        "model=bert_base",
+        "model.weights=random",
+        "binarize=all",
+        *measure,
+        f"hydra.run.dir={folder}",
+    )
     row = rows(folder)["naive"]
     assert int(row["memory_mib"]) == 13
     assert row["inference_ms"] > 0
@@ -86,7 +125,12 @@ def test_the_blog_posts_model_is_measured_without_its_weights(tmp_path):
 
 def test_two_processes_train_and_score_as_one(tmp_path):
     folder = tmp_path / "run"
-    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
+    two = (
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "trainer.precision=32-true",
+    )
     run("train.py", "debug=fast", "measure=none", *two, f"hydra.run.dir={folder}")
     table = rows(folder)
     run("evaluate.py", "measure=none", "limit=256", f"hydra.run.dir={tmp_path / 'one'}")
@@ -103,7 +147,12 @@ def test_two_processes_train_and_score_as_one(tmp_path):
 
 
 def test_a_comparison_takes_several_processes_a_run(tmp_path):
-    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
+    two = (
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "trainer.precision=32-true",
+    )
     job = compare.Job("bitmaps-ffnn", 0, ("debug=fast", "measure=none", "references=false"))
     compare.run(job, tmp_path / job.name, two, threads=1)
     assert rows(tmp_path / job.name)["trained"]["steps"] == 4
@@ -113,8 +162,15 @@ def test_a_wheel_carries_the_configuration_and_the_adapter(tmp_path):
     run("-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ".")
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    shipped = {f"bitmaps/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
-    assert names >= shipped | {"bitmaps/py.typed", "bitmaps/adapters/minilm_mlm.safetensors", "bitmaps/bert/model.py"}
+    shipped = {
+        f"bitmaps/conf/{path.relative_to(ROOT / 'conf')}"
+        for path in (ROOT / "conf").rglob("*.yaml")
+    }
+    assert names >= shipped | {
+        "bitmaps/py.typed",
+        "bitmaps/adapters/minilm_mlm.safetensors",
+        "bitmaps/bert/model.py",
+    }
     assert names >= {"bitmaps/report/page.py", "bitmaps/report/page.html"}
 
 
@@ -158,7 +214,9 @@ def test_calibration_needs_no_training_to_predict(tmp_path):
 
 def test_the_standard_comparison_runs_and_goes_on_where_it_was(tmp_path):
     if "BITMAPS_PTB" not in os.environ:
-        pytest.skip("BITMAPS_PTB is not set: the folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt")
+        pytest.skip(
+            "BITMAPS_PTB is not set: the folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt"
+        )
     command = (
         "-m", "bitmaps.compare", "short", f"data.dir={os.environ['BITMAPS_PTB']}", "limit=64", "mask_sets=2",
         "trainer.max_steps=2", "trainer.val_check_interval=2", "--seeds=2", "--jobs=bitmaps-layers-[01]",
@@ -166,7 +224,9 @@ def test_the_standard_comparison_runs_and_goes_on_where_it_was(tmp_path):
     )  # fmt: skip
     assert "0 of 2 jobs are done" in run(*command)
     assert "2 of 2 jobs are done" in run(*command)
-    line = json.loads((tmp_path / "results" / "short" / "bitmaps-layers.json").read_text(encoding="utf-8"))
+    line = json.loads(
+        (tmp_path / "results" / "short" / "bitmaps-layers.json").read_text(encoding="utf-8")
+    )
     assert list(line["seeds"]) == ["0", "1"]
     assert line["versus_full_precision"]["cross_entropy"]["value"] > 0
     table = run("-m", "bitmaps.compare", "table", f"--results={tmp_path / 'results'}")

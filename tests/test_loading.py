@@ -14,10 +14,10 @@ from torch import Tensor
 
 import bitmaps
 from bitmaps.bert import Bert, checkpoint
-from bitmaps.binary.components import binarize_naive, store_words
 from bitmaps.errors import InputError
+from bitmaps.packed.kernels import ACTS, Act
 from bitmaps.packed.layers import PackedLinear
-from bitmaps.packed.native import ACTS, Act
+from bitmaps.quantize.convert import binarize_naive, store_words
 
 KINDS = ("floats", "packed")
 
@@ -25,7 +25,9 @@ KINDS = ("floats", "packed")
 @pytest.fixture
 def model(tiny: Bert) -> Bert:
     """Its layers in one bit, its words in int8."""
-    return store_words(binarize_naive(tiny, ("attention", "ffnn"), "pm1", "rank_one", "matrices"), "int8")
+    return store_words(
+        binarize_naive(tiny, ("attention", "ffnn"), "pm1", "rank_one", "matrices"), "int8"
+    )
 
 
 @pytest.fixture
@@ -49,7 +51,9 @@ def test_a_model_is_opened_for_prediction(
     assert found.config.hidden_size == 16
 
 
-def test_a_packed_model_rounds_to_int8_unless_something_else_is_said(folders: dict[str, Path], ids: Tensor) -> None:
+def test_a_packed_model_rounds_to_int8_unless_something_else_is_said(
+    folders: dict[str, Path], ids: Tensor
+) -> None:
     def acts(found: Bert) -> set[Act]:
         return {module.act for module in found.modules() if isinstance(module, PackedLinear)}
 
@@ -59,41 +63,57 @@ def test_a_packed_model_rounds_to_int8_unless_something_else_is_said(folders: di
         found = bitmaps.load(folders["packed"], act=act)
         assert acts(found) == {act}
         logits[act] = found(ids)
-    errors = [(logits[act] - logits["f32"]).norm() / logits["f32"].norm() for act in ("a16", "a8", "a1")]
+    errors = [
+        (logits[act] - logits["f32"]).norm() / logits["f32"].norm() for act in ("a16", "a8", "a1")
+    ]
     assert 0 < errors[0] < 1e-4 < errors[1] < 0.05 < errors[2]
 
 
 @pytest.mark.parametrize("act", [*ACTS, "a4"])
 def test_act_is_of_packed_models(folders: dict[str, Path], act: Any) -> None:
     with pytest.raises(
-        InputError, match=rf"act={act} is of packed models, which .*model is not: python -m bitmaps.packed"
+        InputError,
+        match=rf"act={act} is of packed models, which .*model is not: python -m bitmaps.packed",
     ):
         bitmaps.load(folders["floats"], act=act)
 
 
 @pytest.mark.parametrize("act", ["a4", "A8", "", "fp32"])
-def test_an_act_that_does_not_exist_is_refused_with_those_that_do(folders: dict[str, Path], act: Any) -> None:
-    with pytest.raises(InputError, match=re.escape(f"act={act!r} is unknown; valid are f32, a16, a8, a1")):
+def test_an_act_that_does_not_exist_is_refused_with_those_that_do(
+    folders: dict[str, Path], act: Any
+) -> None:
+    with pytest.raises(
+        InputError, match=re.escape(f"act={act!r} is unknown; valid are f32, a16, a8, a1")
+    ):
         bitmaps.load(folders["packed"], act=act)
 
 
-def test_neither_an_adapter_nor_a_head_goes_onto_a_packed_model(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_neither_an_adapter_nor_a_head_goes_onto_a_packed_model(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "adapter.safetensors", {"base_sha256": "0" * 64})
     for options in ({"adapter": tmp_path / "adapter.safetensors"}, {"head": "new"}):
         with pytest.raises(InputError, match=r"is packed: neither an adapter nor a new head"):
             bitmaps.load(folders["packed"], **options)  # type: ignore[arg-type]
 
 
-def test_what_is_damaged_or_not_there_is_an_input_error(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_what_is_damaged_or_not_there_is_an_input_error(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     path = folders["packed"] / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
-    for source, named in ((folders["packed"], "truncated"), (tmp_path / "nowhere", "holds no model")):
+    for source, named in (
+        (folders["packed"], "truncated"),
+        (tmp_path / "nowhere", "holds no model"),
+    ):
         with pytest.raises(InputError, match=named):
             bitmaps.load(source)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_transformers_interface_gives_the_same_logits(kind: str, folders: dict[str, Path], ids: Tensor) -> None:
+def test_transformers_interface_gives_the_same_logits(
+    kind: str, folders: dict[str, Path], ids: Tensor
+) -> None:
     found = bitmaps.load(folders[kind])
     theirs = bitmaps.to_transformers(found)
     assert isinstance(theirs, transformers.PreTrainedModel)
@@ -102,16 +122,25 @@ def test_transformers_interface_gives_the_same_logits(kind: str, folders: dict[s
     mask, types = torch.ones_like(ids), torch.zeros_like(ids)
     mask[0, 5:], types[:, 3:] = 0, 1
     assert torch.equal(theirs(ids).logits, found(ids))
-    assert torch.equal(theirs(ids, attention_mask=mask, token_type_ids=types).logits, found(ids, mask, types))
-    assert torch.equal(theirs(input_ids=ids, attention_mask=mask, return_dict=True).logits, found(ids, mask))
+    assert torch.equal(
+        theirs(ids, attention_mask=mask, token_type_ids=types).logits, found(ids, mask, types)
+    )
+    assert torch.equal(
+        theirs(input_ids=ids, attention_mask=mask, return_dict=True).logits, found(ids, mask)
+    )
 
 
 def test_transformers_knows_a_packed_folder_and_has_no_model_for_it(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warned: list[object] = []
-    monkeypatch.setattr(transformers.configuration_utils.logger, "warning", lambda *said: warned.append(said))
-    assert transformers.AutoTokenizer.from_pretrained(folders["packed"]).tokenize("the cat") == ["the", "cat"]
+    monkeypatch.setattr(
+        transformers.configuration_utils.logger, "warning", lambda *said: warned.append(said)
+    )
+    assert transformers.AutoTokenizer.from_pretrained(folders["packed"]).tokenize("the cat") == [
+        "the",
+        "cat",
+    ]
     assert not warned
     assert transformers.AutoConfig.from_pretrained(folders["packed"]).model_type == "bitmaps"
     with pytest.raises(ValueError, match="PackedConfig"):
@@ -124,11 +153,15 @@ def test_a_pipeline_fills_the_mask(kind: str, folders: dict[str, Path]) -> None:
     folder = folders[kind] / "model" if kind == "floats" else folders[kind]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pipe = transformers.pipeline("fill-mask", model=bitmaps.to_transformers(found), tokenizer=str(folder))
+        pipe = transformers.pipeline(
+            "fill-mask", model=bitmaps.to_transformers(found), tokenizer=str(folder)
+        )
         answers = pipe("the [MASK] sat on the big dog", top_k=3)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     batch = tokenizer("the [MASK] sat on the big dog", return_tensors="pt")
-    scores = found(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])[0, 2].softmax(-1)
+    scores = found(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])[
+        0, 2
+    ].softmax(-1)
     best = scores.topk(3)
     assert [answer["token"] for answer in answers] == best.indices.tolist()
     assert [answer["score"] for answer in answers] == pytest.approx(best.values.tolist(), rel=1e-4)

@@ -50,7 +50,9 @@ def sample(
 def each_token(logits: Logits, labels: Labels, top: int = 32) -> NDArray[np.float64]:
     """Brute force, token by token, in float64: (scored tokens, 3)."""
     scores = []
-    for row, label in zip(logits.reshape(-1, logits.shape[-1]).astype(np.float64), labels.flat, strict=True):
+    for row, label in zip(
+        logits.reshape(-1, logits.shape[-1]).astype(np.float64), labels.flat, strict=True
+    ):
         if label == -100:
             continue
         others = [x for i, x in enumerate(row) if i != label]
@@ -69,7 +71,9 @@ def reference(logits: Logits, labels: Labels) -> list[float]:
 def test_scores_are_those_of_brute_force(seed: int, vocabulary: int, step: float | None) -> None:
     logits, labels = sample(seed, vocabulary, step=step)
     expected = reference(logits, labels)
-    assert [score(metric, (logits, labels)) for metric in METRICS] == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    assert [score(metric, (logits, labels)) for metric in METRICS] == pytest.approx(
+        expected, rel=1e-5, abs=1e-7
+    )
 
 
 @every
@@ -127,7 +131,9 @@ def test_logits_that_are_all_alike_score_nothing() -> None:
 
 
 @pytest.mark.parametrize(("metric", "expected"), [(MaskedAccuracy, 1.0), (MaskedMRR, 1.0)])
-def test_a_right_answer_counts_though_its_logit_is_negative(metric: type[Metric], expected: float) -> None:
+def test_a_right_answer_counts_though_its_logit_is_negative(
+    metric: type[Metric], expected: float
+) -> None:
     assert score(metric, ([[-9.0, -1.0, -5.0]], [1])) == expected
 
 
@@ -205,7 +211,9 @@ def sums(sentences: int, *batches: tuple[Any, Any, Any]) -> SentenceSums:
     return metric
 
 
-def tokens_of_sentences(seed: int, sentences: int, step: float | None) -> tuple[Logits, Labels, Labels]:
+def tokens_of_sentences(
+    seed: int, sentences: int, step: float | None
+) -> tuple[Logits, Labels, Labels]:
     """Scored tokens of sentences in any order, of which the last has none."""
     logits, labels = sample(seed, 40, (30,), step)
     kept = labels != -100
@@ -214,13 +222,17 @@ def tokens_of_sentences(seed: int, sentences: int, step: float | None) -> tuple[
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32), st.integers(2, 6), st.sampled_from([None, 1.0, 4.0]), st.integers(0, 30))
+@given(
+    st.integers(0, 2**32), st.integers(2, 6), st.sampled_from([None, 1.0, 4.0]), st.integers(0, 30)
+)
 def test_what_sentences_add_up_to_is_counted_by_hand_and_gives_the_scores(
     seed: int, sentences: int, step: float | None, cut: int
 ) -> None:
     logits, labels, numbers = tokens_of_sentences(seed, sentences, step)
     found = sums(
-        sentences, (logits[:cut], labels[:cut], numbers[:cut]), (logits[cut:], labels[cut:], numbers[cut:])
+        sentences,
+        (logits[:cut], labels[:cut], numbers[:cut]),
+        (logits[cut:], labels[cut:], numbers[cut:]),
     ).compute()
     expected = np.zeros((sentences, 4))
     for number, token in zip(numbers, each_token(logits, labels), strict=True):
@@ -240,7 +252,9 @@ def test_a_sentence_may_come_in_several_batches_and_several_sets_of_masks() -> N
     order = np.random.default_rng(0).permutation(len(labels))
     singly = sums(4, *((logits[[i]], labels[[i]], numbers[[i]]) for i in order)).compute()
     np.testing.assert_allclose(singly, whole, rtol=1e-9)
-    np.testing.assert_allclose(sums(4, *[(logits, labels, numbers)] * 5).compute(), 5 * whole, rtol=1e-9)
+    np.testing.assert_allclose(
+        sums(4, *[(logits, labels, numbers)] * 5).compute(), 5 * whole, rtol=1e-9
+    )
 
 
 def test_the_sums_of_a_sentence_have_a_top_of_their_own() -> None:
@@ -248,7 +262,9 @@ def test_the_sums_of_a_sentence_have_a_top_of_their_own() -> None:
     for label in (1, 2):
         metric.update(-torch.arange(4.0)[None], torch.tensor([label]), torch.tensor([0]))
     assert metric.compute()[0, 3].item() == 0.5
-    assert sums(1, (-torch.arange(40.0)[None], [31], [0])).compute()[0, 3].item() == pytest.approx(1 / 32)
+    assert sums(1, (-torch.arange(40.0)[None], [31], [0])).compute()[0, 3].item() == pytest.approx(
+        1 / 32
+    )
     assert sums(1, (-torch.arange(40.0)[None], [32], [0])).compute()[0, 3].item() == 0
 
 
@@ -256,7 +272,9 @@ def test_the_sums_of_sentences_are_long_enough_for_many_sets() -> None:
     metric = SentenceSums(1)
     metric.sums += 1e9  # fp32 would round the next token away
     metric.update(torch.tensor([[0.0, 0.5]]), torch.tensor([0]), torch.tensor([0]))
-    assert (metric.compute()[0] - 1e9).tolist() == pytest.approx([1, np.log(1 + np.exp(0.5)), 0, 0.5], abs=1e-5)
+    assert (metric.compute()[0] - 1e9).tolist() == pytest.approx(
+        [1, np.log(1 + np.exp(0.5)), 0, 0.5], abs=1e-5
+    )
 
 
 def test_sums_of_sentences_are_forgotten_and_pickled() -> None:
@@ -275,7 +293,9 @@ BATCHES = [sample(seed, shape=(seed, 3)) for seed in (1, 2, 3, 4)]
 
 def share(rank: int, store: Path, queue: Any) -> None:
     """What one of two processes scores; the first has one batch, the second three."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
+    )
     queue.put([score(metric, *(BATCHES[:1] if rank == 0 else BATCHES[1:])) for metric in METRICS])
     torch.distributed.destroy_process_group()
 
@@ -284,7 +304,9 @@ def share(rank: int, store: Path, queue: Any) -> None:
 def test_two_processes_score_what_one_does(tmp_path: Path) -> None:
     context = torch.multiprocessing.get_context("spawn")
     queue = context.Queue()
-    processes = [context.Process(target=share, args=(rank, tmp_path / "store", queue)) for rank in (0, 1)]
+    processes = [
+        context.Process(target=share, args=(rank, tmp_path / "store", queue)) for rank in (0, 1)
+    ]
     for process in processes:
         process.start()
     results = [queue.get(timeout=120) for _ in processes]

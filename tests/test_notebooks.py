@@ -14,7 +14,9 @@ FOLDER = CHECKOUT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LARGEST = 300_000  # bytes, of a file that code hosts still show
 SHOWN = ("text/plain", "text/markdown", "text/html")
-PATH_OF_A_MACHINE = re.compile(r"(?<![\w.<])(/(home|root|tmp|usr|opt|var|work|Users|private|mnt)/|[A-Z]:\\\w)")
+PATH_OF_A_MACHINE = re.compile(
+    r"(?<![\w.<])(/(home|root|tmp|usr|opt|var|work|Users|private|mnt)/|[A-Z]:\\\w)"
+)
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem[:2])
 
@@ -29,7 +31,8 @@ def check_outputs(notebook: NotebookNode) -> None:
     assert {output.get("name", "stdout") for output in outputs} == {"stdout"}
     assert "error" not in {output.output_type for output in outputs}
     text = "\n".join(
-        output.get("text", "") or "\n".join(output.data.get(kind, "") for kind in SHOWN) for output in outputs
+        output.get("text", "") or "\n".join(output.data.get(kind, "") for kind in SHOWN)
+        for output in outputs
     )
     assert not PATH_OF_A_MACHINE.search(text)
     assert "Warning" not in text
@@ -63,7 +66,10 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_runs_from_top_to_bottom_in_its_budget(path: Path, tmp_path: Path) -> None:
     before = left_in_checkout()
     ran = subprocess.run(
-        [sys.executable, FOLDER / "run.py", path, "--to", tmp_path], capture_output=True, text=True, check=False
+        [sys.executable, FOLDER / "run.py", path, "--to", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
     check_outputs(nbformat.read(tmp_path / path.name, as_version=4))

@@ -87,7 +87,9 @@ def locate(source: str) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise InputError(f"{source} holds no model: no config.json there, nor in {folder / 'model'}")
+        raise InputError(
+            f"{source} holds no model: no config.json there, nor in {folder / 'model'}"
+        )
     try:
         return Path(snapshot_download(source, allow_patterns=list(HUB_FILES)))
     except HFValidationError as error:
@@ -110,7 +112,9 @@ def check_sha256(path: Path, expected: str) -> None:
     if not path.is_file():
         raise InputError(f"{path} is missing")
     if (actual := sha256(path)) != expected:
-        raise InputError(f"{path} has SHA-256 {actual}, not {expected}: it is damaged or another file")
+        raise InputError(
+            f"{path} has SHA-256 {actual}, not {expected}: it is damaged or another file"
+        )
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -143,12 +147,18 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     files = ["model.safetensors"]
     if index.is_file():
         try:
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            files = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{index} is damaged: {error}") from error
     elif not (folder / "model.safetensors").is_file():
         pickles = sorted(p.name for p in folder.glob("*.bin"))
-        hint = f"; {', '.join(pickles)} is a pickle, which is never read: convert it to safetensors" if pickles else ""
+        hint = (
+            f"; {', '.join(pickles)} is a pickle, which is never read: convert it to safetensors"
+            if pickles
+            else ""
+        )
         raise InputError(f"{folder} has no model.safetensors{hint}")
     tensors = {}
     for file in files:
@@ -199,7 +209,11 @@ def build(config: BertConfig, tensors: dict[str, Tensor], head: Head = "checkpoi
     with torch.device("meta"):
         model = Bert(config)
     tied = config.tie_word_embeddings
-    wanted = {n: hugging_face_name(n) for n in model.state_dict() if not (tied and n == "head.decoder.weight")}
+    wanted = {
+        n: hugging_face_name(n)
+        for n in model.state_dict()
+        if not (tied and n == "head.decoder.weight")
+    }
     missing = {ours: theirs for ours, theirs in wanted.items() if theirs not in tensors}
     if headless := [ours for ours in missing if ours.startswith("head.")]:
         if head == "checkpoint":
@@ -210,25 +224,35 @@ def build(config: BertConfig, tensors: dict[str, Tensor], head: Head = "checkpoi
         fresh = Bert(config).state_dict()
         tensors = tensors | {missing.pop(ours): fresh[ours] for ours in headless}
     if missing:
-        raise InputError(f"the checkpoint lacks {', '.join(sorted(missing.values()))}: another architecture")
+        raise InputError(
+            f"the checkpoint lacks {', '.join(sorted(missing.values()))}: another architecture"
+        )
     body = {
-        n for n in tensors if n.startswith("bert.") and not n.startswith("bert.pooler.") and "position_ids" not in n
+        n
+        for n in tensors
+        if n.startswith("bert.") and not n.startswith("bert.pooler.") and "position_ids" not in n
     }
     if unknown := sorted(body - set(wanted.values())):
-        raise InputError(f"the checkpoint has tensors that no BERT of its config.json has: {', '.join(unknown[:5])}")
+        raise InputError(
+            f"the checkpoint has tensors that no BERT of its config.json has: {', '.join(unknown[:5])}"
+        )
     shapes = {ours: tuple(parameter.shape) for ours, parameter in model.state_dict().items()}
     for ours, theirs in wanted.items():
         if tuple(tensors[theirs].shape) != shapes[ours]:
             raise InputError(
                 f"{theirs} has shape {tuple(tensors[theirs].shape)}, but config.json asks for {shapes[ours]}"
             )
-    model.load_state_dict({ours: tensors[theirs] for ours, theirs in wanted.items()}, strict=False, assign=True)
+    model.load_state_dict(
+        {ours: tensors[theirs] for ours, theirs in wanted.items()}, strict=False, assign=True
+    )
     if tied:  # assigning replaced one of the two names of the shared parameter
         model.head.decoder.weight = model.embeddings.word.weight
     return model.requires_grad_().eval()
 
 
-def load(source: str | Path, *, adapter: str | Path | None = None, head: Head = "checkpoint") -> Bert:
+def load(
+    source: str | Path, *, adapter: str | Path | None = None, head: Head = "checkpoint"
+) -> Bert:
     """Open a masked-language BERT, in fp32 and evaluation mode.
 
     Args:
@@ -257,5 +281,7 @@ def save(model: Bert, folder: Path) -> None:
     with (folder / "config.json").open("x", encoding="utf-8") as file:
         json.dump(model.config.to_dict(), file, indent=2, sort_keys=True)
         file.write("\n")
-    tensors = {hugging_face_name(name): p.detach().contiguous() for name, p in model.named_parameters()}
+    tensors = {
+        hugging_face_name(name): p.detach().contiguous() for name, p in model.named_parameters()
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

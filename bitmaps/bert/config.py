@@ -53,13 +53,17 @@ class BertConfig:
             if not isinstance(x := getattr(self, name), int | float) or not 0 < x < math.inf:
                 raise InputError(f"{name} must be a number above 0, not {x!r}")
         if self.pad_token_id is not None and self.pad_token_id not in range(self.vocab_size):
-            raise InputError(f"pad_token_id must lie in 0..{self.vocab_size - 1} or be null, not {self.pad_token_id!r}")
+            raise InputError(
+                f"pad_token_id must lie in 0..{self.vocab_size - 1} or be null, not {self.pad_token_id!r}"
+            )
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
         if not isinstance(self.hidden_act, str) or self.hidden_act not in ACT2FN:
-            raise InputError(f"unknown hidden_act {self.hidden_act!r}; valid are {', '.join(sorted(ACT2FN))}")
+            raise InputError(
+                f"unknown hidden_act {self.hidden_act!r}; valid are {', '.join(sorted(ACT2FN))}"
+            )
         if not isinstance(self.bitmaps, dict | None):
             raise InputError(f"bitmaps must be an object or null, not {self.bitmaps!r}")
 
@@ -72,14 +76,26 @@ class BertConfig:
         """
         architecture = values.get("model_type", "bert")
         if architecture not in ("bert", "bitmaps"):  # the second is a packed BERT
-            raise InputError(f"model_type {architecture!r} is another architecture; valid is 'bert'")
+            raise InputError(
+                f"model_type {architecture!r} is another architecture; valid is 'bert'"
+            )
         positions = values.get("position_embedding_type") or "absolute"
         if positions != "absolute":
-            raise InputError(f"position_embedding_type {positions!r} is not supported; valid is 'absolute'")
+            raise InputError(
+                f"position_embedding_type {positions!r} is not supported; valid is 'absolute'"
+            )
         if values.get("is_decoder") or values.get("add_cross_attention"):
-            raise InputError("a BERT decoder (is_decoder, add_cross_attention) is not supported; valid is an encoder")
+            raise InputError(
+                "a BERT decoder (is_decoder, add_cross_attention) is not supported; valid is an encoder"
+            )
         known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in values.items() if k in known and (v is not None or k == "pad_token_id")})
+        return cls(
+            **{
+                k: v
+                for k, v in values.items()
+                if k in known and (v is not None or k == "pad_token_id")
+            }
+        )
 
     @classmethod
     def from_file(cls, path: Path) -> BertConfig:

@@ -56,7 +56,10 @@ class Bert(nn.Module):
         return self
 
     def encode(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> list[Tensor]:
         """The hidden states: the embeddings' output, then each layer's; layers + 1 of (batch, length, hidden).
 

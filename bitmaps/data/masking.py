@@ -41,7 +41,9 @@ class Vocabulary:
         )
 
 
-def mask_sentence(ids: np.ndarray, seed: list[int], vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+def mask_sentence(
+    ids: np.ndarray, seed: list[int], vocabulary: Vocabulary
+) -> tuple[np.ndarray, np.ndarray]:
     """Mask one sentence: (length,) ids -> (length,) ids with some replaced, and (length,) labels, ``IGNORE`` elsewhere.
 
     The result depends on the ids and ``seed`` alone (a list of numbers, such as the mask seed and the sentence's number).

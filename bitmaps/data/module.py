@@ -22,7 +22,9 @@ from bitmaps.data.sources import Source
 from bitmaps.errors import InputError
 from bitmaps.metrics import IGNORE
 
-Example = tuple[int, np.ndarray, np.ndarray]  # number of a sentence, its masked ids and labels, (length,) each
+Example = tuple[
+    int, np.ndarray, np.ndarray
+]  # number of a sentence, its masked ids and labels, (length,) each
 
 
 class Batch(TypedDict):
@@ -52,7 +54,9 @@ def tokenizer_of(folder: str) -> PreTrainedTokenizerBase:
 
 
 @cache
-def tokenized(source: Source, split: str, tokenizer_folder: str, length: int, limit: int | None) -> list[np.ndarray]:
+def tokenized(
+    source: Source, split: str, tokenizer_folder: str, length: int, limit: int | None
+) -> list[np.ndarray]:
     """One split, a sentence a sequence: [CLS] pieces [SEP], at most ``length`` in all.
 
     Cached, as is ``masked``: the jobs of a sweep that share a process tokenize and mask once.
@@ -62,7 +66,9 @@ def tokenized(source: Source, split: str, tokenizer_folder: str, length: int, li
     """
     tokenizer = tokenizer_of(tokenizer_folder)
     sentences = source.sentences(split, str(tokenizer.unk_token), limit)
-    encoded = tokenizer(sentences, truncation=True, max_length=length, return_attention_mask=False)["input_ids"]
+    encoded = tokenizer(sentences, truncation=True, max_length=length, return_attention_mask=False)[
+        "input_ids"
+    ]
     pieces = [np.array(ids) for ids in encoded if len(ids) > 2]
     if not pieces:
         raise InputError(f"data={source.name} has no text in its {split} split")
@@ -94,7 +100,9 @@ def masked(
         for number, ids in enumerate(pieces)
     ]
     if not any((labels != IGNORE).any() for *_, labels in examples):
-        raise InputError(f"limit={limit} leaves no masked token in the {split} split of data={source.name}: raise it")
+        raise InputError(
+            f"limit={limit} leaves no masked token in the {split} split of data={source.name}: raise it"
+        )
     return sorted(examples, key=lambda example: len(example[1]))
 
 
@@ -135,7 +143,12 @@ class TrainingStream(IterableDataset[Batch]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.sentences, self.vocabulary, self.batch_size, self.seed = sentences, vocabulary, batch_size, seed
+        self.sentences, self.vocabulary, self.batch_size, self.seed = (
+            sentences,
+            vocabulary,
+            batch_size,
+            seed,
+        )
         self.start, self.rank, self.world = start, rank, world
 
     def epoch(self, number: int) -> list[np.ndarray]:
@@ -145,7 +158,10 @@ class TrainingStream(IterableDataset[Batch]):
         lengths = np.array([len(ids) for ids in self.sentences])
         run = self.RUN * self.batch_size
         order = np.concatenate(
-            [part[np.argsort(lengths[part], kind="stable")] for part in np.split(order, range(run, len(order), run))]
+            [
+                part[np.argsort(lengths[part], kind="stable")]
+                for part in np.split(order, range(run, len(order), run))
+            ]
         )
         count = max(1, len(order) // self.batch_size)
         batches = np.array_split(order[: count * self.batch_size], count)
@@ -160,7 +176,12 @@ class TrainingStream(IterableDataset[Batch]):
                 current = number // count
                 batches = self.epoch(current)
             examples = [
-                (int(i), *mask_sentence(self.sentences[i], [self.seed, current, int(i)], self.vocabulary))
+                (
+                    int(i),
+                    *mask_sentence(
+                        self.sentences[i], [self.seed, current, int(i)], self.vocabulary
+                    ),
+                )
                 for i in batches[number % count]
             ]
             yield collate(examples, self.vocabulary.pad)
@@ -194,7 +215,12 @@ class MaskedSentences(LightningDataModule):
         mask_sets: int = 1,
     ) -> None:
         super().__init__()
-        self.source, self.tokenizer_folder, self.length, self.limit = source, tokenizer_folder, length, limit
+        self.source, self.tokenizer_folder, self.length, self.limit = (
+            source,
+            tokenizer_folder,
+            length,
+            limit,
+        )
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.seed, self.mask_seed, self.mask_sets = seed, mask_seed, mask_sets
         self.vocabulary = Vocabulary.of(tokenizer_of(tokenizer_folder))
@@ -217,12 +243,16 @@ class MaskedSentences(LightningDataModule):
     def occurrences(self, split: str) -> NDArray[np.int64]:
         """How often each piece of the tokenizer is in a split, (pieces,)."""
         pieces = tokenized(self.source, split, self.tokenizer_folder, self.length, self.limit)
-        return np.bincount(np.concatenate(pieces), minlength=len(tokenizer_of(self.tokenizer_folder)))
+        return np.bincount(
+            np.concatenate(pieces), minlength=len(tokenizer_of(self.tokenizer_folder))
+        )
 
     def masked(self, split: str) -> list[Example]:
         fitting = self.trainer is not None and self.trainer.state.fn is TrainerFn.FITTING
         sets = 1 if fitting else self.mask_sets
-        return masked(self.source, split, self.tokenizer_folder, self.length, self.limit, self.mask_seed, sets)
+        return masked(
+            self.source, split, self.tokenizer_folder, self.length, self.limit, self.mask_seed, sets
+        )
 
     def first_batches(self, sentences: int) -> list[Batch]:
         """So many sentences of the train split, or all, as they would be trained on, in whole batches."""
@@ -237,14 +267,18 @@ class MaskedSentences(LightningDataModule):
         if self.trainer is not None:
             start = self.trainer.global_step * self.trainer.accumulate_grad_batches
             rank, world = self.trainer.global_rank, self.trainer.world_size
-        stream = TrainingStream(sentences, self.vocabulary, self.batch_size, self.seed, start, rank, world)
+        stream = TrainingStream(
+            sentences, self.vocabulary, self.batch_size, self.seed, start, rank, world
+        )
         return DataLoader(stream, batch_size=None)
 
     def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
         examples = self.masked(split)
         if self.trainer is not None and self.trainer.world_size > 1:
             if len(examples) < self.trainer.world_size:
-                raise InputError(f"{len(examples)} sentences are too few for {self.trainer.world_size} processes")
+                raise InputError(
+                    f"{len(examples)} sentences are too few for {self.trainer.world_size} processes"
+                )
             examples = examples[self.trainer.global_rank :: self.trainer.world_size]
         batches = [
             collate(examples[i : i + self.eval_batch_size], self.vocabulary.pad)

@@ -16,8 +16,14 @@ from bitmaps.errors import InputError
 SPLITS = ("train", "validation", "test")
 NAMES = ("wiki", "ptb", "text", "hub")
 PTB_FILES = {"train": "ptb.train.txt", "validation": "ptb.valid.txt", "test": "ptb.test.txt"}
-PTB_HUB = "hf://datasets/ptb-text-only/ptb_text_only@refs/convert/parquet/penn_treebank/{split}/*.parquet"
-TEXT_FILES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+PTB_HUB = (
+    "hf://datasets/ptb-text-only/ptb_text_only@refs/convert/parquet/penn_treebank/{split}/*.parquet"
+)
+TEXT_FILES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
 
 
 @dataclass(frozen=True)
@@ -56,12 +62,20 @@ class Source:
             raise InputError(
                 f"data.dir={self.dir} is not read by data={self.name}; what reads it are data=text and data=ptb"
             )
-        of_the_hub = {"path": self.path, "configuration": self.configuration, "streaming": self.streaming or None}
+        of_the_hub = {
+            "path": self.path,
+            "configuration": self.configuration,
+            "streaming": self.streaming or None,
+        }
         for key, value in of_the_hub.items() if self.name != "hub" else ():
             if value is not None:
-                raise InputError(f"data.{key}={value} is not read by data={self.name}; what reads it is data=hub")
+                raise InputError(
+                    f"data.{key}={value} is not read by data={self.name}; what reads it is data=hub"
+                )
         if self.name == "text" and self.dir is None:
-            raise InputError("data=text needs data.dir=<folder with train.txt, validation.txt and test.txt>")
+            raise InputError(
+                "data=text needs data.dir=<folder with train.txt, validation.txt and test.txt>"
+            )
         if self.name == "hub" and self.path is None:
             raise InputError("data=hub needs data.path=<Hub id of a data set>")
         if self.name in ("ptb", "text") and self.dir is not None:
@@ -77,7 +91,11 @@ class Source:
         folder = Path(self.dir or "").expanduser()
         if not folder.is_dir():
             raise InputError(f"data.dir={self.dir} is not a folder")
-        names = [PTB_FILES[split]] if self.name == "ptb" else [f"{stem}.txt" for stem in TEXT_FILES[split]]
+        names = (
+            [PTB_FILES[split]]
+            if self.name == "ptb"
+            else [f"{stem}.txt" for stem in TEXT_FILES[split]]
+        )
         for name in names:
             if (folder / name).is_file():
                 return folder / name
@@ -96,7 +114,9 @@ class Source:
 
                 texts = wiki(split)
             case "ptb" if self.dir is None:
-                rows = load_from_hub("parquet", split, "sentence", data_files={split: PTB_HUB.format(split=split)})
+                rows = load_from_hub(
+                    "parquet", split, "sentence", data_files={split: PTB_HUB.format(split=split)}
+                )
                 texts = [detokenize(text, unknown) for text in rows]
             case "ptb":
                 texts = [detokenize(text, unknown) for text in read_lines(self.file(split))]
@@ -104,7 +124,12 @@ class Source:
                 texts = read_lines(self.file(split))
             case _:
                 texts = load_from_hub(
-                    str(self.path), split, self.column, limit, name=self.configuration, streaming=self.streaming
+                    str(self.path),
+                    split,
+                    self.column,
+                    limit,
+                    name=self.configuration,
+                    streaming=self.streaming,
                 )
         return texts[:limit]
 
@@ -118,14 +143,18 @@ def read_lines(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
+        raise InputError(
+            f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
+        ) from error
     sentences = [stripped for line in lines if (stripped := line.strip())]
     if not sentences:
         raise InputError(f"{path} holds no text")
     return sentences
 
 
-def load_from_hub(path: str, split: str, column: str, limit: int | None = None, **options: Any) -> list[str]:
+def load_from_hub(
+    path: str, split: str, column: str, limit: int | None = None, **options: Any
+) -> list[str]:
     """One column of a Hub data set, empty texts left out.
 
     Raises:
@@ -137,11 +166,15 @@ def load_from_hub(path: str, split: str, column: str, limit: int | None = None, 
     texts: list[str] = []
     try:
         rows = load_dataset(path, split=split, **options)
-        for row in rows:  # when streaming, this is where they are fetched, and where columns are first known
+        for row in (
+            rows
+        ):  # when streaming, this is where they are fetched, and where columns are first known
             if column not in row:
                 raise InputError(f"{path} has no column {column!r}; valid are {', '.join(row)}")
             if not isinstance(row[column], str):
-                raise InputError(f"column {column!r} of {path} holds {row[column]!r}, which is not text")
+                raise InputError(
+                    f"column {column!r} of {path} holds {row[column]!r}, which is not text"
+                )
             if text := row[column].strip():
                 texts.append(text)
             if len(texts) == limit:

@@ -10,7 +10,9 @@ BRACKETS = {"-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]", "-lcb-": "{"
 QUOTES = {"``": OPENING, "''": CLOSING, "`": "‘"}
 
 # joined to the word before: clitics, closing quotes and brackets, punctuation; a lone ' is a possessive or closes a quote
-TO_THE_LEFT = re.compile(rf" (?=(?:n't|'(?:s|m|d|re|ve|ll)?|[,.;:?!%]|\.\.\.|[)\]}}]|{CLOSING})(?: |$))", re.IGNORECASE)
+TO_THE_LEFT = re.compile(
+    rf" (?=(?:n't|'(?:s|m|d|re|ve|ll)?|[,.;:?!%]|\.\.\.|[)\]}}]|{CLOSING})(?: |$))", re.IGNORECASE
+)
 # joined to the word after: opening quotes and brackets, $ and # (and c$, us$ …)
 TO_THE_RIGHT = re.compile(rf"(?<![^ ])((?:[a-z]{{0,2}}\$|#|[(\[{{]|{OPENING}|‘)) ", re.IGNORECASE)
 

@@ -14,7 +14,9 @@ from functools import cache
 from pathlib import Path
 
 DUMP = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-MIN_CHARACTERS = 200  # an article with less text is a redirect or an empty page: gensim's own default
+MIN_CHARACTERS = (
+    200  # an article with less text is a redirect or an empty page: gensim's own default
+)
 
 # The split, fixed for good: an article's number in the dump, modulo 7, says where it belongs.
 SPLITS = {"train": (0, 1, 2, 3, 6), "validation": (4,), "test": (5,)}
@@ -40,7 +42,9 @@ def prose(markup: str) -> Iterator[str]:
     """The paragraphs of a page whose markup gensim has filtered: no headings, lists, captions or table cells."""
     for line in markup.splitlines():
         line = re.sub(r"'{2,}", "", line)  # '' and ''' are italics and bold
-        line = re.sub(r"\(\s*[;,]\s*", "(", line).replace("()", "")  # what is left of a pronunciation
+        line = re.sub(r"\(\s*[;,]\s*", "(", line).replace(
+            "()", ""
+        )  # what is left of a pronunciation
         line = re.sub(r"\s+", " ", line).strip()
         if (
             line
@@ -57,7 +61,10 @@ def articles() -> tuple[tuple[str, tuple[str, ...]], ...]:
     spec = importlib.util.find_spec("gensim")
     assert spec is not None, "Source.check comes first"
     assert spec.origin is not None
-    from gensim.scripts.segment_wiki import extract_page_xmls, segment  # an extra, so only when it is needed
+    from gensim.scripts.segment_wiki import (
+        extract_page_xmls,
+        segment,
+    )  # an extra, so only when it is needed
 
     pages = []
     with bz2.open(Path(spec.origin).parent / DUMP) as file:
@@ -65,7 +72,12 @@ def articles() -> tuple[tuple[str, tuple[str, ...]], ...]:
             title, sections = segment(xml)
             if sum(len(body.strip()) for _, body in sections) < MIN_CHARACTERS:
                 continue
-            sentences = (s for _, body in sections for paragraph in prose(body) for s in split_sentences(paragraph))
+            sentences = (
+                s
+                for _, body in sections
+                for paragraph in prose(body)
+                for s in split_sentences(paragraph)
+            )
             pages.append((title, tuple(sentences)))
     return tuple(pages)
 
@@ -73,4 +85,9 @@ def articles() -> tuple[tuple[str, tuple[str, ...]], ...]:
 def wiki(split: str) -> list[str]:
     """The sentences of one split. Whole articles are held out, so that no article stands on both sides."""
     numbers = SPLITS[split]
-    return [s for number, (_, sentences) in enumerate(articles()) if number % 7 in numbers for s in sentences]
+    return [
+        s
+        for number, (_, sentences) in enumerate(articles())
+        if number % 7 in numbers
+        for s in sentences
+    ]

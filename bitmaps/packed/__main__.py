@@ -19,21 +19,28 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bitmaps.bert import checkpoint
-from bitmaps.card import write_card
-from bitmaps.config import Train
+from bitmaps.command.schema import Train
 from bitmaps.data.module import tokenizer_of
 from bitmaps.errors import InputError
-from bitmaps.packed import folder, native
-from bitmaps.runs import read_rows
+from bitmaps.packed import format as folder
+from bitmaps.packed import kernels as native
+from bitmaps.report.card import write_card
+from bitmaps.runs.folder import read_rows
 
 
 def info() -> None:
     path, found = native.library_file(), native.kernels()
-    print(f"library       {path.name if path else 'none: there was no C compiler when bitmaps was installed'}")
-    print(f"runs here     {', '.join([*native.instruction_sets(), native.REFERENCE])}   ({native.VARIABLE} chooses)")
+    print(
+        f"library       {path.name if path else 'none: there was no C compiler when bitmaps was installed'}"
+    )
+    print(
+        f"runs here     {', '.join([*native.instruction_sets(), native.REFERENCE])}   ({native.VARIABLE} chooses)"
+    )
     print(f"in use        {found.name if found else native.REFERENCE}")
     if found is not None:
-        print(f"calls         {'from C' if found.linear else 'through ctypes, for want of headers of Python: slower'}")
+        print(
+            f"calls         {'from C' if found.linear else 'through ctypes, for want of headers of Python: slower'}"
+        )
     print(f"threads       {torch.get_num_threads()}")
 
 
@@ -45,7 +52,9 @@ def pack(run: Path, to: Path, embeddings: str | None, head: str | None) -> None:
     if trained:  # what the card says, read first: without it there would be a folder that has none
         rows = read_rows(run)
         try:
-            saved = OmegaConf.merge(OmegaConf.structured(Train), OmegaConf.load(run / "config.yaml"))
+            saved = OmegaConf.merge(
+                OmegaConf.structured(Train), OmegaConf.load(run / "config.yaml")
+            )
             config = cast(Train, OmegaConf.to_object(saved))
         except OmegaConfBaseException as error:
             said = str(error).splitlines()[0]
@@ -75,12 +84,18 @@ def to_float(packed: Path, to: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bitmaps.packed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bitmaps.packed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", help="a run folder (or a model's), to_float, or info")
-    parser.add_argument("folders", nargs="*", type=Path, help="where to; <run folder>/packed unless given")
     parser.add_argument(
-        "--embeddings", choices=("fp16", "int8", "int4"), help="round word, position and type tables to"
+        "folders", nargs="*", type=Path, help="where to; <run folder>/packed unless given"
+    )
+    parser.add_argument(
+        "--embeddings",
+        choices=("fp16", "int8", "int4"),
+        help="round word, position and type tables to",
     )
     parser.add_argument("--head", choices=("fp16", "int8"), help="round the head's transform to")
     arguments = parser.parse_args()
@@ -93,9 +108,16 @@ def main() -> None:
         elif what == "to_float" and len(folders) == 2:
             to_float(*folders)
         elif what not in ("info", "to_float") and len(folders) <= 1:
-            pack(Path(what), folders[0] if folders else Path(what) / "packed", arguments.embeddings, arguments.head)
+            pack(
+                Path(what),
+                folders[0] if folders else Path(what) / "packed",
+                arguments.embeddings,
+                arguments.head,
+            )
         else:
-            wanted = {"info": "no folder", "to_float": "two folders"}.get(what, "at most one more folder")
+            wanted = {"info": "no folder", "to_float": "two folders"}.get(
+                what, "at most one more folder"
+            )
             parser.error(f"{what} takes {wanted}, not {len(folders)}")
     except InputError as error:
         sys.exit(f"error: {error}")

@@ -13,7 +13,7 @@ from bitmaps.bert.attention import Attention
 from bitmaps.bert.config import BertConfig
 from bitmaps.bert.ffnn import FeedForward
 from bitmaps.packed import operations
-from bitmaps.packed.native import Act, Packed, Part
+from bitmaps.packed.kernels import Act, Packed, Part
 from bitmaps.packed.weights import PackedWeight
 
 ROWS = 4096  # of a table that are there in fp32 at a time, where no kernel reads it as it is
@@ -35,13 +35,21 @@ class HasMatrices(nn.Module):
     _packed: Packed | None = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._packed = None  # ``share_memory`` moves what is in a tensor, which stays the same tensor
+        self._packed = (
+            None  # ``share_memory`` moves what is in a tensor, which stays the same tensor
+        )
         return super()._apply(fn, recurse)
 
 
 def are_same(part: Part, other: Part) -> bool:
     weight, high, low, bias, column = part
-    return weight is other[0] and high is other[1] and low is other[2] and bias is other[3] and column is other[4]
+    return (
+        weight is other[0]
+        and high is other[1]
+        and low is other[2]
+        and bias is other[3]
+        and column is other[4]
+    )
 
 
 class PackedLinear(HasMatrices):
@@ -68,7 +76,13 @@ class PackedLinear(HasMatrices):
         """As the operations take it."""
         modules: Any = self._modules
         weight = modules["weight"]._buffers
-        return weight["data"], weight["high"], weight["low"], self._buffers["bias"], weight["column"]
+        return (
+            weight["data"],
+            weight["high"],
+            weight["low"],
+            self._buffers["bias"],
+            weight["column"],
+        )
 
     def packed(self) -> Packed:
         packed, part = self._packed, self.part()
@@ -79,7 +93,11 @@ class PackedLinear(HasMatrices):
     def forward(self, x: Tensor) -> Tensor:
         act = self.product_act
         if act is not None:
-            if not is_dynamo_compiling() and (packed := self._packed) is not None and act in packed.calls:
+            if (
+                not is_dynamo_compiling()
+                and (packed := self._packed) is not None
+                and act in packed.calls
+            ):
                 modules: Any = self._modules
                 y = packed.calls[act](x, modules["weight"]._buffers, self._buffers)
                 if y is not None:
@@ -108,7 +126,9 @@ class PackedEmbedding(nn.Module):
 
 def are_alike(*modules: Any) -> bool:
     """Whether all are of one bit, and have their inputs rounded alike: then they can be one operation."""
-    return all(isinstance(m, PackedLinear) and m.is_one_bit and m.act == modules[0].act for m in modules)
+    return all(
+        isinstance(m, PackedLinear) and m.is_one_bit and m.act == modules[0].act for m in modules
+    )
 
 
 class PackedAttention(Attention, HasMatrices):
@@ -130,7 +150,15 @@ class PackedAttention(Attention, HasMatrices):
             return super().forward(x, mask)
         project = self.packed([matrix.part() for matrix in matrices], matrices[0].in_features)
         return operations.attention(
-            x, project, output.packed(), mask, self.heads, norm.weight, norm.bias, norm.eps, output.act
+            x,
+            project,
+            output.packed(),
+            mask,
+            self.heads,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            output.act,
         )
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,9 +168,13 @@ class PackedAttention(Attention, HasMatrices):
             return super().project(x)
         parts, act = [matrix.part() for matrix in matrices], matrices[0].act
         if traced(x):
-            query, key, value = operations.binary_linears(x, *map(list, zip(*parts, strict=True)), act)
+            query, key, value = operations.binary_linears(
+                x, *map(list, zip(*parts, strict=True)), act
+            )
         else:
-            query, key, value = operations.linears(x, self.packed(parts, matrices[0].in_features), act)
+            query, key, value = operations.linears(
+                x, self.packed(parts, matrices[0].in_features), act
+            )
         return query, key, value
 
     def conclude(self, x: Tensor, context: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitmaps.packed import native
-from bitmaps.packed.native import Act, Packed, Part
+from bitmaps.packed import kernels as native
+from bitmaps.packed.kernels import Act, Packed, Part
 
 OUT_OF_MEMORY = "the kernels could not get memory"
 TOP = {"a16": 32639.0, "a8": 127.0}
@@ -46,7 +46,9 @@ def unpack(packed: Tensor, k: int) -> Tensor:
 def pack(bits: Tensor) -> Tensor:
     """bool or uint8 (n, k) -> uint8 (n, ceil(k / 8)), the lowest bit first: what ``unpack`` takes."""
     padded = F.pad(bits.to(torch.uint8), (0, -bits.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    return (padded << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1, dtype=torch.uint8)
+    return (padded << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(
+        -1, dtype=torch.uint8
+    )
 
 
 def whole_numbers(x: Tensor, act: Act) -> tuple[list[Tensor], Tensor]:
@@ -60,7 +62,9 @@ def whole_numbers(x: Tensor, act: Act) -> tuple[list[Tensor], Tensor]:
     # PyTorch takes a number divided by a tensor for a product with the rounded reciprocal: so two tensors
     inverse = torch.full_like(most, TOP[act]) / most
     q = torch.where(most.isfinite() & inverse.isfinite(), (x * inverse).round(), 0.0)
-    scale = torch.where(most.isfinite(), torch.where(inverse.isfinite(), most / TOP[act], 0.0), torch.nan)
+    scale = torch.where(
+        most.isfinite(), torch.where(inverse.isfinite(), most / TOP[act], 0.0), torch.nan
+    )
     if act == "a8":
         return [q], scale
     upper = ((q + 128) / 256).floor()
@@ -80,7 +84,11 @@ def reference_linear(x: Tensor, part: Part, act: Act) -> Tensor:
             dot = planes[0] @ units.mT
             dots.append(dot if len(planes) == 1 else 256 * dot + planes[1] @ units.mT)
     dot, total = torch.cat(dots, -1), whole.sum(-1, keepdim=True)
-    products = high * (2 * dot - total if is_bits else dot) if low is None else (high - low) * dot + low * total
+    products = (
+        high * (2 * dot - total if is_bits else dot)
+        if low is None
+        else (high - low) * dot + low * total
+    )
     y = scale * products
     return y if bias is None else y + bias
 
@@ -132,7 +140,9 @@ def check(x: Tensor, packed: Packed, act: str) -> list[int]:
         ValueError: for inputs of another size or on another device, or an ``act`` that does not exist or not for int8 weights."""
     *outer, k = x.shape or (0,)
     if k != packed.k:
-        raise ValueError(f"inputs of shape {tuple(x.shape)} where the matrix takes {packed.k} numbers")
+        raise ValueError(
+            f"inputs of shape {tuple(x.shape)} where the matrix takes {packed.k} numbers"
+        )
     if x.is_cpu != packed.is_cpu:
         raise ValueError(f"inputs on {x.device} where the matrix is elsewhere")
     if x.dtype is not torch.float32 and not x.is_floating_point():
@@ -143,7 +153,9 @@ def check(x: Tensor, packed: Packed, act: str) -> list[int]:
 
 
 def no_such(packed: Packed, act: str) -> ValueError:
-    return ValueError(f"act={act!r} is not there for these weights; valid are {', '.join(packed.acts)}")
+    return ValueError(
+        f"act={act!r} is not there for these weights; valid are {', '.join(packed.acts)}"
+    )
 
 
 # For one token a product takes microseconds. So sizes are asked for once, and a result is looked at where it comes: each is worth
@@ -169,11 +181,21 @@ def linears(x: Tensor, packed: Packed, act: Act) -> list[Tensor]:
 
 
 def linear_norm(
-    x: Tensor, packed: Packed, residual: Tensor, gain: Tensor, shift: Tensor, epsilon: float, act: Act
+    x: Tensor,
+    packed: Packed,
+    residual: Tensor,
+    gain: Tensor,
+    shift: Tensor,
+    epsilon: float,
+    act: Act,
 ) -> Tensor:
     """``LayerNorm(residual + x W^T + b)``."""
     outer = check(x, packed, act)
-    if len(packed.sizes) != 1 or residual.shape != (*outer, packed.sizes[0]) or residual.device != x.device:
+    if (
+        len(packed.sizes) != 1
+        or residual.shape != (*outer, packed.sizes[0])
+        or residual.device != x.device
+    ):
         raise ValueError(
             f"a residual of {tuple(residual.shape)} on {residual.device} to products of {tuple(x.shape)} on {x.device} "
             f"with matrices of {packed.sizes}"
@@ -192,11 +214,21 @@ def linear_norm(
     return y.to(x.dtype)
 
 
-def ffnn(x: Tensor, expand: Packed, contract: Packed, gain: Tensor, shift: Tensor, epsilon: float, act: Act) -> Tensor:
+def ffnn(
+    x: Tensor,
+    expand: Packed,
+    contract: Packed,
+    gain: Tensor,
+    shift: Tensor,
+    epsilon: float,
+    act: Act,
+) -> Tensor:
     """``LayerNorm(x + contract(gelu(expand(x))))``, with the exact GELU."""
     outer = check(x, expand, act)
     if expand.sizes != [contract.k] or contract.sizes != [expand.k]:
-        raise ValueError(f"a block of {expand.k} to {expand.sizes} and {contract.k} to {contract.sizes} numbers")
+        raise ValueError(
+            f"a block of {expand.k} to {expand.sizes} and {contract.k} to {contract.sizes} numbers"
+        )
     if contract.is_cpu != expand.is_cpu:
         raise ValueError("the two matrices of a block are on different devices")
     if act not in contract.acts:
@@ -248,8 +280,14 @@ def attention(
     outer, hidden = check(x, project, act), project.k
     if not attends(x, mask, heads):
         what = "no mask" if mask is None else f"a mask of {mask.dtype}, {tuple(mask.shape)}"
-        raise ValueError(f"the kernels have no attention for inputs of {tuple(x.shape)}, {heads} heads and {what} here")
-    if (project.sizes, output.k, output.sizes) != ([hidden] * 3, hidden, [hidden]) or not output.is_cpu:
+        raise ValueError(
+            f"the kernels have no attention for inputs of {tuple(x.shape)}, {heads} heads and {what} here"
+        )
+    if (project.sizes, output.k, output.sizes) != (
+        [hidden] * 3,
+        hidden,
+        [hidden],
+    ) or not output.is_cpu:
         raise ValueError(
             f"attention over {hidden} numbers with matrices of {project.sizes}, {output.k} to {output.sizes}"
         )
@@ -336,7 +374,9 @@ def binary_ffnn(
 ) -> Tensor:
     """``ffnn``."""
     first = Packed([(expand, expand_high, expand_low, expand_bias, expand_column)], x.shape[-1])
-    second = Packed([(contract, contract_high, contract_low, contract_bias, contract_column)], expand.shape[0])
+    second = Packed(
+        [(contract, contract_high, contract_low, contract_bias, contract_column)], expand.shape[0]
+    )
     return ffnn(x, first, second, gain, shift, epsilon, act)  # type: ignore[arg-type]
 
 

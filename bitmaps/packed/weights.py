@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitmaps.binary.quantize import Values, rank_one
-from bitmaps.binary.rounding import BITS, Stored, whole_numbers
 from bitmaps.packed.operations import pack, unpack
+from bitmaps.quantize.quantizer import Values, rank_one
+from bitmaps.quantize.rounding import BITS, Stored, whole_numbers
 
 Kind = Literal["bit", "int8", "int4", "fp16"]
 FEW = 64  # rows that are looked at before all are
@@ -31,7 +31,9 @@ def rank_one_parts(weight: Tensor) -> tuple[Tensor, Tensor, Values] | None:
     """Row scales (rows), column scales (columns) and values of a matrix of {-1,1}, or if there are zeros of {0,1}, times a number a
     row and one a column; ``None`` if it is none, up to rounding. Scales of {0,1} may be negative: learned ones may have become
     so."""
-    if len(weight) > FEW and rank_one_parts(weight[:FEW]) is None:  # most matrices are none, which a few rows show
+    if (
+        len(weight) > FEW and rank_one_parts(weight[:FEW]) is None
+    ):  # most matrices are none, which a few rows show
         return None
     values: Values = "01" if (weight == 0).any() else "pm1"
     row_sign, column_sign = torch.ones_like(weight[:, 0]), torch.ones_like(weight[0])
@@ -51,7 +53,11 @@ def rank_one_parts(weight: Tensor) -> tuple[Tensor, Tensor, Values] | None:
 def is_integer(weight: Tensor, bits: int) -> bool:
     """Whether every row is a whole number, of ``bits`` bits, times the row's largest magnitude over the largest such number."""
     largest = 2 ** (bits - 1) - 1
-    steps = weight.double() * largest / weight.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+    steps = (
+        weight.double()
+        * largest
+        / weight.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+    )
     return torch.allclose(steps, steps.round(), rtol=0, atol=1e-4)
 
 
@@ -126,14 +132,16 @@ class PackedWeight(nn.Module):
     @classmethod
     @torch.no_grad()
     def rounded(cls, weight: Tensor, kind: Stored) -> PackedWeight:
-        """The matrix in fp16, or in rows of int8 or int4 (``bitmaps.binary.rounding.rounded``)."""
+        """The matrix in fp16, or in rows of int8 or int4 (``bitmaps.quantize.rounding.rounded``)."""
         if kind == "fp16":
             return cls(kind, weight.shape[1], weight.half())
         whole, scale = whole_numbers(weight, BITS[kind])
         steps, high = whole.to(torch.int8), scale[:, 0]
         if kind == "int8":
             return cls(kind, weight.shape[1], steps, high)
-        nibbles = F.pad((steps + 8).to(torch.uint8), (0, weight.shape[1] % 2)).unflatten(-1, (-1, 2))
+        nibbles = F.pad((steps + 8).to(torch.uint8), (0, weight.shape[1] % 2)).unflatten(
+            -1, (-1, 2)
+        )
         return cls(kind, weight.shape[1], nibbles[..., 0] | nibbles[..., 1] << 4, high)
 
     @classmethod

@@ -18,7 +18,9 @@ from bitmaps.report.page import write_page
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bitmaps.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bitmaps.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", nargs="+", type=Path, help="runs, or folders with runs in them")
     parser.add_argument("--output", type=Path, help="where to write; the first folder unless given")

@@ -13,8 +13,19 @@ import jinja2
 import vl_convert
 
 from bitmaps.errors import InputError
-from bitmaps.report.table import COLUMNS, cells, columns, in_words, labels, notes, pooled, splits, text_of, usual_text
-from bitmaps.runs import Row, read_analyses
+from bitmaps.report.table import (
+    COLUMNS,
+    cells,
+    columns,
+    in_words,
+    labels,
+    notes,
+    pooled,
+    splits,
+    text_of,
+    usual_text,
+)
+from bitmaps.runs.folder import Row, read_analyses
 
 Points = list[dict[str, Any]]
 
@@ -39,14 +50,18 @@ CURVES = {
 }
 
 
-def write_page(rows: list[Row], path: Path, title: str = "Binarized transformers, compared") -> None:
+def write_page(
+    rows: list[Row], path: Path, title: str = "Binarized transformers, compared"
+) -> None:
     """Write the page of these rows, which ``table.collect`` gives."""
     shown = pooled(rows)
     names = columns(shown)
     lines: list[dict[str, Any]] = []
     for row, label, note in zip(shown, labels(shown), notes(shown), strict=True):
         analysis, missing = analysis_of(row)
-        seed = f"seed {row['seeds'][0]['seed']}" if "seeds" in row else ""  # of several the first is looked at
+        seed = (
+            f"seed {row['seeds'][0]['seed']}" if "seeds" in row else ""
+        )  # of several the first is looked at
         lines.append(
             {
                 "row": row,
@@ -54,7 +69,9 @@ def write_page(rows: list[Row], path: Path, title: str = "Binarized transformers
                 "example": ", ".join(filter(None, (label, seed))),
                 "cells": [
                     {"text": text, "value": row.get(name) if form else None, "numeric": bool(form)}
-                    for text, (name, (_, form)) in zip(cells(row, names), names.items(), strict=True)
+                    for text, (name, (_, form)) in zip(
+                        cells(row, names), names.items(), strict=True
+                    )
                 ],
                 "analysis": analysis,
                 "verdict": ": ".join(filter(None, (seed, analysis["verdict"]))) if analysis else "",
@@ -77,7 +94,9 @@ def write_page(rows: list[Row], path: Path, title: str = "Binarized transformers
         analysed=[line for line in lines if line["analysis"]],
         sentences=sentences_of(lines),
         charts=charts,
-        specs=json.dumps([spec for group in charts.values() for spec in group]).replace("<", "\\u003c"),
+        specs=json.dumps([spec for group in charts.values() for spec in group]).replace(
+            "<", "\\u003c"
+        ),
         script=bundle() if any(charts.values()) else "",
         circumstances=circumstances_of(rows),
     )
@@ -88,7 +107,11 @@ def write_page(rows: list[Row], path: Path, title: str = "Binarized transformers
 def template() -> jinja2.Template:
     loader = jinja2.PackageLoader("bitmaps.report", "")
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=loader,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     return environment.get_template("page.html")
 
@@ -96,7 +119,9 @@ def template() -> jinja2.Template:
 @cache
 def bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed, to be put into the page."""
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace(
+        "</script", "<\\/script"
+    )
 
 
 def analysis_of(row: Row) -> tuple[dict[str, Any] | None, str]:
@@ -126,7 +151,9 @@ def sentences_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for line in lines:
         for sentence in line["analysis"]["sentences"] if line["analysis"] else ():
-            numbers = {masked["position"]: number for number, masked in enumerate(sentence["masked"], 1)}
+            numbers = {
+                masked["position"]: number for number, masked in enumerate(sentence["masked"], 1)
+            }
             key = json.dumps([sentence["pieces"], sorted(numbers)])
             pieces = [
                 {
@@ -143,7 +170,9 @@ def sentences_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def charts_of(lines: list[dict[str, Any]], alike: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def charts_of(
+    lines: list[dict[str, Any]], alike: list[dict[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
     """The pictures of each section, as Vega-Lite specifications; those that compare only have the rows that are ``alike``."""
     sections: dict[str, list[Any]] = {
         "quality": [quality(alike)] if alike else [],
@@ -161,7 +190,11 @@ def charts_of(lines: list[dict[str, Any]], alike: list[dict[str, Any]]) -> dict[
 def finished(chart: Any) -> dict[str, Any]:
     """Colours that are readable on a light page and on a dark one; what is text takes the page's own."""
     quiet = {"gridColor": "#8883", "domainColor": "#888", "tickColor": "#888"}
-    chart = chart.configure(background="transparent").configure_view(stroke=None).configure_axis(**quiet)
+    chart = (
+        chart.configure(background="transparent")
+        .configure_view(stroke=None)
+        .configure_axis(**quiet)
+    )
     return chart.to_dict()
 
 
@@ -190,10 +223,20 @@ def kinds_of(lines: list[dict[str, Any]]) -> alt.Scale:
 def quality(lines: list[dict[str, Any]]) -> Any:
     """Size against cross entropy."""
     fields = ("memory_mib", "cross_entropy", "accuracy", "row")
-    points: Points = [{"model": line["label"]} | {name: line["row"][name] for name in fields} for line in lines]
-    x = alt.X("memory_mib:Q", title="size in MiB (pseudo), log scale").scale(type="log", nice=False, padding=20)
-    y = alt.Y("cross_entropy:Q", title="cross entropy in nats, log scale").scale(type="log", nice=False, padding=20)
-    numbers = {"cross_entropy": "cross entropy", "accuracy": "accuracy", "memory_mib": "MiB (pseudo)"}
+    points: Points = [
+        {"model": line["label"]} | {name: line["row"][name] for name in fields} for line in lines
+    ]
+    x = alt.X("memory_mib:Q", title="size in MiB (pseudo), log scale").scale(
+        type="log", nice=False, padding=20
+    )
+    y = alt.Y("cross_entropy:Q", title="cross entropy in nats, log scale").scale(
+        type="log", nice=False, padding=20
+    )
+    numbers = {
+        "cross_entropy": "cross entropy",
+        "accuracy": "accuracy",
+        "memory_mib": "MiB (pseudo)",
+    }
     tooltip = [
         alt.Tooltip("model:N"),
         *(alt.Tooltip(f"{n}:Q", title=t, format=COLUMNS[n][1]) for n, t in numbers.items()),
@@ -205,7 +248,9 @@ def quality(lines: list[dict[str, Any]]) -> Any:
     kinds = kinds_of(lines)
     color = alt.Color("row:N", title=None, scale=kinds).legend(orient="top")
     shape = alt.Shape("row:N", title=None, scale=alt.Scale(domain=kinds["domain"]))
-    description = f"Size against cross entropy of {len(points)} models; the dashed line is the Pareto front."
+    description = (
+        f"Size against cross entropy of {len(points)} models; the dashed line is the Pareto front."
+    )
     return alt.layer(
         front.encode(x=x, y=y), dots.encode(x=x, y=y, color=color, shape=shape, tooltip=tooltip)
     ).properties(width="container", height=320, description=description)
@@ -221,7 +266,9 @@ def bars(lines: list[dict[str, Any]], name: str, title: str) -> Any:
         for spread in [line["row"].get("deviation", {}).get(name, 0.0)]
     ]  # fmt: skip
     half = alt.expr("containerSize()[0] / 2")
-    base = alt.Chart(alt.Data(values=points)).encode(y=alt.Y("model:N", title=None, sort=None).axis(labelLimit=half))
+    base = alt.Chart(alt.Data(values=points)).encode(
+        y=alt.Y("model:N", title=None, sort=None).axis(labelLimit=half)
+    )
     longest = max(point["high"] for point in points) or 1.0
     value = (
         alt.X("value:Q", title=title).axis(tickCount=4).scale(domain=[0, 1.3 * longest], nice=False)
@@ -231,9 +278,13 @@ def bars(lines: list[dict[str, Any]], name: str, title: str) -> Any:
     layers: list[Any] = [base.mark_bar().encode(x=value, color=color, tooltip=tooltip)]
     if any(point["low"] < point["high"] for point in points):
         layers.append(base.mark_rule(color="#888", strokeWidth=2).encode(x="low:Q", x2="high:Q"))
-    layers.append(base.mark_text(align="left", dx=4).encode(x="high:Q", text=alt.Text("value:Q", format=form)))
+    layers.append(
+        base.mark_text(align="left", dx=4).encode(x="high:Q", text=alt.Text("value:Q", format=form))
+    )
     description = f"{title}, a bar for each of {len(points)} models"
-    return alt.layer(*layers).properties(width="container", height=20 * len(points), description=description)
+    return alt.layer(*layers).properties(
+        width="container", height=20 * len(points), description=description
+    )
 
 
 def confidences(line: dict[str, Any]) -> alt.Chart:
@@ -242,7 +293,8 @@ def confidences(line: dict[str, Any]) -> alt.Chart:
     counts, total = found["histogram"], sum(found["histogram"])
     width = 1 / len(counts)
     points: Points = [
-        {"from": n * width, "to": (n + 1) * width, "share": count / total} for n, count in enumerate(counts)
+        {"from": n * width, "to": (n + 1) * width, "share": count / total}
+        for n, count in enumerate(counts)
     ]
     form = ".2f"
     return (
@@ -281,14 +333,20 @@ def curve_charts(lines: list[dict[str, Any]]) -> list[alt.Chart]:
         ]
         if len({point["step"] for point in points}) < 2:
             continue
-        legend = None if charts or len(models) > 20 else alt.Legend(orient="top", columns=1, labelLimit=limit)
+        legend = (
+            None
+            if charts or len(models) > 20
+            else alt.Legend(orient="top", columns=1, labelLimit=limit)
+        )
         hover = [alt.Tooltip(f"{field}:N") for field in ("model", "run", "step")]
         charts.append(
             alt.Chart(alt.Data(values=points))
             .mark_line(point={"size": 18})
             .encode(
                 x=alt.X("step:Q", title="step"),
-                y=alt.Y("value:Q", title=title).scale(**({"type": "log"} if name == "flips/all" else {"zero": False})),
+                y=alt.Y("value:Q", title=title).scale(
+                    **({"type": "log"} if name == "flips/all" else {"zero": False})
+                ),
                 color=alt.Color("model:N", title=None, scale=colors, legend=legend),
                 detail="run:N",
                 tooltip=[*hover, alt.Tooltip("value:Q", format=".4~g")],

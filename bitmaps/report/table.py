@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bitmaps.config import GROUPS
+from bitmaps.command.schema import GROUPS
 from bitmaps.errors import InputError
-from bitmaps.runs import Row, read_metrics, read_rows
+from bitmaps.runs.folder import Row, read_metrics, read_rows
 
 COLUMNS = {  # field -> heading and format
     "components": ("components", ""),
@@ -35,9 +35,26 @@ ROWS = ("unbinarized", "naive", "calibrated", "trained", "packed")
 TIMED = ("dtype", "device", "threads", "inference_batch", "inference_length")
 WHERE = ("model", "weights", "data", "split", "limit", "mask_seed", "mask_sets", *TIMED)
 # the same where rows of one kind do: an untrained row has no recipe
-HOW = ("scope", "recipe", "loss", "embeddings", "activations", "one_bit_inputs", "calibrated_on", "steps")
+HOW = (
+    "scope",
+    "recipe",
+    "loss",
+    "embeddings",
+    "activations",
+    "one_bit_inputs",
+    "calibrated_on",
+    "steps",
+)
 # what differs between two measurements of one row
-MEASURED = ("run", "command", "commit", "versions", "inference_ms", "inference_masked_ms", "inference_repeats")
+MEASURED = (
+    "run",
+    "command",
+    "commit",
+    "versions",
+    "inference_ms",
+    "inference_masked_ms",
+    "inference_repeats",
+)
 # two rows that differ here were scored on other text, and are not comparable
 TEXT = ("data", "split", "limit", "mask_seed", "mask_sets", "masked_tokens")
 
@@ -67,10 +84,15 @@ def run_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: a run or a sweep is wanted")
     found = sorted(
-        (f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")), key=lambda f: (len(f.name), f.name)
+        (f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")),
+        key=lambda f: (len(f.name), f.name),
     )
-    runs = {f for f in found if any((f / name).is_file() for name in ("metrics.json", "config.yaml"))}
-    found = [f for f in found if f in runs or not (f / "results.html").is_file()]  # a report is none
+    runs = {
+        f for f in found if any((f / name).is_file() for name in ("metrics.json", "config.yaml"))
+    }
+    found = [
+        f for f in found if f in runs or not (f / "results.html").is_file()
+    ]  # a report is none
     if not runs:
         raise InputError(f"{folder} holds no results: neither it nor a folder in it is a run")
     return found
@@ -82,7 +104,11 @@ def rows_of(folder: Path) -> list[Row]:
     rows: list[Row]
     try:
         metrics = read_metrics(folder)
-        rows = [{"status": "ok"} | row for row in read_rows(folder)] if metrics["status"] == "ok" else [metrics]
+        rows = (
+            [{"status": "ok"} | row for row in read_rows(folder)]
+            if metrics["status"] == "ok"
+            else [metrics]
+        )
     except InputError as error:
         rows = [{"status": "failed", "error": str(error)}]
     return [row | row.get("settings", {}) | {"run": str(folder)} for row in rows]
@@ -94,9 +120,13 @@ def collect(folders: list[Path]) -> list[Row]:
     unique: dict[str, Row] = {}
     for folder in folders:
         for row in rows_of(folder):
-            passed_over = MEASURED if row.get("row") not in ("unbinarized", "naive") else (*MEASURED, "seed")
+            passed_over = (
+                MEASURED if row.get("row") not in ("unbinarized", "naive") else (*MEASURED, "seed")
+            )
             same = {name: value for name, value in row.items() if name not in passed_over}
-            kept = unique.setdefault(json.dumps(same, sort_keys=True) if row["status"] == "ok" else str(folder), row)
+            kept = unique.setdefault(
+                json.dumps(same, sort_keys=True) if row["status"] == "ok" else str(folder), row
+            )
             if kept is not row:
                 kept.setdefault("also", []).append(row)
     return sorted(unique.values(), key=order)
@@ -106,7 +136,9 @@ def told_by(row: Row) -> Row:
     """What tells a row from all others, those of other seeds aside. How it was timed does if it was."""
     names = dict.fromkeys(("row", "components", "values", "scale", *HOW, *WHERE, *TEXT))
     passed_over = () if row.get("inference_ms") is not None else TIMED
-    return {name: row.get(name) for name in names if name not in passed_over} | (row.get("settings") or {})
+    return {name: row.get(name) for name in names if name not in passed_over} | (
+        row.get("settings") or {}
+    )
 
 
 def settings_of(rows: list[Row]) -> list[str]:
@@ -135,7 +167,9 @@ def mean_of(rows: list[Row]) -> Row:
     return rows[0] | {
         "seed": ", ".join(str(row["seed"]) for row in rows),
         "seeds": rows,
-        "deviation": {name: statistics.stdev(found) for name, found in measured.items() if len(found) > 1},
+        "deviation": {
+            name: statistics.stdev(found) for name, found in measured.items() if len(found) > 1
+        },
         **{name: statistics.mean(found) if found else None for name, found in measured.items()},
     }
 
@@ -151,7 +185,9 @@ def notes(rows: list[Row]) -> list[str]:
         elif row["status"] != "ok":
             found.append(f"no result yet: {row['run']} is still running, or was stopped")
         else:
-            other = {name: value for name, value in text_of(row).items() if usual.get(name) != value}
+            other = {
+                name: value for name, value in text_of(row).items() if usual.get(name) != value
+            }
             found.append(f"not comparable: scored on {in_words(other)}" if other else "")
     return found
 
@@ -174,7 +210,10 @@ def in_words(text: Row) -> str:
     >>> in_words({"data": "wiki", "limit": None, "mask_seed": 481})
     'data wiki, limit none, mask seed 481'
     """
-    return ", ".join(f"{name.replace('_', ' ')} {'none' if value is None else value}" for name, value in text.items())
+    return ", ".join(
+        f"{name.replace('_', ' ')} {'none' if value is None else value}"
+        for name, value in text.items()
+    )
 
 
 def columns(rows: list[Row]) -> dict[str, tuple[str, str]]:
@@ -184,7 +223,11 @@ def columns(rows: list[Row]) -> dict[str, tuple[str, str]]:
 
     def told_by_components(row: Row) -> bool:
         """Whether the word table is stored as the components say."""
-        words = "bit" if row.get("components") == "all" or "embeddings" in str(row.get("components")) else "fp32"
+        words = (
+            "bit"
+            if row.get("components") == "all" or "embeddings" in str(row.get("components"))
+            else "fp32"
+        )
         return row.get("embeddings") in (words, None)
 
     def differ(name: str, rows: list[Row]) -> bool:
@@ -249,7 +292,9 @@ def labels(rows: list[Row]) -> list[str]:
 
 def remarks(rows: list[Row]) -> list[str]:
     """The notes that there are, each after its row's label."""
-    return [f"{label}: {note}" for label, note in zip(labels(rows), notes(rows), strict=True) if note]
+    return [
+        f"{label}: {note}" for label, note in zip(labels(rows), notes(rows), strict=True) if note
+    ]
 
 
 def console() -> Console:
@@ -261,7 +306,9 @@ def print_table(rows: list[Row]) -> None:
     rows, table = pooled(rows), Table()
     names = columns(rows)
     for heading, form in names.values():
-        table.add_column(heading, justify="right" if form else "left", overflow="fold", no_wrap=bool(form))
+        table.add_column(
+            heading, justify="right" if form else "left", overflow="fold", no_wrap=bool(form)
+        )
     for row in rows:
         table.add_row(*cells(row, names))
     console().print(table)
@@ -309,10 +356,13 @@ def print_sentences(analyses: dict[str, Any], count: int | None) -> None:
             table.add_column(heading, overflow="fold")
         for masked in zip(*(sentence["masked"] for sentence in same), strict=True):
             guesses = [
-                " ".join(f"{p['token']} {p['probability']:.2f}" for p in found["predictions"]) for found in masked
+                " ".join(f"{p['token']} {p['probability']:.2f}" for p in found["predictions"])
+                for found in masked
             ]
             first = masked[0]
-            table.add_row(str(first["position"] + 1), Text(first["true"] or "?"), *map(Text, guesses))
+            table.add_row(
+                str(first["position"] + 1), Text(first["true"] or "?"), *map(Text, guesses)
+            )
         console().print(table)
 
 
@@ -321,8 +371,17 @@ def markdown(rows: list[Row]) -> str:
     names = columns(rows)
     headings = [heading for heading, _ in names.values()]
     rules = ["---:" if form else "---" for _, form in names.values()]
-    lines = [headings, rules, *([c.replace("|", "\\|").replace("\n", " ") for c in cells(row, names)] for row in rows)]
-    return "".join([*(f"| {' | '.join(line)} |\n" for line in lines), *(f"\n{remark}\n" for remark in remarks(rows))])
+    lines = [
+        headings,
+        rules,
+        *([c.replace("|", "\\|").replace("\n", " ") for c in cells(row, names)] for row in rows),
+    ]
+    return "".join(
+        [
+            *(f"| {' | '.join(line)} |\n" for line in lines),
+            *(f"\n{remark}\n" for remark in remarks(rows)),
+        ]
+    )
 
 
 def write_csv(rows: list[Row], path: Path) -> None:
@@ -352,9 +411,14 @@ def draw(rows: list[Row], path: Path) -> None:
     for axis, name in zip(axes, measures, strict=True):
         errors = [row.get("deviation", {}).get(name, 0.0) for row in rows]
         lengths = [row.get(name) or 0.0 for row in rows]
-        bars = axis.barh(range(len(rows)), lengths, tick_label=labels(rows), xerr=errors if any(errors) else None)
+        bars = axis.barh(
+            range(len(rows)), lengths, tick_label=labels(rows), xerr=errors if any(errors) else None
+        )
         axis.bar_label(
-            bars, [f"{row[name]:.4g}" if row.get(name) is not None else "" for row in rows], padding=2, fontsize=8
+            bars,
+            [f"{row[name]:.4g}" if row.get(name) is not None else "" for row in rows],
+            padding=2,
+            fontsize=8,
         )
         axis.set_title(COLUMNS[name][0])
         axis.margins(x=0.25)
@@ -367,4 +431,6 @@ def write(rows: list[Row], folder: Path) -> list[str]:
     write_csv(rows, folder / "results.csv")
     (folder / "results.md").write_text(markdown(rows), encoding="utf-8")
     draw(rows, folder / "results.png")
-    return [name for name in ("results.csv", "results.md", "results.png") if (folder / name).is_file()]
+    return [
+        name for name in ("results.csv", "results.md", "results.png") if (folder / name).is_file()
+    ]

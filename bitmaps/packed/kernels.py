@@ -1,0 +1,257 @@
+"""The kernels in C, if this installation has them: ``native/*.c``, built with the package where there is a C compiler.
+
+``BITMAPS_KERNELS`` chooses: ``auto`` (the fastest that the processor runs), ``amx``, ``avx512``, ``avx2``, ``generic``, or
+``reference``: PyTorch alone (``operations.py``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from bitmaps.errors import InputError
+
+Act = Literal["f32", "a16", "a8", "a1"]
+Part = tuple[
+    Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None
+]  # weight, high, low, bias, column
+Buffers = Mapping[str, Tensor | None]
+Call = Callable[
+    [Tensor, Buffers, Buffers], Tensor | None
+]  # x, the buffers of the weight and of the layer
+ACTS: tuple[Act, ...] = ("f32", "a16", "a8", "a1")  # in the order of `enum act` in native/kernels.h
+# A sum of k products of a bit or a byte with an int8 must fit into 32 bits: a16 goes up to 32,639, int8 weights up to 127 * 255.
+LARGEST_K = 2**31 // 2**15
+VARIABLE, REFERENCE = "BITMAPS_KERNELS", "reference"
+
+
+class Matrix(ctypes.Structure):
+    """``struct matrix`` of native/kernels.h."""
+
+    _fields_ = [
+        ("weight", ctypes.c_void_p), ("high", ctypes.c_void_p), ("low", ctypes.c_void_p), ("bias", ctypes.c_void_p),
+        ("column", ctypes.c_void_p), ("n", ctypes.c_int64), ("k", ctypes.c_int64), ("kind", ctypes.c_int32),
+    ]  # fmt: skip
+
+
+class Plan(ctypes.Structure):
+    """``struct plan`` of native/kernels.h."""
+
+    _fields_ = [
+        ("w", ctypes.POINTER(Matrix)), ("count", ctypes.c_int32), ("isa", ctypes.c_int32), ("act", ctypes.c_int32),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The library, the number and name of the instruction set that is used, whether it has an attention block, and ``linear`` of
+    native/python.c, if Python's headers were there."""
+
+    library: ctypes.CDLL
+    number: int
+    name: str
+    attends: bool
+    linear: Callable[[Part, int, int, int, object], Call] | None
+
+
+def library_file() -> Path | None:
+    """What the package's build made of native/*.c; ``None`` where there was no compiler."""
+    file = Path(__file__).parent / f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
+    return file if file.is_file() else None
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """
+    Raises:
+        InputError: when it lacks a function, because it was built before the checkout was updated.
+    """
+    path = library_file()
+    if path is None:
+        return None
+    loaded = ctypes.CDLL(str(path))
+    pointer = ctypes.c_void_p
+    inputs: list[Any] = [ctypes.c_int, pointer, ctypes.c_int64]  # threads, x, m
+    norm: list[Any] = [pointer, pointer, ctypes.c_float]
+    try:
+        loaded.bitmaps_isa_name.restype = ctypes.c_char_p
+        loaded.bitmaps_use_openmp.argtypes = [pointer] * 3
+        loaded.bitmaps_linears.argtypes = [pointer, *inputs, pointer]
+        loaded.bitmaps_linear_norm.argtypes = [pointer, *inputs, pointer, pointer, *norm]
+        loaded.bitmaps_ffnn.argtypes = [pointer, pointer, *inputs, pointer, *norm]
+        loaded.bitmaps_attends.argtypes = [ctypes.c_int]
+        sizes: list[Any] = [ctypes.c_int64, ctypes.c_int64]  # length, heads
+        loaded.bitmaps_attention.argtypes = [
+            pointer,
+            pointer,
+            *inputs,
+            pointer,
+            pointer,
+            *sizes,
+            *norm,
+        ]
+    except AttributeError as error:
+        raise InputError(
+            f"{path} was built from older sources ({error}): install bitmaps again"
+        ) from error
+    # PyTorch's own threads: a second pool would fight with those that wait for work
+    process = ctypes.CDLL(None)
+    if all(
+        hasattr(process, name)
+        for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+    ):
+        loaded.bitmaps_use_openmp(
+            ctypes.cast(process.GOMP_parallel, pointer),
+            ctypes.cast(process.omp_get_thread_num, pointer),
+            ctypes.cast(process.omp_get_num_threads, pointer),
+        )
+    return loaded
+
+
+@cache
+def module(path: str) -> Any:
+    """The same file as a module of Python's, which native/python.c makes of it."""
+    spec = spec_from_file_location("bitmaps.packed._kernels", path)
+    assert spec is not None
+    assert spec.loader is not None
+    found = module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def instruction_sets() -> dict[str, int]:
+    """Those that this processor runs, the fastest first, with their number in the library."""
+    loaded = library()
+    if loaded is None:
+        return {}
+    names: dict[str, int] = {}
+    number = 0
+    while (name := loaded.bitmaps_isa_name(number)) is not None:
+        if loaded.bitmaps_isa_runs(number):
+            names[name.decode()] = number
+        number += 1
+    return names
+
+
+def chosen(wanted: str) -> Kernels | None:
+    """The kernels of this name; ``None``: the reference.
+
+    Raises:
+        InputError: when there are none.
+    """
+    if wanted == REFERENCE:
+        return None
+    available = instruction_sets()
+    if wanted == "auto" and not available:
+        return None
+    if wanted == "auto":
+        wanted = next(iter(available))
+    loaded = library()
+    if loaded is None or wanted not in available:
+        raise InputError(
+            f"{VARIABLE}={wanted} does not run here; valid are auto, {', '.join([*available, REFERENCE])}"
+        )
+    number = available[wanted]
+    linear = module(loaded._name).linear if hasattr(loaded, "PyInit__kernels") else None
+    return Kernels(loaded, number, wanted, bool(loaded.bitmaps_attends(number)), linear)
+
+
+@cache
+def kernels() -> Kernels | None:
+    """Those that ``BITMAPS_KERNELS`` names when they are first needed: to look it up at every call would take a fifth of the time
+    that a product of one token has."""
+    return chosen(os.environ.get(VARIABLE, "auto"))
+
+
+class Packed:
+    """Matrices that read the same inputs, as the library takes them. Keeps the tensors alive that it points to.
+
+    Args:
+        parts: of each, the weight, uint8 (n, ceil(k / 8)), bits, the lowest first, or int8 (n, k); then high, low and bias, fp32
+            (n), and column, fp32 (k), what inputs are multiplied with first. The last three may be ``None``: for bits no ``low``
+            means ``-high``, and int8 has none.
+        k: inputs.
+
+    Raises:
+        ValueError: for tensors that do not fit each other or are on several devices, or more inputs than 32 bits can add up.
+    """
+
+    def __init__(self, parts: Sequence[Part], k: int) -> None:
+        if not 0 < k <= LARGEST_K:
+            raise ValueError(
+                f"{k} inputs: valid are 1 to {LARGEST_K}, beyond which 32 bits may not hold a sum"
+            )
+        for weight, high, low, bias, column in parts:
+            bits = weight.dtype == torch.uint8
+            if not bits and weight.dtype != torch.int8:
+                raise ValueError(f"weights of {weight.dtype}; valid are uint8 (bits) and int8")
+            if weight.ndim != 2 or weight.shape[1] != ((k + 7) // 8 if bits else k):
+                raise ValueError(f"weights of shape {tuple(weight.shape)} do not have {k} inputs")
+            for tensor, size in (
+                (high, len(weight)),
+                (low, len(weight)),
+                (bias, len(weight)),
+                (column, k),
+            ):
+                if tensor is not None and (
+                    tensor.shape != (size,) or tensor.dtype != torch.float32
+                ):
+                    raise ValueError(
+                        f"{tensor.dtype} of shape {tuple(tensor.shape)} where float32 of ({size},) belongs"
+                    )
+            if low is not None and not bits:
+                raise ValueError("int8 weights have no low value")
+        self.parts = list(parts)
+        devices = {tensor.device for tensor in chain.from_iterable(parts) if tensor is not None}
+        if len(devices) != 1:
+            raise ValueError(f"matrices on several devices: {', '.join(sorted(map(str, devices)))}")
+        self.is_cpu = devices.pop().type == "cpu"
+        # torch.jit.trace compares two traces, of which the second must not go on with what the first has made
+        self.is_traced = torch._C._get_tracing_state() is not None
+        self.k, self.sizes = k, [len(weight) for weight, *_ in parts]
+        kinds = [int(weight.dtype == torch.int8) for weight, *_ in parts]
+        self.acts: tuple[Act, ...] = ("a8",) if any(kinds) else ACTS
+        # tensors of its own, so that what is pointed to stays there if a tensor is given other ``data``
+        self.tensors = [
+            cast(Part, tuple(None if t is None else t.detach().contiguous() for t in part))
+            for part in parts
+        ]
+        pointers = [[None if t is None else t.data_ptr() for t in part] for part in self.tensors]
+        self.array = (Matrix * len(parts))(
+            *(
+                Matrix(*pointer, n, k, kind)
+                for pointer, n, kind in zip(pointers, self.sizes, kinds, strict=True)
+            )
+        )
+        self.plans: dict[tuple[int, Act], Plan] = {}
+        self.calls: dict[Act, Call] = {}
+
+    def plan(self, found: Kernels, act: Act) -> int:
+        """The address of what every call with these kernels and this rounding has in common; it lasts as long as this does. Then
+        ``calls`` has, if there is one matrix, the call of native/python.c."""
+        key = found.number, act
+        if (plan := self.plans.get(key)) is None:
+            # of two threads the second takes the plan of the first, which others may hold
+            plan = self.plans.setdefault(
+                key, Plan(self.array, len(self.sizes), found.number, ACTS.index(act))
+            )
+            if found.linear is not None and len(self.sizes) == 1:
+                address, owners = ctypes.addressof(plan), (plan, self.tensors)
+                self.calls[act] = found.linear(
+                    self.parts[0], address, self.k, self.sizes[0], owners
+                )
+        return ctypes.addressof(plan)
+
+    def __reduce__(self) -> tuple[type[Packed], tuple[object, ...]]:
+        return Packed, (self.parts, self.k)  # a copy points to its own tensors

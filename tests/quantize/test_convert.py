@@ -1,0 +1,672 @@
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitmaps.bert import Bert, BertConfig
+from bitmaps.command.schema import GROUPS
+from bitmaps.errors import InputError
+from bitmaps.quantize.convert import (
+    COMPONENTS,
+    Scope,
+    WordTable,
+    binarize_naive,
+    center_words,
+    make_trainable,
+    matrices,
+    round_activations,
+    selected,
+    store_words,
+    to_float,
+)
+from bitmaps.quantize.layers import QuantizedEmbedding, QuantizedLinear
+from bitmaps.quantize.quantizer import (
+    Gradient,
+    Quantization,
+    Quantizer,
+    Scale,
+    Scaling,
+    Values,
+    two_values,
+)
+from bitmaps.quantize.rounding import Rounding, Stored, rounded, signs
+
+EMBEDDINGS = {
+    "embeddings.word.weight",
+    "embeddings.position.weight",
+    "embeddings.token_type.weight",
+    "embeddings.norm.weight",
+    "embeddings.norm.bias",
+}
+ATTENTION = {
+    f"encoder.layers.{layer}.attention.{module}.{tensor}"
+    for layer in (0, 1)
+    for module in ("query", "key", "value", "output", "norm")
+    for tensor in ("weight", "bias")
+}
+FFNN = {
+    f"encoder.layers.{layer}.ffnn.{module}.{tensor}"
+    for layer in (0, 1)
+    for module in ("expand", "contract", "norm")
+    for tensor in ("weight", "bias")
+}
+HEAD = {
+    "head.transform.weight",
+    "head.transform.bias",
+    "head.norm.weight",
+    "head.norm.bias",
+    "head.decoder.bias",
+}
+SELECTED = {
+    "none": set(),
+    "all": EMBEDDINGS | ATTENTION | FFNN | HEAD,
+    "layers": ATTENTION | FFNN,
+    "layers_except_attention": FFNN,
+    "layers_except_ffnn": ATTENTION,
+}
+
+MATRICES = {  # all but the tied decoder, which is the word table
+    "embeddings": {"embeddings.word.weight", "embeddings.position.weight"},
+    "attention": {
+        f"encoder.layers.{layer}.attention.{module}.weight"
+        for layer in (0, 1)
+        for module in ("query", "key", "value", "output")
+    },
+    "ffnn": {
+        f"encoder.layers.{layer}.ffnn.{module}.weight"
+        for layer in (0, 1)
+        for module in ("expand", "contract")
+    },
+    "head": {"head.transform.weight"},
+}
+RECIPES = {
+    "default": Quantization(),
+    "bitmaps": Quantization("pm1", "row", "learned", "row", "scaled"),
+    "01": Quantization("01", "row", "learned", "row", "scaled"),
+    "none": Quantization("01", "none"),
+    "01 of rank one": Quantization("01", "rank_one", "learned", "row", "scaled"),
+    "bwn": Quantization("pm1", "tensor", "computed"),
+    "bibert": Quantization("pm1", "row", "computed", "row", "clamp"),
+    "bit": Quantization("pm1", "tensor", "computed", "tensor"),
+    "paretoq": Quantization("pm1", "row", "lsq", "none", "clipped"),
+    "onebit": Quantization("pm1", "rank_one", "learned", "none", "scaled"),
+}
+
+each_values = pytest.mark.parametrize("values", ["01", "pm1"])
+each_group = pytest.mark.parametrize("group", SELECTED)
+each_recipe = pytest.mark.parametrize("quantization", RECIPES.values(), ids=RECIPES)
+each_stored = pytest.mark.parametrize("stored", ["fp16", "int8", "int4"])
+
+
+def names(model: Bert, *components: str) -> set[str]:
+    return {name for name, _ in selected(model, components)}
+
+
+def matrices_of(group: str) -> set[str]:
+    return {name for component in GROUPS[group] for name in MATRICES[component]}
+
+
+def small(tied: bool, layers: int = 1) -> Bert:
+    sizes: dict[str, Any] = {
+        "vocab_size": 20,
+        "hidden_size": 12,
+        "num_hidden_layers": layers,
+        "intermediate_size": 8,
+        "initializer_range": 0.3,
+    }
+    return Bert(BertConfig(**sizes, tie_word_embeddings=tied))
+
+
+def quantized(model: Bert) -> dict[str, QuantizedLinear | QuantizedEmbedding]:
+    return {
+        name: m
+        for name, m in model.named_modules()
+        if isinstance(m, QuantizedLinear | QuantizedEmbedding)
+    }
+
+
+def state_of(model: Bert) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_state(model: Bert, before: dict[str, Tensor], *but: str) -> None:
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert {name for name, tensor in after.items() if not torch.equal(tensor, before[name])} == set(
+        but
+    )
+
+
+WORDS = ("embeddings.word.weight", "head.decoder.weight")  # one parameter
+
+
+def test_groups_select_the_parameters_of_the_blog_post(tiny: Bert) -> None:
+    assert {group: names(tiny, *components) for group, components in GROUPS.items()} == SELECTED
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_parameter_belongs_to_exactly_one_of_the_blog_posts_components(tied: bool) -> None:
+    model = small(tied, layers=12)
+    owners = Counter(name for component in GROUPS["all"] for name in names(model, component))
+    assert owners == {name: 1 for name, _ in model.named_parameters()}
+    assert ("head.decoder.weight" in names(model, "head")) is not tied
+
+
+@each_group
+def test_matrices_are_the_components_weights_without_the_token_types(
+    tiny: Bert, group: str
+) -> None:
+    parameters = dict(tiny.named_parameters())
+    found = matrices(tiny, GROUPS[group])
+    assert found.keys() == matrices_of(group)
+    assert all(parameter is parameters[name] for name, parameter in found.items())
+
+
+def test_an_untied_decoder_is_a_matrix_of_the_head() -> None:
+    assert matrices(small(tied=False), ["head"]).keys() == {
+        "head.transform.weight",
+        "head.decoder.weight",
+    }
+    assert matrices(small(tied=True), ["head"]).keys() == {"head.transform.weight"}
+
+
+CONVERSIONS: dict[str, Callable[[Bert, list[str]], object]] = {
+    "matrices": matrices,
+    "naive": lambda model, components: binarize_naive(model, components, "pm1"),
+    "naive matrices": lambda model, components: binarize_naive(
+        model, components, "pm1", "row", "matrices"
+    ),
+    "trainable": lambda model, components: make_trainable(model, components, Quantization()),
+    "trainable words": lambda model, components: make_trainable(
+        model, components, Quantization(), "bit"
+    ),
+    "activations": round_activations,
+}
+
+
+@pytest.mark.parametrize("convert", CONVERSIONS.values(), ids=CONVERSIONS)
+def test_unknown_component_is_named_with_the_valid_ones(
+    tiny: Bert, ids: Tensor, convert: Callable[[Bert, list[str]], object]
+) -> None:
+    before, logits = state_of(tiny), tiny(ids)
+    with pytest.raises(InputError, match=r"'pooler'.*embeddings, attention, ffnn, head"):
+        convert(tiny, ["ffnn", "pooler"])
+    assert_state(tiny, before)
+    assert torch.equal(tiny(ids), logits)
+
+
+@each_values
+@each_group
+@pytest.mark.parametrize("scale", ["none", "tensor", "row"])
+@pytest.mark.parametrize("scope", ["all", "matrices"])
+def test_naive_makes_the_components_two_valued_and_changes_nothing_else(
+    tiny: Bert, values: Values, group: str, scale: Scale, scope: Scope
+) -> None:
+    before = {name: p.detach().clone() for name, p in tiny.named_parameters()}
+    assert binarize_naive(tiny, GROUPS[group], values, scale, scope) is tiny
+    chosen = SELECTED[group] if scope == "all" else matrices_of(group)
+    for name, parameter in tiny.named_parameters():
+        if name not in chosen:
+            assert torch.equal(parameter, before[name]), name
+            continue
+        rows = parameter if scale == "row" and parameter.ndim > 1 else parameter.reshape(1, -1)
+        for row in rows:
+            low, high = row.min().item(), row.max().item()
+            assert row.unique().numel() <= 2, name
+            assert low in (0.0, high) if values == "01" else low in (-high, high), name
+            assert scale != "none" or high == 1.0 or low == high, name
+        assert torch.equal(parameter > 0, before[name] > 0), name
+    assert tiny.head.decoder.weight is tiny.embeddings.word.weight
+
+
+@each_values
+@pytest.mark.parametrize("scope", ["all", "matrices"])
+def test_naive_with_scales_of_rank_one(tiny: Bert, values: Values, scope: Scope) -> None:
+    before = {name: p.detach().clone() for name, p in tiny.named_parameters()}
+    binarize_naive(tiny, ["ffnn"], values, "rank_one", scope)
+    for name, parameter in tiny.named_parameters():
+        if name not in (FFNN if scope == "all" else MATRICES["ffnn"]):
+            assert torch.equal(parameter, before[name]), name
+            continue
+        assert torch.equal(parameter > 0, before[name] > 0), name
+        assert torch.equal(
+            parameter,
+            two_values(before[name], values, "row" if parameter.ndim == 1 else "rank_one"),
+        )
+        if values == "pm1" and parameter.ndim > 1:
+            u, s, v = torch.linalg.svd(before[name].abs().double())
+            torch.testing.assert_close(
+                parameter.abs().double(), s[0] * u[:, :1] * v[:1], rtol=1e-5, atol=1e-7
+            )
+
+
+def test_naive_accepts_parameters_of_zeros_and_ones() -> None:
+    model = Bert(
+        BertConfig(vocab_size=20, hidden_size=12, num_hidden_layers=1, intermediate_size=8)
+    )
+    binarize_naive(model, ["ffnn"], "pm1")
+    parameters = dict(model.named_parameters())
+    assert (parameters["encoder.layers.0.ffnn.expand.bias"] == 1).all()
+    assert (parameters["encoder.layers.0.ffnn.norm.weight"] == 1).all()
+
+
+@each_recipe
+@pytest.mark.parametrize("words", [None, "fp32"])
+def test_make_trainable_without_components_changes_nothing(
+    tiny: Bert, ids: Tensor, quantization: Quantization, words: WordTable | None
+) -> None:
+    before, types = state_of(tiny), [type(module) for module in tiny.modules()]
+    logits = tiny(ids)
+    assert make_trainable(tiny, (), quantization, words) is tiny
+    assert torch.equal(tiny(ids), logits)
+    assert [type(module) for module in tiny.modules()] == types
+    assert_state(tiny, before)
+
+
+@each_recipe
+@each_group
+def test_make_trainable_swaps_the_layers_of_the_components_alone(
+    tiny: Bert, quantization: Quantization, group: str
+) -> None:
+    before, state = dict(tiny.named_parameters()), state_of(tiny)
+    make_trainable(tiny, GROUPS[group], quantization)
+    swapped = {f"{name}.weight" for name in quantized(tiny)}
+    assert swapped - {"head.decoder.weight"} == matrices_of(group)
+    assert ("head.decoder.weight" in swapped) is (group == "all")
+    after = dict(tiny.named_parameters())
+    assert all(after[name] is parameter for name, parameter in before.items())
+    for layer in quantized(tiny).values():
+        assert isinstance(layer.quantizer, Quantizer)
+        assert layer.quantizer.quantization is quantization
+    moved = {*WORDS, "embeddings.token_type.weight"} if group == "all" else set()
+    kept = {name: tensor for name, tensor in tiny.state_dict().items() if ".quantizer." not in name}
+    assert kept.keys() == state.keys()
+    assert {name for name in kept if not torch.equal(kept[name], state[name])} == moved
+
+
+def learned_names(group: str, parts: tuple[str, ...]) -> set[str]:
+    return {
+        f"{name.removesuffix('weight')}quantizer.{part}"
+        for name in matrices_of(group)
+        for part in parts
+    }
+
+
+@pytest.mark.parametrize("group", ["all", "layers"])
+@pytest.mark.parametrize(
+    ("recipe", "parts"),
+    [
+        ("bitmaps", ("scale",)),
+        ("none", ()),
+        ("bwn", ()),
+        ("paretoq", ("scale",)),
+        ("onebit", ("scale", "column")),
+    ],
+)
+def test_make_trainable_adds_what_is_learned_and_no_other_parameter(
+    tiny: Bert, group: str, recipe: str, parts: tuple[str, ...]
+) -> None:
+    before = {name for name, _ in tiny.named_parameters()}
+    make_trainable(tiny, GROUPS[group], RECIPES[recipe])
+    after = dict(tiny.named_parameters())
+    assert after.keys() - before == learned_names(group, parts)
+    assert before <= after.keys()
+    assert all(p.requires_grad for p in after.values())
+
+
+@each_values
+@pytest.mark.parametrize("scaling", ["computed", "learned", "lsq"])
+@pytest.mark.parametrize("scale", ["none", "tensor", "row", "rank_one"])
+def test_naive_matrices_and_the_start_of_training_are_the_same_function(
+    tiny: Bert, ids: Tensor, values: Values, scale: Scale, scaling: Scaling
+) -> None:
+    naive = copy.deepcopy(tiny)
+    center_words(naive)
+    binarize_naive(naive, COMPONENTS, values, scale, "matrices")
+    trainable = make_trainable(tiny, COMPONENTS, Quantization(values, scale, scaling))
+    torch.testing.assert_close(trainable(ids), naive(ids), atol=1e-5, rtol=1e-5)
+
+
+def test_tie_survives_make_trainable_and_to_float(tiny: Bert) -> None:
+    make_trainable(tiny, ["embeddings"], Quantization())
+    word, decoder = tiny.embeddings.word, tiny.head.decoder
+    assert isinstance(word, QuantizedEmbedding)
+    assert isinstance(decoder, QuantizedLinear)
+    assert word.weight is decoder.weight
+    assert word.quantizer is decoder.quantizer
+    scales = [name for name, _ in tiny.named_parameters() if name.endswith("scale")]
+    assert scales == [f"embeddings.{name}.quantizer.scale" for name in ("word", "position")]
+    assert type(tiny.embeddings.token_type) is nn.Embedding
+
+    plain = to_float(tiny)
+    assert plain.head.decoder.weight is plain.embeddings.word.weight
+    assert torch.equal(plain.embeddings.word.weight, word.effective_weight)
+
+
+def test_untied_decoder_is_the_heads_and_has_its_own_quantizer() -> None:
+    model = small(tied=False)
+    make_trainable(model, ["head"], Quantization())
+    assert type(model.embeddings.word) is nn.Embedding
+    make_trainable(model, ["embeddings"], Quantization())
+    assert isinstance(model.embeddings.word, QuantizedEmbedding)
+    assert isinstance(model.head.decoder, QuantizedLinear)
+    assert model.embeddings.word.quantizer is not model.head.decoder.quantizer
+
+
+@each_stored
+@pytest.mark.parametrize("group", ["none", "layers"])
+def test_words_in_fewer_bits_are_rounded_for_lookup_and_decoder_alike(
+    tiny: Bert, ids: Tensor, stored: Stored, group: str
+) -> None:
+    before, table = state_of(tiny), tiny.embeddings.word.weight
+    make_trainable(tiny, GROUPS[group], Quantization(), stored)
+    word, decoder = tiny.embeddings.word, tiny.head.decoder
+    assert isinstance(word, QuantizedEmbedding)
+    assert isinstance(decoder, QuantizedLinear)
+    assert word.weight is decoder.weight is table
+    assert word.quantizer is decoder.quantizer
+    assert isinstance(word.quantizer, Rounding)
+    assert word.quantizer.stored == stored
+    assert torch.equal(
+        word.weight, before["embeddings.word.weight"]
+    )  # as it was: the latent weight
+    assert torch.equal(word.effective_weight, rounded(before["embeddings.word.weight"], stored))
+    assert not torch.equal(word.effective_weight, word.weight)
+    assert {f"{name}.weight" for name in quantized(tiny)} - set(WORDS) == matrices_of(group)
+    plain = to_float(tiny)
+    assert plain.head.decoder.weight is plain.embeddings.word.weight
+    assert torch.equal(plain.embeddings.word.weight, word.effective_weight)
+    torch.testing.assert_close(plain(ids), tiny(ids), atol=1e-6, rtol=0)
+
+
+@each_stored
+def test_words_in_fewer_bits_win_over_the_components(tiny: Bert, stored: Stored) -> None:
+    make_trainable(tiny, ["embeddings"], Quantization(), stored)
+    kinds = {name: type(layer.quantizer) for name, layer in quantized(tiny).items()}
+    assert kinds == {
+        "embeddings.word": Rounding,
+        "head.decoder": Rounding,
+        "embeddings.position": Quantizer,
+    }
+
+
+def test_words_in_fp32_beside_binary_layers_stay_as_they_are(tiny: Bert) -> None:
+    before = state_of(tiny)
+    make_trainable(tiny, ["ffnn"], Quantization(), "fp32")
+    assert type(tiny.embeddings.word) is nn.Embedding
+    assert type(tiny.head.decoder) is nn.Linear
+    assert torch.equal(tiny.embeddings.word.weight, before["embeddings.word.weight"])
+
+
+@each_recipe
+@pytest.mark.parametrize("group", ["none", "layers"])
+def test_words_in_one_bit_are_centered_first(
+    tiny: Bert, quantization: Quantization, group: str
+) -> None:
+    before = state_of(tiny)
+    make_trainable(tiny, GROUPS[group], quantization, "bit")
+    assert {f"{name}.weight" for name in quantized(tiny)} == {*WORDS, *matrices_of(group)}
+    word, mean = tiny.embeddings.word, before["embeddings.word.weight"].mean(0)
+    assert isinstance(word, QuantizedEmbedding)
+    torch.testing.assert_close(word.weight.detach(), before["embeddings.word.weight"] - mean)
+    token_type = tiny.embeddings.token_type.weight.detach()
+    torch.testing.assert_close(token_type, before["embeddings.token_type.weight"] + mean)
+    assert torch.equal(word.effective_weight, Quantizer(word.weight, quantization)(word.weight))
+
+
+@pytest.mark.parametrize("words", [None, "bit"])
+def test_words_are_centered_once(tiny: Bert, words: WordTable | None) -> None:
+    before = state_of(tiny)
+    make_trainable(tiny, ["embeddings"], Quantization(), words)
+    mean = before["embeddings.word.weight"].mean(0)
+    token_type = tiny.embeddings.token_type.weight.detach()
+    torch.testing.assert_close(token_type, before["embeddings.token_type.weight"] + mean)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_centering_the_words_changes_neither_hidden_states_nor_predictions(tied: bool) -> None:
+    model = small(tied).randomize(torch.Generator().manual_seed(0)).eval()
+    ids = torch.arange(18).view(3, 6)
+    with torch.no_grad():
+        model.embeddings.word.weight += 0.5
+    types, before = ids % 2, state_of(model)
+    states, logits = model.encode(ids, token_type_ids=types), model(ids, token_type_ids=types)
+    center_words(model)
+    torch.testing.assert_close(
+        model.embeddings.word.weight.mean(0), torch.zeros(12), atol=1e-6, rtol=0
+    )
+    moved = ("embeddings.word.weight", "embeddings.token_type.weight")
+    assert_state(model, before, *moved, *(["head.decoder.weight"] if tied else []))
+    torch.testing.assert_close(
+        model.encode(ids, token_type_ids=types), states, atol=1e-5, rtol=1e-5
+    )
+    after = model(ids, token_type_ids=types)
+    torch.testing.assert_close(after.log_softmax(-1), logits.log_softmax(-1), atol=1e-5, rtol=1e-5)
+    assert torch.allclose(after, logits, atol=1e-4) is not tied
+
+
+@each_stored
+def test_stored_words_are_rounded(tiny: Bert, stored: Stored) -> None:
+    before = state_of(tiny)
+    assert store_words(tiny, stored) is tiny
+    assert_state(tiny, before, *WORDS)
+    assert torch.equal(
+        tiny.embeddings.word.weight, rounded(before["embeddings.word.weight"], stored)
+    )
+    assert tiny.head.decoder.weight is tiny.embeddings.word.weight
+
+
+@each_values
+def test_stored_words_of_one_bit_are_centered_first(tiny: Bert, values: Values) -> None:
+    before = state_of(tiny)
+    assert store_words(tiny, "bit", values) is tiny
+    assert_state(tiny, before, *WORDS, "embeddings.token_type.weight")
+    table, mean = before["embeddings.word.weight"], before["embeddings.word.weight"].mean(0)
+    torch.testing.assert_close(
+        tiny.embeddings.word.weight.detach(), two_values(table - mean, values, "row")
+    )
+    token_type = tiny.embeddings.token_type.weight.detach()
+    torch.testing.assert_close(token_type, before["embeddings.token_type.weight"] + mean)
+    assert tiny.head.decoder.weight is tiny.embeddings.word.weight
+
+
+def test_words_stored_in_fp32_are_as_they_were(tiny: Bert) -> None:
+    before = state_of(tiny)
+    assert store_words(tiny, "fp32") is tiny
+    assert_state(tiny, before)
+
+
+@each_stored
+def test_words_of_an_untied_model_are_stored_without_the_decoder(stored: Stored) -> None:
+    for convert in (
+        lambda model: store_words(model, stored),
+        lambda model: to_float(make_trainable(model, (), Quantization(), stored)),
+    ):
+        model = small(tied=False)
+        before = state_of(model)
+        assert_state(convert(model), before, "embeddings.word.weight")
+
+
+@pytest.mark.parametrize("stored", ["fp16", "int8", "int4", "bit"])
+def test_stored_and_trained_words_start_alike(tiny: Bert, ids: Tensor, stored: WordTable) -> None:
+    trainable = make_trainable(copy.deepcopy(tiny), (), Quantization(), stored)
+    torch.testing.assert_close(trainable(ids), store_words(tiny, stored)(ids), atol=1e-5, rtol=1e-5)
+
+
+def inputs_of_linears(model: Bert, ids: Tensor) -> dict[str, Tensor]:
+    """What each linear layer multiplies its weight with: after all pre-hooks."""
+    caught: dict[str, Tensor] = {}
+
+    def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+            caught[name] = inputs[0].detach().clone()
+
+        return hook
+
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    handles = [m.register_forward_hook(hook_for(name)) for name, m in linears.items()]
+    model(ids)
+    for handle in handles:
+        handle.remove()
+    return caught
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@each_group
+def test_rounded_activations_enter_the_components_linear_layers_alone(
+    tiny: Bert, ids: Tensor, group: str, trainable: bool
+) -> None:
+    if trainable:
+        make_trainable(tiny, GROUPS[group], Quantization())
+    raw: dict[str, Tensor] = {}
+    for name, module in tiny.named_modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(
+                lambda _m, inputs, name=name: raw.__setitem__(name, inputs[0].clone())
+            )
+    assert round_activations(tiny, GROUPS[group]) is tiny
+    entered = inputs_of_linears(tiny, ids)
+    chosen = {name.removesuffix(".weight") for name in matrices_of(group)}
+    if group == "all":
+        chosen |= {"head.decoder"}
+    assert raw.keys() == entered.keys() >= chosen - {"embeddings.word", "embeddings.position"}
+    for name, x in entered.items():
+        expected = rounded(raw[name], "int8") if name in chosen else raw[name]
+        assert torch.equal(x, expected), name
+        assert torch.equal(x, raw[name]) is (name not in chosen), name
+
+
+def test_signs_enter_the_layers_of_these_names_and_int8_the_others(tiny: Bert, ids: Tensor) -> None:
+    raw: dict[str, Tensor] = {}
+    for name, module in tiny.named_modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(
+                lambda _m, inputs, name=name: raw.__setitem__(name, inputs[0].clone())
+            )
+    round_activations(tiny, ("attention", "ffnn"), ("query", "contract"))
+    for name, x in inputs_of_linears(tiny, ids).items():
+        if not name.startswith("encoder"):
+            expected = raw[name]
+        elif name.endswith(("query", "contract")):
+            expected = signs(raw[name])
+        else:
+            expected = rounded(raw[name], "int8")
+        assert torch.equal(x, expected), name
+
+
+def test_where_signs_enter_there_is_no_scale_a_column(tiny: Bert) -> None:
+    make_trainable(
+        tiny, GROUPS["layers"], Quantization("pm1", "rank_one", "learned"), signed=("query", "key")
+    )
+    for name, module in tiny.named_modules():
+        if isinstance(module, QuantizedLinear):
+            assert isinstance(module.quantizer, Quantizer)
+            assert (module.quantizer.column is None) is name.endswith(("query", "key")), name
+
+
+def test_rounded_activations_hardly_change_the_predictions_and_pass_the_gradient(
+    tiny: Bert, ids: Tensor
+) -> None:
+    logits = tiny(ids)
+    before = state_of(tiny)
+    rounding = round_activations(tiny, COMPONENTS)
+    assert_state(rounding, before)
+    assert not torch.equal(rounding(ids), logits)
+    assert (rounding(ids) - logits).norm() < 0.05 * logits.norm()
+    rounding(ids).logsumexp(-1).sum().backward()
+    for name, parameter in rounding.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any() or name.endswith("key.bias"), name
+
+
+@each_recipe
+@each_group
+@pytest.mark.parametrize("words", [None, "bit", "int4"])
+def test_to_float_is_the_same_function_in_a_copy(
+    tiny: Bert, ids: Tensor, quantization: Quantization, group: str, words: WordTable | None
+) -> None:
+    make_trainable(tiny, GROUPS[group], quantization, words)
+    before = state_of(tiny)
+    types = [type(module) for module in tiny.modules()]
+    logits = tiny(ids)
+    plain = to_float(tiny)
+    torch.testing.assert_close(plain(ids), logits, atol=1e-6, rtol=0)
+    assert not quantized(plain)
+    assert plain.state_dict().keys() == Bert(tiny.config).state_dict().keys()
+    assert {p.data_ptr() for p in plain.parameters()}.isdisjoint(
+        p.data_ptr() for p in tiny.parameters()
+    )
+
+    plain.randomize()
+    assert [type(module) for module in tiny.modules()] == types
+    assert_state(tiny, before)
+    assert torch.equal(tiny(ids), logits)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_conversions_keep_the_mode(tiny: Bert, training: bool) -> None:
+    make_trainable(tiny.train(training), COMPONENTS, Quantization())
+    assert {
+        module.training for module in (tiny.embeddings.word, tiny.head.decoder, tiny.head.transform)
+    } == {training}
+    assert {module.training for module in to_float(tiny).modules()} == {training}
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("gradient", ["identity", "scaled", "clipped", "clamp", "product"])
+@pytest.mark.parametrize(
+    ("values", "scale", "scaling"),
+    [
+        ("01", "row", "learned"),
+        ("pm1", "row", "learned"),
+        ("pm1", "tensor", "computed"),
+        ("pm1", "row", "lsq"),
+        ("pm1", "rank_one", "learned"),
+        ("01", "rank_one", "learned"),
+    ],
+)
+def test_training_reaches_every_latent_weight_and_scale_and_flips_bits(
+    tiny: Bert,
+    ids: Tensor,
+    values: Values,
+    scale: Scale,
+    scaling: Scaling,
+    component: str,
+    gradient: Gradient,
+) -> None:
+    make_trainable(tiny, [component], Quantization(values, scale, scaling, "none", gradient))
+    layers = quantized(tiny).values()
+    before = [layer.effective_weight > 0 for layer in layers]
+    optimizer = torch.optim.Adam(
+        tiny.parameters(), lr=0.05
+    )  # under `product` SGD's steps shrink with the weight
+    for _ in range(5):
+        loss = F.cross_entropy(tiny(ids, token_type_ids=ids % 2).flatten(0, 1), ids.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        trained = [p for layer in layers for p in (layer.weight, *layer.quantizer.parameters())]
+        assert all(p.grad is not None and p.grad.any() for p in trained)
+        optimizer.step()
+    after = [layer.effective_weight > 0 for layer in layers]
+    assert any((a != b).any() for a, b in zip(after, before, strict=True))
+    if scale != "rank_one":
+        assert all(row.unique().numel() <= 2 for layer in layers for row in layer.effective_weight)
+
+
+@each_stored
+def test_training_reaches_words_in_fewer_bits(tiny: Bert, ids: Tensor, stored: Stored) -> None:
+    make_trainable(tiny, (), Quantization(), stored)
+    before = tiny.embeddings.word.weight.detach().clone()
+    loss = F.cross_entropy(tiny(ids).flatten(0, 1), ids.flatten())
+    loss.backward()
+    torch.optim.SGD(tiny.parameters(), lr=0.5).step()
+    assert (tiny.embeddings.word.weight != before).any(1).all()
+    assert F.cross_entropy(tiny(ids).flatten(0, 1), ids.flatten()) < loss

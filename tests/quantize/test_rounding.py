@@ -1,0 +1,266 @@
+"""The word table and activations in 16, 8 and 4 bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.typing import NDArray
+from torch import nn
+
+from bitmaps.bert import BertConfig
+from bitmaps.errors import InputError
+from bitmaps.quantize.rounding import (
+    BITS,
+    Rounding,
+    RoundInputs,
+    RoundThrough,
+    Stored,
+    one_bit_inputs,
+    rounded,
+    signed_inputs,
+    signs,
+)
+
+INTEGERS: tuple[Stored, ...] = ("int8", "int4")
+LEVELS = {"int8": 127, "int4": 7}
+TINIEST = 2**-149
+SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
+
+vectors = arrays(
+    np.float32,
+    array_shapes(min_dims=1, max_dims=3, max_side=6),
+    elements=st.sampled_from([0.0, -0.0, TINIEST, -TINIEST])
+    | st.floats(-(2.0**60), 2.0**60, width=32),
+)
+thoroughly = settings(max_examples=150, deadline=None)
+each_integer = pytest.mark.parametrize("stored", INTEGERS)
+each_stored = pytest.mark.parametrize("stored", BITS)
+
+
+def step_of(x: NDArray[Any], stored: Stored) -> NDArray[Any]:
+    """The distance of two levels, for each vector, in fp32: not less than its smallest normal number."""
+    return np.maximum(
+        np.abs(x).max(-1, keepdims=True) / np.float32(LEVELS[stored]), np.float32(SMALLEST_NORMAL)
+    )
+
+
+def test_the_widths() -> None:
+    assert BITS == {"fp16": 16, "int8": 8, "int4": 4}
+
+
+@each_integer
+@given(vectors)
+@thoroughly
+def test_integers_are_the_numpy_reference(stored: Stored, x: NDArray[Any]) -> None:
+    actual, step = rounded(torch.from_numpy(x), stored), step_of(x, stored)
+    assert actual.dtype == torch.float32
+    assert np.array_equal(actual.numpy(), np.round(x / step) * step)
+
+
+@each_integer
+@given(vectors)
+@thoroughly
+def test_integers_are_levels_of_their_vector_and_the_nearest(
+    stored: Stored, x: NDArray[Any]
+) -> None:
+    actual, step = (
+        rounded(torch.from_numpy(x), stored).numpy().astype(np.float64),
+        step_of(x, stored),
+    )
+    level = actual / step
+    np.testing.assert_allclose(level, np.round(level), atol=1e-4, rtol=0)
+    assert (np.abs(np.round(level)) <= LEVELS[stored]).all()
+    assert (np.abs(actual - x) <= step / 2 * (1 + 1e-4)).all()
+    assert not actual[x == 0].any()
+    largest = np.abs(x).max(-1) >= LEVELS[stored] * SMALLEST_NORMAL
+    np.testing.assert_allclose(
+        np.abs(actual).max(-1)[largest], np.abs(x).max(-1)[largest], rtol=1e-6
+    )
+
+
+@each_integer
+@given(arrays(np.float32, (4, 6), elements=st.floats(-8, 8, width=32)), st.integers(-30, 30))
+@thoroughly
+def test_integers_do_not_depend_on_sign_power_of_two_or_other_vectors(
+    stored: Stored, x: NDArray[Any], exponent: int
+) -> None:
+    x[np.abs(x) < 2**-20] = 0
+    expected = rounded(torch.from_numpy(x), stored)
+    assert torch.equal(rounded(torch.from_numpy(-x), stored), -expected)
+    assert torch.equal(
+        rounded(torch.from_numpy(x) * 2.0**exponent, stored), expected * 2.0**exponent
+    )
+    assert torch.equal(torch.stack([rounded(row, stored) for row in torch.from_numpy(x)]), expected)
+
+
+@each_stored
+@given(arrays(np.float32, (3, 9), elements=st.floats(-100, 100, width=32)))
+@thoroughly
+def test_rounding_twice_changes_nothing_more(stored: Stored, x: NDArray[Any]) -> None:
+    once = rounded(torch.from_numpy(x), stored)
+    torch.testing.assert_close(rounded(once, stored), once, rtol=1e-6, atol=SMALLEST_NORMAL)
+
+
+@each_integer
+def test_all_levels_and_ties_to_even(stored: Stored) -> None:
+    largest = LEVELS[stored]
+    x = torch.arange(-largest, largest + 1, dtype=torch.float32)
+    assert torch.equal(rounded(x, stored), x)
+    assert rounded(torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 0.49, largest]), stored).tolist() == [
+        0, 2, 2, 0, -2, 0, largest,
+    ]  # fmt: skip
+
+
+def test_each_vector_has_a_scale_of_its_own() -> None:
+    x = torch.tensor([[127.0, 0.4, 1.0], [1.27, 0.4, 0.001]])
+    torch.testing.assert_close(
+        rounded(x, "int8"), torch.tensor([[127.0, 0.0, 1.0], [1.27, 0.4, 0.0]])
+    )
+
+
+@each_stored
+def test_zeros_stay_zeros(stored: Stored) -> None:
+    assert torch.equal(rounded(torch.zeros(2, 3), stored), torch.zeros(2, 3))
+    assert rounded(torch.zeros(0, 3), stored).shape == (0, 3)
+
+
+@given(vectors)
+@thoroughly
+def test_fp16_is_numpys(x: NDArray[Any]) -> None:
+    x = np.clip(x, -60000, 60000)
+    actual = rounded(torch.from_numpy(x), "fp16")
+    assert actual.dtype == torch.float32
+    assert np.array_equal(actual.numpy(), x.astype(np.float16).astype(np.float32))
+
+
+@each_stored
+def test_rounding_is_rounded_and_passes_the_gradient_as_it_is(stored: Stored) -> None:
+    random = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(3 * torch.randn(5, 9, generator=random))
+    g = torch.randn(5, 9, generator=random)
+    rounding = Rounding(stored)
+    actual = rounding(weight)
+    assert torch.equal(actual, rounded(weight.detach(), stored))
+    assert not torch.equal(actual, weight)
+    assert torch.equal(RoundThrough.apply(weight, stored), actual)
+    actual.backward(g)
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, g)
+
+
+@each_stored
+def test_rounding_has_no_parameters_and_says_what_it_is(stored: Stored) -> None:
+    rounding = Rounding(stored)
+    assert not list(rounding.parameters())
+    assert not rounding.state_dict()
+    assert repr(rounding) == f"Rounding({stored})"
+
+
+@each_stored
+def test_rounding_is_fp32_under_autocast(stored: Stored) -> None:
+    weight = nn.Parameter(torch.randn(5, 9, generator=torch.Generator().manual_seed(0)))
+    expected = rounded(weight.detach(), stored)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = Rounding(stored)(weight)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, expected)
+
+
+def test_inputs_are_rounded_for_each_token() -> None:
+    random = torch.Generator().manual_seed(0)
+    linear = nn.Linear(9, 4)
+    x = torch.randn(2, 3, 9, generator=random) * torch.tensor([1e-3, 1.0, 1e3])[:, None]
+    x.requires_grad_()
+    expected = linear(rounded(x.detach(), "int8"))
+    linear.register_forward_pre_hook(RoundInputs("int8"))
+    actual = linear(x)
+    assert torch.equal(actual, expected)
+    g = torch.randn(2, 3, 4, generator=random)
+    actual.backward(g)
+    torch.testing.assert_close(x.grad, g @ linear.weight.detach())
+    (entered,) = RoundInputs("int8")(linear, (x,))
+    assert ((entered - x).abs().amax(-1) <= x.abs().amax(-1) / 127 * 0.5001).all()
+    assert (entered != x).any(-1).all()
+
+
+def test_inputs_without_a_token_are_left_alone() -> None:
+    linear = nn.Linear(9, 4)
+    linear.register_forward_pre_hook(RoundInputs("int8"))
+    assert linear(torch.zeros(0, 9)).shape == (0, 4)
+
+
+# Signs
+
+
+@given(vectors)
+@thoroughly
+def test_signs_are_the_numpy_reference(x: NDArray[Any]) -> None:
+    actual = signs(torch.from_numpy(x))
+    scale = np.abs(x).astype(np.float64).mean(-1, keepdims=True)
+    assert actual.dtype == torch.float32
+    np.testing.assert_allclose(
+        actual.numpy(), np.where(x >= 0, scale, -scale), rtol=1e-5, atol=1e-40
+    )
+
+
+@given(vectors, st.floats(-2, 2, width=32))
+@thoroughly
+def test_no_other_two_opposite_values_are_closer(x: NDArray[Any], other: float) -> None:
+    x = np.clip(x, -1e6, 1e6)
+    best = signs(torch.from_numpy(x)).numpy().astype(np.float64)
+    alternative = np.where(x >= 0, other, -other) * np.abs(x).max(-1, keepdims=True)
+    error, theirs = (((x - y) ** 2).sum(-1) for y in (best, alternative))
+    assert (error <= theirs * (1 + 1e-5) + 1e-20).all()
+
+
+def test_signs_of_signs_are_the_same() -> None:
+    once = signs(torch.randn(5, 9, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(signs(once), once)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_the_signs_enters_and_the_gradient_passes_through(share: float) -> None:
+    x = torch.randn(2, 9, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    hook = RoundInputs("bit")
+    hook.share = torch.tensor(share)
+    (entered,) = hook(nn.Identity(), (x,))
+    expected = (1 - share) * x + share * signs(x)
+    torch.testing.assert_close(entered, expected)
+    if share == 1:
+        assert torch.equal(entered, signs(x))
+    entered.sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones_like(x))
+
+
+def test_the_hooks_of_one_bit_are_found() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    hooks = [RoundInputs("int8"), RoundInputs("bit"), RoundInputs("bit")]
+    for layer, hook in zip(model, hooks, strict=True):
+        layer.register_forward_pre_hook(hook)
+    assert one_bit_inputs(model) == hooks[1:]
+
+
+def test_what_signs_are_taken_of_is_read_from_the_config() -> None:
+    assert (
+        signed_inputs(BertConfig())
+        == signed_inputs(BertConfig(bitmaps={"one_bit_inputs": None}))
+        == []
+    )
+    assert signed_inputs(BertConfig(bitmaps={"one_bit_inputs": "query+expand"})) == [
+        "query",
+        "expand",
+    ]
+
+
+@pytest.mark.parametrize("wrong", ["nonsense", "query+", 3, ["query"]])
+def test_what_is_no_linear_layer_is_refused(wrong: Any) -> None:
+    with pytest.raises(
+        InputError, match=r"one_bit_inputs .* valid are query, key, value, output, expand, contract"
+    ):
+        signed_inputs(BertConfig(bitmaps={"one_bit_inputs": wrong}))
