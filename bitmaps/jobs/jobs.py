@@ -29,24 +29,25 @@ from bitmaps.command import schema
 from bitmaps.data.module import MaskedSentences, tokenizer_of
 from bitmaps.data.sources import Source
 from bitmaps.errors import InputError
-from bitmaps.loading import as_trained
 from bitmaps.packed import format as packed
 from bitmaps.quantize.calibrate import calibrate
 from bitmaps.quantize.convert import (
     binarize_naive,
     make_trainable,
+    restore_activations,
     round_activations,
     store_words,
     to_float,
 )
 from bitmaps.quantize.quantizer import Quantization
 from bitmaps.quantize.rotate import rotate_heads
-from bitmaps.quantize.rounding import one_bit_inputs
+from bitmaps.quantize.rounding import one_bit_quantizers
 from bitmaps.report.card import write_card
 from bitmaps.runs.folder import Row
 from bitmaps.scoring.predictions import analyse, chosen_sentences, fill, sentence_of
 from bitmaps.scoring.score import evaluate
 from bitmaps.training.module import LossWeights, MaskedLanguageModel, OneBitInputs
+from bitmaps.vocabulary import Act, Scale, Scope, ValueSet
 
 log = logging.getLogger(__name__)
 
@@ -301,7 +302,7 @@ class Evaluation(Job):
         if self.checkpoint is not None:
             if packed.is_packed(locate(self.checkpoint)):
                 return self.packed_rows(facts)
-            model = as_trained(load(self.checkpoint))
+            model = restore_activations(load(self.checkpoint))
             facts = as_it_was_trained(facts, model) | {"row": "trained"}
             references = self.reference_rows(facts)
             if config.embeddings is not None:  # post-training
@@ -326,8 +327,12 @@ class Evaluation(Job):
             model = to_float(model)
         else:
             binarize_naive(
-                model, components, config.values, config.scale.name, config.binarize.scope.name
-            )  # type: ignore[arg-type]
+                model,
+                components,
+                ValueSet(config.values),
+                Scale(config.scale.name),
+                Scope(config.binarize.scope.name),
+            )
             if "embeddings" not in components:
                 store_words(model, words, config.values)  # type: ignore[arg-type]
         if config.activations.name != "float":
@@ -337,14 +342,16 @@ class Evaluation(Job):
     def packed_rows(self, facts: Row) -> list[Row]:
         """A packed model, beside what it was made of in floats."""
         activations = self.config.activations.name
-        model = packed.load(locate(str(self.checkpoint)), "a8" if activations == "int8" else "f32")
+        model = packed.load(
+            locate(str(self.checkpoint)), Act.a8 if activations == "int8" else Act.f32
+        )
         facts = as_it_was_trained(facts, model) | {"row": "packed"}
         signed = facts["activations"] == "bit"
         if not signed:
             facts["activations"] = activations
         rows = self.reference_rows(facts)
         if self.config.references:
-            floats = as_trained(packed.to_float(model))
+            floats = packed.to_float(model)
             rows.append(
                 self.row(floats, facts, row="trained", activations="bit" if signed else "float")
             )
@@ -429,7 +436,7 @@ class Training(Job):
             config.loss.shares(),
             config.seed,
         )
-        if inputs := one_bit_inputs(model):
+        if inputs := one_bit_quantizers(model):
             self.callbacks.append(OneBitInputs(inputs))
         for callback in self.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -449,8 +456,6 @@ class Training(Job):
         checkpoint = torch.load(self.best.best_model_path, map_location="cpu", weights_only=True)
         module.load_state_dict(checkpoint["state_dict"])
         effective = to_float(module.model.cpu())
-        if config.activations.name != "float":
-            round_activations(effective, components, config.signed())
         facts = facts | {
             "row": "trained",
             "steps": trainer.global_step,
@@ -458,23 +463,24 @@ class Training(Job):
         }
         facts |= {"calibrated_on": fitted}
         if trainer.is_global_zero:
-            self.write_model(effective, folder, facts)
+            self.write_model(module.model, effective, folder, facts)
         rows = [*self.reference_rows(facts), self.row(effective, facts)]
         if trainer.is_global_zero and (folder / "packed").is_dir():
             write_card(folder / "packed", rows, config.model, config.data)
         return rows
 
-    def write_model(self, model: Bert, folder: Path, facts: Row) -> None:
-        """Write the effective weights in Hugging Face's layout (``model/``) and, if asked, in real bits (``packed/``), each with
-        the tokenizer. When a run is resumed, those of a shorter training are there: they stay until the new ones are complete."""
+    def write_model(self, model: Bert, effective: Bert, folder: Path, facts: Row) -> None:
+        """Write the ``effective`` weights in Hugging Face's layout (``model/``) and, if asked, in real bits (``packed/``), each
+        with the tokenizer. When a run is resumed, those of a shorter training are there: they stay until the new ones are complete."""
         kept = (
             "components", "values", "scale", "scope", "recipe", "loss", "embeddings", "activations", "one_bit_inputs",
             "calibrated_on", "steps", "best_step", "seed", "settings",
         )  # fmt: skip
-        model.config = replace(model.config, bitmaps={name: facts[name] for name in kept})
+        config = replace(model.config, bitmaps={name: facts[name] for name in kept})
+        model.config = effective.config = config
         draft = folder / "model.draft"
         shutil.rmtree(draft, ignore_errors=True)
-        save(model, draft)
+        save(effective, draft)
         self.tokenizer.save_pretrained(draft)
         drafts = {folder / "model": draft}
         if self.config.packed and (facts["components"] != "none" or facts["embeddings"] != "fp32"):

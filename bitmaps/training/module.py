@@ -26,7 +26,7 @@ from bitmaps.bert import Bert
 from bitmaps.bert.encoder import Layer
 from bitmaps.data.module import Batch
 from bitmaps.metrics import IGNORE, MaskedAccuracy, MaskedCrossEntropy, MaskedMRR, SentenceSums
-from bitmaps.quantize.rounding import RoundInputs
+from bitmaps.quantize.rounding import InputQuantizer
 from bitmaps.scoring.predictions import Predicted, Predictions
 
 log = logging.getLogger(__name__)
@@ -152,23 +152,29 @@ def first_nonfinite_module(model: nn.Module, run: Callable[[], object]) -> str:
 
 
 class OneBitInputs(Callback):
-    """Brings one-bit inputs in step by step: their share goes from 0 to 1 over the first half of a training. Validation has all.
+    """Brings one-bit inputs in step by step.
+
+    Their share rises from 0 to 1 over the first half of training. Validation and the trained model
+    have all of it.
 
     Args:
-        inputs: the hooks.
+        inputs: the input quantizers of one bit.
     """
 
-    def __init__(self, inputs: list[RoundInputs]) -> None:
+    def __init__(self, inputs: list[InputQuantizer]) -> None:
         self.inputs = inputs
 
     def bring_in(self, share: float) -> None:
-        for hook in self.inputs:
-            hook.share = torch.full_like(hook.share, share)
+        for quantizer in self.inputs:
+            quantizer.share = torch.full_like(quantizer.share, share)
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         self.bring_in(min(1.0, 2 * trainer.global_step / trainer.max_steps))
 
     def on_validation_start(self, *args: Any) -> None:
+        self.bring_in(1.0)
+
+    def on_train_end(self, *args: Any) -> None:
         self.bring_in(1.0)
 
 
