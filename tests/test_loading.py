@@ -15,9 +15,10 @@ from torch import Tensor
 import bitmaps
 from bitmaps.bert import Bert, checkpoint
 from bitmaps.errors import InputError
-from bitmaps.packed.kernels import ACTS, Act
+from bitmaps.packed.kernels import ACTS
 from bitmaps.packed.layers import PackedLinear
 from bitmaps.quantize.convert import binarize_naive, store_words
+from bitmaps.vocabulary import Act
 
 KINDS = ("floats", "packed")
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+import bitmaps.packed.registration  # noqa: F401 (so that the tokenizer of a packed folder opens)
 from bitmaps.data.masking import Vocabulary, mask_sentence
 from bitmaps.data.sources import Source
 from bitmaps.errors import InputError

@@ -351,7 +351,7 @@ class Evaluation(Job):
             facts["activations"] = activations
         rows = self.reference_rows(facts)
         if self.config.references:
-            floats = packed.to_float(model)
+            floats = restore_activations(packed.to_float(model))
             rows.append(
                 self.row(floats, facts, row="trained", activations="bit" if signed else "float")
             )
@@ -471,7 +471,7 @@ class Training(Job):
 
     def write_model(self, model: Bert, effective: Bert, folder: Path, facts: Row) -> None:
         """Write the ``effective`` weights in Hugging Face's layout (``model/``) and, if asked, in real bits (``packed/``), each
-        with the tokenizer. When a run is resumed, those of a shorter training are there: they stay until the new ones are complete."""
+        with the tokenizer. When a run is resumed, those of a shorter training stay until the new ones are complete."""
         kept = (
             "components", "values", "scale", "scope", "recipe", "loss", "embeddings", "activations", "one_bit_inputs",
             "calibrated_on", "steps", "best_step", "seed", "settings",

@@ -99,9 +99,9 @@ def test_what_stays_in_floats_may_be_rounded(
     assert packed(run_folder, tmp_path / "rounded", *options)[0] == 0
     found = bitmaps.load(tmp_path / "rounded")
     tables = [getattr(found.embeddings, name).weight for name in ("word", "position", "token_type")]
-    assert {table.kind for table in tables} == {embeddings}
+    assert {table.storage for table in tables} == {embeddings}
     transform = found.head.transform.weight
-    assert (transform.kind if isinstance(transform, PackedWeight) else None) == head
+    assert (transform.storage if isinstance(transform, PackedWeight) else None) == head
     sizes = [
         (folder / FILE).stat().st_size for folder in (tmp_path / "rounded", run_folder / "packed")
     ]
