@@ -477,7 +477,7 @@ def test_nothing_is_written_over(taken: str, tiny: Bert, tokenizer: Any, tmp_pat
         target.mkdir()
     else:
         target.write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match=r"taken is there already"):
+    with pytest.raises(InputError, match=r"taken exists already"):
         save(tiny, target, tokenizer)
     assert list(tmp_path.rglob("*")) == [target]
 
@@ -637,15 +637,15 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, str]], object], 
     "fewer words": (lambda t, m: t.update({f"{WORDS}.int4": t[f"{WORDS}.int4"][1:].clone()}), r"\(59, 8\).*\(60, 8\)"),
     "a longer norm": (lambda t, m: t.update({NORM: torch.zeros(17)}), r"\(17,\).*\(16,\)"),
     "signed bits": (
-        lambda t, m: t.update({f"{QUERY}.bits": t[f"{QUERY}.bits"].view(torch.int8)}), "int8 .*asks for torch.uint8"
+        lambda t, m: t.update({f"{QUERY}.bits": t[f"{QUERY}.bits"].view(torch.int8)}), "int8 .*needs torch.uint8"
     ),
     "a scale in fp16": (
-        lambda t, m: t.update({f"{QUERY}.scale": t[f"{QUERY}.scale"].half()}), "float16 .*asks for torch.float32"
+        lambda t, m: t.update({f"{QUERY}.scale": t[f"{QUERY}.scale"].half()}), "float16 .*needs torch.float32"
     ),
-    "a norm in fp16": (lambda t, m: t.update({NORM: t[NORM].half()}), "float16 .*asks for torch.float32"),
-    "a norm in fp64": (lambda t, m: t.update({NORM: t[NORM].double()}), "float64 .*asks for torch.float32"),
+    "a norm in fp16": (lambda t, m: t.update({NORM: t[NORM].half()}), "float16 .*needs torch.float32"),
+    "a norm in fp64": (lambda t, m: t.update({NORM: t[NORM].double()}), "float64 .*needs torch.float32"),
     "nibbles of a sign": (
-        lambda t, m: t.update({f"{WORDS}.int4": t[f"{WORDS}.int4"].view(torch.int8)}), "int8 .*asks for torch.uint8"
+        lambda t, m: t.update({f"{WORDS}.int4": t[f"{WORDS}.int4"].view(torch.int8)}), "int8 .*needs torch.uint8"
     ),
     "an empty tensor more": (lambda t, m: t.update(more=torch.zeros(0)), "has: more"),
     "a number more": (lambda t, m: t.update(more=torch.tensor(1.0)), "has: more"),
@@ -687,17 +687,18 @@ def test_bits_beyond_the_last_column_are_refused(folder: Path, bit: int) -> None
 def test_a_changed_tensor_does_not_have_its_digest(folder: Path) -> None:
     rewrite(folder, lambda tensors, _: tensors[NORM].add_(1e-3), right_digest=False)
     refused(
-        folder, "is damaged: its content has digest [0-9a-f]{64}, but was written with [0-9a-f]{64}"
+        folder,
+        "is damaged: its content has digest [0-9a-f]{64}, but it was written with [0-9a-f]{64}",
     )
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"hidden_size": 18}, "has another shape|asks for"),
-        ({"vocab_size": 61}, "has another shape|asks for"),
-        ({"intermediate_size": 22}, "has another shape|asks for"),
-        ({"max_position_embeddings": 13}, "has another shape|asks for"),
+        ({"hidden_size": 18}, "has another shape|needs"),
+        ({"vocab_size": 61}, "has another shape|needs"),
+        ({"intermediate_size": 22}, "has another shape|needs"),
+        ({"max_position_embeddings": 13}, "has another shape|needs"),
         ({"num_hidden_layers": 3}, r"bert\.encoder\.layer\.2\..* is missing"),
         ({"num_hidden_layers": 1}, r"no BERT of its config.json has: bert\.encoder\.layer\.1\."),
         ({"tie_word_embeddings": False}, r"cls\.predictions\.decoder\.weight.* is missing"),

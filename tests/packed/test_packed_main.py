@@ -164,11 +164,11 @@ def test_without_a_compiler_the_reference_is_in_use(
 
 def test_a_folder_that_is_there_is_refused(packed: Run, run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
-    refused(packed(run_folder, tmp_path / "taken"), f"error: {tmp_path / 'taken'} is there already")
+    refused(packed(run_folder, tmp_path / "taken"), f"error: {tmp_path / 'taken'} exists already")
     assert packed(run_folder)[0] == 0
     before = (run_folder / "packed" / FILE).read_bytes()
-    refused(packed(run_folder), f"error: {run_folder / 'packed'} is there already")
-    refused(packed("to_float", run_folder / "packed", tmp_path / "taken"), "taken is there already")
+    refused(packed(run_folder), f"error: {run_folder / 'packed'} exists already")
+    refused(packed("to_float", run_folder / "packed", tmp_path / "taken"), "taken exists already")
     assert (run_folder / "packed" / FILE).read_bytes() == before
     assert not list((tmp_path / "taken").iterdir())
 
