@@ -46,7 +46,7 @@ class LinearName(StrEnum):
 
     query = auto()
     key = auto()
-    value = auto()
+    value = auto()  # type: ignore[assignment]  # of the class; a member has its own `value`
     output = auto()
     expand = auto()
     contract = auto()
