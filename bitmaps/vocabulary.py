@@ -21,7 +21,7 @@ class Component(StrEnum):
 
 GROUPS: dict[str, tuple[Component, ...]] = {
     "none": (),
-    "all": tuple(Component),
+    "all": (Component.embeddings, Component.attention, Component.ffnn, Component.head),
     "layers": (Component.attention, Component.ffnn),
     "layers_except_attention": (Component.ffnn,),
     "layers_except_ffnn": (Component.attention,),
