@@ -26,7 +26,9 @@ from bitmaps.quantize.convert import make_trainable, round_activations, to_float
 from bitmaps.quantize.quantizer import Quantization
 from bitmaps.quantize.rounding import one_bit_inputs
 from bitmaps.runs.records import Facts
-from bitmaps.training.module import LossWeights, MaskedLanguageModel, OneBitInputs
+from bitmaps.training.callbacks import OneBitInputs
+from bitmaps.training.losses import LossWeights
+from bitmaps.training.module import MaskedLanguageModel
 from bitmaps.vocabulary import Activations, RowKind, Storage
 
 

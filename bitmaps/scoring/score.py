@@ -23,8 +23,8 @@ from bitmaps.runs.records import (
     perplexity,
 )
 from bitmaps.scoring.measure import inference_time, memory_mib, resident_mib
+from bitmaps.scoring.module import ScoredModel
 from bitmaps.scoring.predictions import Predicted
-from bitmaps.training.module import MaskedLanguageModel
 from bitmaps.vocabulary import Split
 
 QUIET: dict[str, Any] = {
@@ -70,7 +70,7 @@ def score(
     """
     # in fp32 whatever is timed: bf16 rounds close logits to ties, which count against a model
     scorer = Trainer(**devices | {"precision": "32-true"}, **QUIET, use_distributed_sampler=False)
-    module = MaskedLanguageModel(model, sentences=data.count(split))
+    module = ScoredModel(model, sentences=data.count(split))
     run = scorer.test if split is Split.test else scorer.validate
     run(module, datamodule=data, verbose=False)
     assert module.sentence_sums is not None

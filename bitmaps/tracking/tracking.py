@@ -83,7 +83,7 @@ class WandbTracking(Tracking):
                 f"{other.row.kind}/{n}": found[n] for n in measures() if found[n] is not None
             }
         summary |= summary_of(scored[-1].analysis)
-        logged = {"confidence": confidence_of(scored[-1].analysis)}
+        logged: dict[str, Any] = {"confidence": confidence_of(scored[-1].analysis)}
         columns, lines = predictions({str(one.row.kind): one.analysis for one in scored})
         logged["predictions"] = wandb.Table(columns, lines)
         for name, values in values_of(model).items() if model is not None else ():
