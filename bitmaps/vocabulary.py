@@ -21,7 +21,7 @@ class Component(StrEnum):
 
 GROUPS: dict[str, tuple[Component, ...]] = {
     "none": (),
-    "all": tuple(Component),
+    "all": (Component.embeddings, Component.attention, Component.ffnn, Component.head),
     "layers": (Component.attention, Component.ffnn),
     "layers_except_attention": (Component.ffnn,),
     "layers_except_ffnn": (Component.attention,),
@@ -46,7 +46,7 @@ class LinearName(StrEnum):
 
     query = auto()
     key = auto()
-    value = auto()
+    value = auto()  # type: ignore[assignment]  # of the class; a member has its own `value`
     output = auto()
     expand = auto()
     contract = auto()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitmaps.bert import Bert
-from bitmaps.command.schema import Measure
+from bitmaps.command.parts import Measure
 from bitmaps.packed.weights import is_half, is_integer, numbers_per_row, rank_one_parts
 
 MIB = 2**20

@@ -1,0 +1,141 @@
+"""Sweeps that may be stopped, started again and extended: what to do with a job's folder.
+
+A job is known by its folder, which its overrides name, and by the digest of its configuration. The
+digest leaves out what does not change the scores: logger, timing and paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from bitmaps.command.inherit import load_train_config
+from bitmaps.command.overrides import key_of
+from bitmaps.command.schema import Evaluate
+from bitmaps.errors import InputError
+from bitmaps.runs.folder import RunFolder, lock_folder, read_state
+from bitmaps.runs.records import Facts, Role, fields_with
+from bitmaps.vocabulary import Status
+
+WITHOUT_EFFECT = ("logger", "measure", "analysis", "resume", "checkpoint")
+# overrides that choose the text and the masks
+TEXT_KEYS = ("data", "limit", "mask_seed", "mask_sets", "experiment")
+
+
+class Job(Enum):
+    """What a job finds in its folder: nothing, its own result, or a checkpoint to go on from."""
+
+    new = auto()
+    done = auto()
+    stopped = auto()
+
+
+def is_path(source: str | None) -> bool:
+    """Whether a model's source is a folder, and not a Hub id or part of a package."""
+    if source is None or source.startswith("package:"):
+        return False
+    return Path(source).expanduser().exists() or source.count("/") != 1
+
+
+def digest(cfg: DictConfig) -> str:
+    """SHA-256 of a configuration without what does not change the scores."""
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+    for name in WITHOUT_EFFECT:
+        plain.pop(name, None)
+    plain["data"].pop("dir")
+    if is_path(plain["model"]["source"]):
+        plain["model"].pop("source")
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def find_job(cfg: DictConfig, folder: RunFolder) -> Job:
+    """What the folder of a sweep's job holds. What a failed or interrupted attempt left there is
+    removed unless it can be resumed.
+
+    Raises:
+        InputError: when another job is in the folder, or another process works on this one.
+    """
+    path = folder.path
+    if not folder.holds_run():
+        return Job.new
+    lock = lock_folder(path)
+    try:
+        check_same_job(cfg, path)
+        if read_state(path).status is Status.ok:
+            return Job.done
+        if (path / "checkpoints" / "last.ckpt").is_file():
+            return Job.stopped
+        shutil.rmtree(path)
+        return Job.new
+    finally:
+        lock.release()
+
+
+def check_same_job(cfg: DictConfig, path: Path) -> None:
+    """Raises:
+    InputError: when the configuration in a folder is another one."""
+    if "resume" in cfg:
+        saved = load_train_config(path)
+    else:
+        loaded = OmegaConf.load(path / "config.yaml")
+        saved = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Evaluate), loaded))
+    if digest(saved) != digest(cfg):
+        raise InputError(
+            f"{path} holds a job with another configuration: choose another hydra.sweep.dir"
+        )
+
+
+def check_comparable(facts: Facts, folder: Path, overrides: list[str]) -> None:
+    """Adding a job to a sweep is refused when it would be scored on other text than the jobs there,
+    unless the sweep itself goes over several texts.
+
+    Args:
+        folder: of the job.
+        overrides: of the job.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    sweep = OmegaConf.load(folder.parent / "multirun.yaml")
+    typed = list(sweep.hydra.overrides.task)
+    swept = {key_of(override).split(".")[0] for override in overrides if override not in typed}
+    if swept & set(TEXT_KEYS):
+        return
+    names = [name for name in fields_with(Role.text) if hasattr(facts, name)]
+    for metrics in sorted(folder.parent.glob("*/metrics.json")):
+        if metrics.parent == folder:
+            continue
+        there = read_state(metrics.parent).facts
+        for name in names:
+            ours, theirs = getattr(facts, name), getattr(there, name)
+            if there.data is not None and ours != theirs:
+                raise InputError(
+                    f"{name}={ours} is not comparable with {name}={theirs} of "
+                    f"{metrics.parent}: choose another hydra.sweep.dir"
+                )
+
+
+def find_duplicate(cfg: DictConfig, own: Path) -> Path | None:
+    """The folder of an earlier job of the same sweep that comes to the same row: nothing is
+    binarized, and the jobs differ in value set, scale and scope alone."""
+
+    def meaning(config: Any) -> str:
+        plain = cast(dict[str, Any], OmegaConf.to_container(config))
+        if not plain["binarize"]["components"] and plain["embeddings"] != "bit":
+            plain |= {"binarize": None, "values": None, "scale": None}
+        return OmegaConf.to_yaml(plain)
+
+    wanted = meaning(OmegaConf.create(OmegaConf.to_yaml(cfg)))
+    for metrics in own.parent.glob("*/metrics.json"):
+        other = metrics.parent
+        if other == own or read_state(other).status is not Status.ok:
+            continue
+        if meaning(OmegaConf.load(other / "config.yaml")) == wanted:
+            return other
+    return None
