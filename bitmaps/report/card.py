@@ -89,7 +89,7 @@ def write_card(folder: Path, rows: list[Row], model: Model, data: Data) -> None:
     """
     own, shape = rows[-1], BertConfig.from_file(folder / "config.json")
     licence = license_of(str(model.source)) if model.weights is Weights.pretrained else {}
-    words = (shape.bitmaps or {}).get("embeddings", own.facts.embeddings)
+    words = str((shape.bitmaps or {}).get("embeddings", own.facts.embeddings))
     front = front_matter(own, model, data, words, licence)
     comparison = comparison_of(Entry.of(row, folder) for row in rows)
     as_floats = 4 * sum(parameter.numel() for parameter in packed.on_meta(shape).parameters())

@@ -244,7 +244,11 @@ def pool(entries: Iterable[Entry]) -> list[Entry]:
     numbers is no sample of the same mean: it starts another entry."""
     groups: dict[tuple[str, int], list[Entry]] = {}
     for number, entry in enumerate(entries):
-        key = str(number) if entry.row is None else json.dumps(identity(entry.row.flat()), sort_keys=True)
+        key = (
+            str(number)
+            if entry.row is None
+            else json.dumps(identity(entry.row.flat()), sort_keys=True)
+        )
         repeat = 0
         while any(one.facts.seed == entry.facts.seed for one in groups.get((key, repeat), ())):
             repeat += 1

@@ -24,8 +24,12 @@ def print_table(comparison: Comparison) -> None:
     table = Table()
     for column in comparison.columns.values():
         numeric = bool(column.format)
-        justify = "right" if numeric else "left"
-        table.add_column(column.heading, justify=justify, overflow="fold", no_wrap=numeric)
+        table.add_column(
+            column.heading,
+            justify="right" if numeric else "left",
+            overflow="fold",
+            no_wrap=numeric,
+        )
     for entry in comparison.entries:
         table.add_row(*comparison.cells(entry))
     console().print(table)
