@@ -394,9 +394,9 @@ def test_random_weights_need_no_checkpoint(command: Command, model_folder: Path)
         (
             "evaluate",
             ["data=wiki", "data.dir=/no/such/folder"],
-            "what reads it are data=text and data=ptb",
+            "only data=text and data=ptb read it",
         ),
-        ("evaluate", ["data.path=me/text"], "what reads it is data=hub"),
+        ("evaluate", ["data.path=me/text"], "only data=hub reads it"),
         ("evaluate", ["binarize=[embeddings,ffnn]"], "'binarize.components=[embeddings,ffnn]'"),
         ("train", ["loss=[common,bwn]"], "several options where one is valid"),
         ("train", ["callbacks.signs=null"], "~callbacks.signs"),
