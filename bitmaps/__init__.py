@@ -1,6 +1,6 @@
 """bitmaps: binarized transformers for making fast predictions.
 
-model = bitmaps.load(source)                               # a Hugging Face folder or Hub id, a run folder, or a packed one
+model = bitmaps.load(source)                               # any model: Hub id, run, packed folder
 logits = model(input_ids, attention_mask, token_type_ids)  # (batch, length, vocabulary), fp32
 """
 
@@ -10,19 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitmaps.loading import load, to_transformers
+    from bitmaps.hf import to_transformers
+    from bitmaps.loading import load
 
 __version__ = "0.1.0"
 __all__ = ["ADAPTERS", "__version__", "load", "to_transformers"]
 
 ADAPTERS = Path(__file__).parent / "adapters"
-"""Where the adapters lie that come with the package, as ``<name>.safetensors``."""
+"""The folder of the adapters that come with the package, as ``<name>.safetensors``."""
 
 
 def __getattr__(name: str) -> Any:
-    # torch and transformers take seconds to import: `python train.py --help` does without them
-    if name in ("load", "to_transformers"):
-        from bitmaps import loading
+    # torch and transformers take seconds to import, and `python train.py --help` needs neither
+    if name == "load":
+        from bitmaps.loading import load
 
-        return getattr(loading, name)
+        return load
+    if name == "to_transformers":
+        from bitmaps.hf import to_transformers
+
+        return to_transformers
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

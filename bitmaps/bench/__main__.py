@@ -45,11 +45,12 @@ from bitmaps.bert import Bert, BertConfig
 from bitmaps.errors import InputError
 from bitmaps.packed import format as folder
 from bitmaps.packed import kernels as native
+from bitmaps.packed.discover import one_bit
 from bitmaps.packed.layers import PackedLinear
-from bitmaps.packed.weights import PackedWeight
 from bitmaps.quantize.convert import binarize_naive, make_trainable
 from bitmaps.quantize.quantizer import Quantization
-from bitmaps.runs.folder import write_json
+from bitmaps.runs.files import write_json
+from bitmaps.vocabulary import PLUS_MINUS_ONE, Act, Center, Gradient, Scale, Scope, Storage
 
 Run = Callable[[], object]
 BATCH, LENGTH, MASKED = 32, 64, 0.15
@@ -195,7 +196,7 @@ def linears(rounds: int, quick: bool, there: set[str]) -> Iterator[Ratio]:
             linear = nn.Linear(inputs, outputs)
             signs = torch.where(torch.randn(outputs, inputs, generator=generator) > 0, 1.0, -1.0)
             linear.weight = nn.Parameter(torch.randn(outputs, 1, generator=generator) * signs)
-            weight = PackedWeight.one_bit(linear.weight)
+            weight = one_bit(linear.weight)
             assert weight is not None
             runs: dict[str, Run] = {
                 "torch fp32": partial(linear, x),
@@ -214,13 +215,13 @@ def linears(rounds: int, quick: bool, there: set[str]) -> Iterator[Ratio]:
 # -- a model --
 
 
-def packed_model(model: Bert, act: native.Act) -> Bert:
+def packed_model(model: Bert, act: Act) -> Bert:
     """Its layers in one bit with row scales, and the word table, as it suits the activations, in int8 or one bit."""
     components = ("attention", "ffnn", "embeddings") if act == "a1" else ("attention", "ffnn")
     binary = Bert(model.config)
     binary.load_state_dict(model.state_dict())
-    binarize_naive(binary, components, "pm1", "row", "matrices")
-    return folder.assemble(model.config, folder.pack_model(binary, embeddings="int8"), act)
+    binarize_naive(binary, components, PLUS_MINUS_ONE, Scale.row, Scope.matrices)
+    return folder.assemble(model.config, folder.pack_model(binary, embeddings=Storage.int8), act)
 
 
 def transformers_model(config: BertConfig) -> nn.Module:
@@ -306,7 +307,9 @@ def training_steps(rounds: int, quick: bool, there: set[str]) -> Iterator[Ratio]
         if step not in there:
             yield from compare("training", step, "transformers' step", runs, rounds)
         binarized = make_trainable(
-            Bert(config), ("attention", "ffnn"), Quantization(center="row", gradient="scaled")
+            Bert(config),
+            ("attention", "ffnn"),
+            Quantization(center=Center.row, gradient=Gradient.scaled),
         )
         runs = {"our step": everything, "our step, layers binarized": ours(binarized)}
         if through not in there:

@@ -10,11 +10,8 @@ import importlib.util
 import json
 import re
 from pathlib import Path
-from typing import Literal
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,8 +19,7 @@ from torch import Tensor
 from bitmaps.bert.config import BertConfig
 from bitmaps.bert.model import Bert
 from bitmaps.errors import InputError
-
-Head = Literal["checkpoint", "new"]
+from bitmaps.vocabulary import HeadSource
 
 # Our modules and Hugging Face's; {} stands for the number of a layer.
 MODULES = {
@@ -90,6 +86,18 @@ def locate(source: str) -> Path:
         raise InputError(
             f"{source} holds no model: no config.json there, nor in {folder / 'model'}"
         )
+    return download(source)
+
+
+def download(source: str) -> Path:
+    """The folder of a Hub id in the Hub's cache, downloaded if it is not there yet.
+
+    Raises:
+        InputError: when the id is invalid, or neither the Hub nor its cache has it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(source, allow_patterns=list(HUB_FILES)))
     except HFValidationError as error:
@@ -198,7 +206,9 @@ def apply_adapter(tensors: dict[str, Tensor], path: Path, checkpoint: Path) -> N
     tensors.update(adapter)
 
 
-def build(config: BertConfig, tensors: dict[str, Tensor], head: Head = "checkpoint") -> Bert:
+def build(
+    config: BertConfig, tensors: dict[str, Tensor], head: HeadSource = HeadSource.checkpoint
+) -> Bert:
     """A ``Bert`` with these tensors; ``head="new"`` starts the masked-LM head afresh where the checkpoint has none.
 
     Tensors that belong to other tasks (``bert.pooler``, ``cls.seq_relationship``, a classifier) are left aside.
@@ -216,7 +226,7 @@ def build(config: BertConfig, tensors: dict[str, Tensor], head: Head = "checkpoi
     }
     missing = {ours: theirs for ours, theirs in wanted.items() if theirs not in tensors}
     if headless := [ours for ours in missing if ours.startswith("head.")]:
-        if head == "checkpoint":
+        if head == HeadSource.checkpoint:
             raise InputError(
                 f"the checkpoint has no masked-language-model head ({missing[headless[0]]} and {len(headless) - 1} more "
                 "are missing): name an adapter that supplies one, or start one afresh with model.head=new"
@@ -251,7 +261,10 @@ def build(config: BertConfig, tensors: dict[str, Tensor], head: Head = "checkpoi
 
 
 def load(
-    source: str | Path, *, adapter: str | Path | None = None, head: Head = "checkpoint"
+    source: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    head: HeadSource = HeadSource.checkpoint,
 ) -> Bert:
     """Open a masked-language BERT, in fp32 and evaluation mode.
 

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from transformers.activations import ACT2FN
-
+from bitmaps.bert.activations import check_activation
 from bitmaps.errors import InputError
 
 
@@ -60,10 +59,7 @@ class BertConfig:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
-        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACT2FN:
-            raise InputError(
-                f"unknown hidden_act {self.hidden_act!r}; valid are {', '.join(sorted(ACT2FN))}"
-            )
+        check_activation(self.hidden_act)
         if not isinstance(self.bitmaps, dict | None):
             raise InputError(f"bitmaps must be an object or null, not {self.bitmaps!r}")
 

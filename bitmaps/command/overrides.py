@@ -9,6 +9,8 @@ from bitmaps.command.schema import conf_dir
 from bitmaps.errors import InputError
 
 LONGEST = 200  # characters of a folder's name; file systems take 255
+WITHOUT_EFFECT = ("logger", "measure", "analysis")
+"""Groups and keys that change neither a model nor its scores."""
 
 
 def key_of(override: str) -> str:
@@ -30,15 +32,18 @@ def check_lists(overrides: list[str]) -> None:
 
 
 def job_folder(overrides: list[str]) -> str:
-    """The name of the folder of a sweep's job: its overrides, in characters that a later override
-    such as ``checkpoint=<folder>`` takes without quotes.
+    """The name of the folder of a sweep's job: its overrides, without those that have no effect on
+    the scores, and in characters that ``checkpoint=<folder>`` takes without quotes.
 
-    >>> job_folder(["values=pm1", "binarize=ffnn"])
+    >>> job_folder(["values=pm1", "binarize=ffnn", "measure=none"])
     'binarize-ffnn+values-pm1'
     """
-    name = "+".join(sorted(override.lstrip("+~").replace("=", "-") for override in overrides))
+    counts = [o for o in overrides if key_of(o).split(".")[0] not in WITHOUT_EFFECT]
+    if "data=text" not in counts:  # otherwise the folder is a location, and no choice of text
+        counts = [override for override in counts if key_of(override) != "data.dir"]
+    name = "+".join(sorted(override.lstrip("+~").replace("=", "-", 1) for override in counts))
     plain = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "job"
-    if (plain == name and len(name) <= LONGEST) or plain == "job":
+    if (plain == name and len(name) <= LONGEST) or not name:
         return plain
     # different overrides must never share a folder
     return f"{plain[:LONGEST]}-{zlib.crc32(name.encode()):08x}"

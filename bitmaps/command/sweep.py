@@ -16,14 +16,13 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from bitmaps.command.inherit import load_train_config
-from bitmaps.command.overrides import key_of
+from bitmaps.command.overrides import WITHOUT_EFFECT, key_of
 from bitmaps.command.schema import Evaluate
 from bitmaps.errors import InputError
 from bitmaps.runs.folder import RunFolder, lock_folder, read_state
 from bitmaps.runs.records import Facts, Role, fields_with
 from bitmaps.vocabulary import Status
 
-WITHOUT_EFFECT = ("logger", "measure", "analysis", "resume", "checkpoint")
 # overrides that choose the text and the masks
 TEXT_KEYS = ("data", "limit", "mask_seed", "mask_sets", "experiment")
 
@@ -46,9 +45,10 @@ def is_path(source: str | None) -> bool:
 def digest(cfg: DictConfig) -> str:
     """SHA-256 of a configuration without what does not change the scores."""
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
-    for name in WITHOUT_EFFECT:
+    for name in (*WITHOUT_EFFECT, "resume", "checkpoint"):
         plain.pop(name, None)
-    plain["data"].pop("dir")
+    if plain["data"]["name"] != "text":  # otherwise the folder is a location, and no choice of text
+        plain["data"].pop("dir")
     if is_path(plain["model"]["source"]):
         plain["model"].pop("source")
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
@@ -91,9 +91,21 @@ def check_same_job(cfg: DictConfig, path: Path) -> None:
         )
 
 
-def check_comparable(facts: Facts, folder: Path, overrides: list[str]) -> None:
-    """Adding a job to a sweep is refused when it would be scored on other text than the jobs there,
-    unless the sweep itself goes over several texts.
+def swept_keys(folder: Path, overrides: list[str]) -> set[str]:
+    """The first parts of the keys that a sweep goes over.
+
+    Args:
+        folder: of one of its jobs.
+        overrides: of that job.
+    """
+    sweep = OmegaConf.load(folder.parent / "multirun.yaml")  # which Hydra writes
+    typed = list(sweep.hydra.overrides.task)
+    return {key_of(override).split(".")[0] for override in overrides if override not in typed}
+
+
+def check_sweep(facts: Facts, folder: Path, overrides: list[str]) -> None:
+    """Check that a job belongs into its sweep. All jobs are scored on the same text, unless the
+    sweep itself goes over several texts.
 
     Args:
         folder: of the job.
@@ -102,19 +114,17 @@ def check_comparable(facts: Facts, folder: Path, overrides: list[str]) -> None:
     Raises:
         InputError: naming what differs.
     """
-    sweep = OmegaConf.load(folder.parent / "multirun.yaml")
-    typed = list(sweep.hydra.overrides.task)
-    swept = {key_of(override).split(".")[0] for override in overrides if override not in typed}
+    swept = swept_keys(folder, overrides)
+    if useless := sorted(swept & set(WITHOUT_EFFECT)):
+        raise InputError(f"{useless[0]} changes no score: a sweep over it would repeat one job")
     if swept & set(TEXT_KEYS):
         return
     names = [name for name in fields_with(Role.text) if hasattr(facts, name)]
     for metrics in sorted(folder.parent.glob("*/metrics.json")):
-        if metrics.parent == folder:
-            continue
         there = read_state(metrics.parent).facts
-        for name in names:
+        for name in names if metrics.parent != folder and there.data is not None else ():
             ours, theirs = getattr(facts, name), getattr(there, name)
-            if there.data is not None and ours != theirs:
+            if ours != theirs:
                 raise InputError(
                     f"{name}={ours} is not comparable with {name}={theirs} of "
                     f"{metrics.parent}: choose another hydra.sweep.dir"

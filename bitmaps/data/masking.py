@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bitmaps.metrics import IGNORE
@@ -58,3 +60,21 @@ def mask_sentence(
     inputs[masked] = vocabulary.mask
     inputs[random] = vocabulary.replacements[replacement[random]]
     return inputs, np.where(chosen, ids, IGNORE)
+
+
+def mask_more(
+    input_ids: Tensor,
+    targets: Tensor,
+    share: float,
+    vocabulary: Vocabulary,
+    seed: tuple[int, ...],
+) -> tuple[Tensor, Tensor]:
+    """A batch with a ``share`` of its other tokens masked too, special ones apart, and which tokens
+    are masked or targets then; (batch, length) each. The draw depends on ``seed`` alone."""
+    state = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    draw = torch.rand(input_ids.shape, generator=torch.Generator().manual_seed(state))
+    special = torch.tensor(
+        [vocabulary.pad, vocabulary.mask, *vocabulary.untouched], device=input_ids.device
+    )
+    chosen = (draw.to(input_ids.device) < share) & ~targets & ~torch.isin(input_ids, special)
+    return input_ids.masked_fill(chosen, vocabulary.mask), targets | chosen

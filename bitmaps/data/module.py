@@ -43,6 +43,7 @@ def tokenizer_of(folder: str) -> PreTrainedTokenizerBase:
     Raises:
         InputError: when there is none, or it lacks one of the special tokens that sentences and masks are made of.
     """
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:

@@ -11,11 +11,11 @@ from bitmaps.bert import Bert
 from bitmaps.bert.checkpoint import load, locate
 from bitmaps.command.schema import Evaluate
 from bitmaps.jobs.setup import Outcome, Setup
-from bitmaps.loading import as_trained
 from bitmaps.packed import format as packed
 from bitmaps.quantize.convert import (
     binarize_naive,
     make_trainable,
+    restore_activations,
     round_activations,
     store_words,
     to_float,
@@ -89,7 +89,7 @@ class Evaluation:
     def trained(self, path: Path, facts: Facts) -> Outcome:
         """A trained run in floats; its word table and its activations may be rounded now."""
         config, components = self.config, self.config.binarize.components
-        model = as_trained(load(path))
+        model = restore_activations(load(path))
         asked = facts
         facts = replace(trained_facts(facts, model), row=RowKind.trained)
         references = self.setup.references(facts)
@@ -116,7 +116,7 @@ class Evaluation:
         if self.config.references:
             activations = Activations.bit if one_bit else Activations.float
             floats = replace(facts, row=RowKind.trained, activations=activations)
-            references.append(self.setup.score(as_trained(packed.to_float(model)), floats))
+            references.append(self.setup.score(packed.to_float(model), floats))
         return Outcome([*references, self.setup.score(model, facts)], model)
 
 

@@ -24,7 +24,7 @@ from bitmaps.jobs.setup import Outcome, Setup, make_trainer
 from bitmaps.packed import format as packed
 from bitmaps.quantize.convert import make_trainable, round_activations, to_float
 from bitmaps.quantize.quantizer import Quantization
-from bitmaps.quantize.rounding import one_bit_inputs
+from bitmaps.quantize.rounding import one_bit_quantizers
 from bitmaps.runs.records import Facts
 from bitmaps.training.callbacks import OneBitInputs
 from bitmaps.training.losses import LossWeights
@@ -88,8 +88,6 @@ class Training:
         checkpoint = torch.load(self.best.best_model_path, map_location="cpu", weights_only=True)
         module.load_state_dict(checkpoint["state_dict"])
         effective = to_float(module.model.cpu())
-        if config.activations is not Activations.float:
-            round_activations(effective, config.binarize.components, config.one_bit_layers())
         facts = replace(
             facts,
             row=RowKind.trained,
@@ -98,7 +96,7 @@ class Training:
             calibrated_on=calibrated_on,
         )
         if trainer.is_global_zero:
-            self.write_model(effective, folder, facts)
+            self.write_model(module.model, effective, folder, facts)
         rows = [*self.setup.references(facts), self.setup.score(effective, facts)]
         return Outcome(rows, effective)
 
@@ -130,7 +128,7 @@ class Training:
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(checkpoints)
-        if inputs := one_bit_inputs(module.model):
+        if inputs := one_bit_quantizers(module.model):
             callbacks.append(OneBitInputs(inputs))
         if self.setup.trainer["enable_progress_bar"]:
             callbacks.append(RichProgressBar())
@@ -139,14 +137,14 @@ class Training:
         trainer.fit(module, datamodule=self.setup.data, ckpt_path=last, weights_only=True)
         return trainer
 
-    def write_model(self, model: Bert, folder: Path, facts: Facts) -> None:
-        """Write the effective weights in Hugging Face's layout (``model/``) and, if asked, in real
-        bits (``packed/``), each with the tokenizer. A resumed run replaces both at the end, when
-        the new ones are complete."""
-        model.config = replace(model.config, bitmaps=facts.of_model())
+    def write_model(self, model: Bert, effective: Bert, folder: Path, facts: Facts) -> None:
+        """Write the trained model, with the tokenizer: its effective weights in Hugging Face's
+        layout (``model/``) and, if asked, its real bits (``packed/``). A resumed run replaces both
+        at the end, when the new ones are complete."""
+        model.config = effective.config = replace(model.config, bitmaps=facts.of_model())
         draft = folder / "model.draft"
         shutil.rmtree(draft, ignore_errors=True)
-        save(model, draft)
+        save(effective, draft)
         self.setup.tokenizer.save_pretrained(draft)
         drafts = {folder / "model": draft}
         in_bits = facts.components != "none" or facts.embeddings is not Storage.fp32

@@ -1,7 +1,6 @@
-"""Weights in real bits: the format, the layers that compute with it, and the kernels that make them fast.
+"""Weights in real bits: storage, discovery in floats, the file format, layers and C kernels.
 
-    python -m bitmaps.packed <run folder> [<folder>]     # a packed model of a run
-    python -m bitmaps.packed info                        # which kernels this machine runs
-
-docs/format.md and docs/kernels.md tell how they work.
+May import ``bert``, ``quantize``, ``vocabulary`` and ``errors``; but ``weights``, ``operations``
+and ``kernels`` must not import ``quantize``, which packs with them. A new storage goes into
+``weights`` and ``format`` (docs/format.md), a new kernel into ``native/`` (docs/kernels.md).
 """

@@ -26,6 +26,7 @@ from bitmaps.packed import format as folder
 from bitmaps.packed import kernels as native
 from bitmaps.report.card import write_card
 from bitmaps.runs.folder import read_rows
+from bitmaps.vocabulary import Act
 
 
 def info() -> None:
@@ -72,7 +73,7 @@ def to_float(packed: Path, to: Path) -> None:
         raise InputError(f"{packed} is not a packed folder")
     if to.exists():
         raise InputError(f"{to} is there already: choose another folder")
-    model = folder.to_float(folder.load(packed, "f32"))
+    model = folder.to_float(folder.load(packed, Act.f32))
     try:
         to.mkdir(parents=True)
     except OSError as error:

@@ -1,4 +1,7 @@
-"""The packed folder: ``config.json``, the tokenizer, and ``model.safetensors`` with weights in real bits (docs/format.md)."""
+"""The packed folder: ``config.json``, the tokenizer and ``model.safetensors`` with weights in bits.
+
+docs/format.md specifies it.
+"""
 
 from __future__ import annotations
 
@@ -7,40 +10,35 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedTokenizerBase
-from transformers import BertConfig as TransformersConfig
 
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.bert.checkpoint import hugging_face_name
 from bitmaps.errors import InputError
 from bitmaps.packed import kernels as native
-from bitmaps.packed.kernels import Act
+from bitmaps.packed.discover import fewest_bits
 from bitmaps.packed.layers import PackedAttention, PackedEmbedding, PackedFeedForward, PackedLinear
 from bitmaps.packed.weights import PackedWeight
-from bitmaps.quantize.rounding import BITS, Stored, signed_inputs
+from bitmaps.quantize.convert import one_bit_inputs, restore_activations
+from bitmaps.quantize.layers import QuantizedEmbedding, QuantizedLinear
+from bitmaps.quantize.quantizer import Quantizer
+from bitmaps.quantize.rounding import Rounding
+from bitmaps.vocabulary import Act, Storage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FORMAT, VERSION = "bitmaps", "1"
-FILE = "model.safetensors"
-
-
-class PackedConfig(TransformersConfig):
-    """What ``transformers`` takes ``config.json`` for. Its tokenizers open in a packed folder; of a model it says that there is
-    none for this configuration, instead of starting with random weights."""
-
-    model_type = "bitmaps"
-
-
-AutoConfig.register(PackedConfig.model_type, PackedConfig, exist_ok=True)
+FILE, MODEL_TYPE = "model.safetensors", "bitmaps"
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names, each ended by a zero byte and followed by the tensor's bytes, in the order of the names."""
+    """SHA-256 over all tensors in the order of their names: name, zero byte, bytes."""
     found = hashlib.sha256()
     for name in sorted(tensors):
         found.update(name.encode() + b"\0")
@@ -48,50 +46,70 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
+@torch.no_grad()
 def pack_model(
-    model: Bert, embeddings: Stored | None = None, head: Stored | None = None
+    model: Bert, embeddings: Storage | None = None, head: Storage | None = None
 ) -> dict[str, PackedWeight | Tensor]:
-    """Every parameter of a model as it is to be stored: a ``PackedWeight`` where few bits give it back, else the fp32 tensor.
+    """Every parameter as it will be stored: packed if that takes fewer bytes, otherwise in fp32.
+
+    A quantized layer packs its own effective weight. In any other parameter the bits are looked for
+    (``bitmaps.packed.discover``).
 
     Args:
-        embeddings, head: what to round word, position and type tables (and a decoder of its own), and the head's transform, to,
-            where they are not in fewer bits as they are. ``None``: nothing is rounded.
+        embeddings: the storage of the word, position and type tables and of an untied decoder, if
+            it takes fewer bits than they have. ``None`` rounds nothing.
+        head: the same for the matrix of the head's transform.
 
     Raises:
-        InputError: for a weight that is not finite, or would not be.
+        InputError: for a weight that is not finite, or would not be after rounding.
     """
+    quantized = {
+        id(layer.weight): layer
+        for layer in model.modules()
+        if isinstance(layer, QuantizedLinear | QuantizedEmbedding) and layer.quantizer is not None
+    }
+    of_quantizers = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, Quantizer)
+        for parameter in module.parameters()
+    }
     parts: dict[str, PackedWeight | Tensor] = {}
     for name, parameter in model.named_parameters():
-        weight = parameter.detach().cpu().float()
+        if id(parameter) in of_quantizers:
+            continue
+        layer, packed = quantized.get(id(parameter)), None
+        weight = (parameter if layer is None else layer.effective_weight).detach().cpu().float()
         if not weight.isfinite().all():
             raise InputError(f"{name} holds a number that is not finite")
-        of_tables = name.startswith(("embeddings.", "head.decoder."))
-        of_head = name.startswith("head.transform.")
-        packed = (
-            PackedWeight.exactly(weight, name == "embeddings.word.weight")
-            if weight.ndim == 2
-            else None
-        )
-        asked = embeddings if of_tables else head if of_head else None
-        if (
-            weight.ndim == 2
-            and asked is not None
-            and BITS[asked] < (32 if packed is None else BITS.get(packed.kind, 1))
-        ):
-            packed = PackedWeight.rounded(weight, asked)
+        if layer is not None and layer.quantizer is not None:
+            packed = layer.quantizer.pack(layer.weight)
+        elif weight.ndim == 2:
+            packed = fewest_bits(weight, table=name == "embeddings.word.weight")
+        asked = storage_asked(name, embeddings, head) if weight.ndim == 2 else None
+        has = Storage.fp32 if packed is None else packed.storage
+        if asked is not None and asked.bits < has.bits:
+            packed = Rounding(asked).pack(weight)
             if not packed.data.isfinite().all():
-                raise InputError(f"{name} holds a number that {asked} does not")
+                raise InputError(f"{name} holds a number that {asked} cannot hold")
         parts[name] = weight if packed is None or packed.nbytes >= weight.nbytes else packed
     return parts
+
+
+def storage_asked(name: str, embeddings: Storage | None, head: Storage | None) -> Storage | None:
+    """The storage that was asked for a parameter."""
+    if name.startswith(("embeddings.", "head.decoder.")):
+        return embeddings and Storage(embeddings)
+    return head and Storage(head) if name.startswith("head.transform.") else None
 
 
 def tensors_of(name: str, part: PackedWeight | Tensor) -> dict[str, Tensor]:
     """The tensors that a parameter becomes in the file."""
     if isinstance(part, Tensor):
         return {name: part.contiguous()}
-    suffix = {"bit": ".bits", "fp16": ""}.get(part.kind, f".{part.kind}")
+    suffix = {Storage.bit: ".bits", Storage.fp16: ""}.get(part.storage, f".{part.storage}")
     found = {name + suffix: part.data}
-    if part.kind != "bit":
+    if part.storage != Storage.bit:
         return found if part.high is None else found | {f"{name}.scale": part.high}
     assert part.high is not None
     if part.low is None:
@@ -107,16 +125,16 @@ def save(
     model: Bert,
     folder: Path,
     tokenizer: PreTrainedTokenizerBase,
-    embeddings: Stored | None = None,
-    head: Stored | None = None,
+    embeddings: Storage | None = None,
+    head: Storage | None = None,
 ) -> None:
-    """Write a model of effective weights as a packed folder, all of it or nothing.
+    """Write a model, with quantized layers or of floats, as a packed folder: all of it or nothing.
 
     Raises:
-        InputError: when the folder is there already.
+        InputError: when the folder exists, cannot be made, or as ``pack_model`` does.
     """
     if folder.exists():
-        raise InputError(f"{folder} is there already: choose another folder")
+        raise InputError(f"{folder} exists already: choose another folder")
     parts = pack_model(model, embeddings, head)
     tensors: dict[str, Tensor] = {}
     shapes = {}
@@ -132,16 +150,14 @@ def save(
     except OSError as error:
         raise InputError(f"{folder} cannot be made: {error}") from error
     words = parts["embeddings.word.weight"]
+    stored = words.storage if isinstance(words, PackedWeight) else Storage.fp32
     config = model.config.to_dict() | {
-        "model_type": PackedConfig.model_type,
+        "model_type": MODEL_TYPE,
         "architectures": ["bitmaps.packed"],
+        "bitmaps": (model.config.bitmaps or {}) | {"embeddings": stored},
     }
-    config["bitmaps"] = (model.config.bitmaps or {}) | {
-        "embeddings": words.kind if isinstance(words, PackedWeight) else "fp32"
-    }
-    (draft / "config.json").write_text(
-        json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (draft / "config.json").write_text(text, encoding="utf-8")
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -159,14 +175,17 @@ def is_packed(folder: Path) -> bool:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and config.get("model_type") == PackedConfig.model_type
+    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    """The tensors, which stay in the file until they are used (they are mapped), and the shapes of the packed ones.
+    """The tensors of a file and the shapes of the packed ones.
+
+    The file is mapped: a tensor stays in it until it is used.
 
     Raises:
-        InputError: for a file that is missing, truncated, of another format or version, or changed since it was written.
+        InputError: for a file that is missing, truncated, of another format or version, or changed
+            since it was written.
     """
     if not path.is_file():
         raise InputError(f"{path} is missing")
@@ -178,7 +197,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
         raise InputError(f"{path} is truncated or not a safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
         raise InputError(
-            f"{path} is no packed model: its format is {metadata.get('format')!r}; valid is {FORMAT!r}"
+            f"{path} is not a packed model: its format is {metadata.get('format')!r}; "
+            f"valid is {FORMAT!r}"
         )
     if metadata.get("version") != VERSION:
         raise InputError(
@@ -186,7 +206,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
         )
     if metadata.get("digest") != (actual := digest(tensors)):
         raise InputError(
-            f"{path} is damaged: its content has digest {actual}, but was written with {metadata.get('digest')}"
+            f"{path} is damaged: its content has digest {actual}, but it was written with "
+            f"{metadata.get('digest')}"
         )
     try:
         shapes = json.loads(metadata["shapes"])
@@ -197,10 +218,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
 
 
 def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> PackedWeight | Tensor:
-    """One parameter out of the tensors of a file, from which it is removed.
+    """Remove one parameter from the tensors of a file, and return it.
 
     Raises:
-        InputError: when it is missing, or a part of it has another shape or type than the model asks for, or is not finite.
+        InputError: when it is missing, or a part of it has an unexpected shape or type or is not
+            finite.
     """
 
     def part(suffix: str, dtype: torch.dtype, wanted: tuple[int, ...]) -> Tensor:
@@ -209,31 +231,29 @@ def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Packe
             raise InputError(f"{name + suffix} is missing")
         if tuple(tensor.shape) != wanted or tensor.dtype != dtype:
             raise InputError(
-                f"{name + suffix} is {tensor.dtype} of shape {tuple(tensor.shape)}, but the model asks for {dtype} of {wanted}"
+                f"{name + suffix} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
+                f"but the model needs {dtype} of {wanted}"
             )
-        # not `isfinite` of all, which would take more memory than the file
-        if (
-            dtype.is_floating_point
-            and tensor.numel()
-            and not torch.stack(tensor.aminmax()).isfinite().all()
-        ):
+        # `isfinite` of all numbers would take more memory than the file
+        floats = dtype.is_floating_point and tensor.numel()
+        if floats and not torch.stack(tensor.aminmax()).isfinite().all():
             raise InputError(f"{name + suffix} holds a number that is not finite")
         return tensor
 
     if name in tensors:
         if tensors[name].dtype == torch.float16 and len(shape) == 2:
-            return PackedWeight("fp16", shape[1], part("", torch.float16, shape))
+            return PackedWeight(Storage.fp16, shape[1], part("", torch.float16, shape))
         return part("", torch.float32, shape)
     if len(shape) != 2:
         raise InputError(f"{name} is missing")
     rows, columns = shape
-    for kind, dtype, width in (
-        ("int8", torch.int8, columns),
-        ("int4", torch.uint8, (columns + 1) // 2),
+    for storage, dtype, width in (
+        (Storage.int8, torch.int8, columns),
+        (Storage.int4, torch.uint8, (columns + 1) // 2),
     ):
-        if f"{name}.{kind}" in tensors:
-            data = part(f".{kind}", dtype, (rows, width))
-            return PackedWeight(kind, columns, data, part(".scale", torch.float32, (rows,)))  # type: ignore[arg-type]
+        if f"{name}.{storage}" in tensors:
+            data = part(f".{storage}", dtype, (rows, width))
+            return PackedWeight(storage, columns, data, part(".scale", torch.float32, (rows,)))
     data = part(".bits", torch.uint8, (rows, (columns + 7) // 8))
     if columns % 8 and (data[:, -1] >> columns % 8).any():
         raise InputError(f"{name}.bits has bits beyond its {columns} columns")
@@ -242,25 +262,27 @@ def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Packe
         high = part(".scale", torch.float32, (rows,))
     else:
         high = part(".high", torch.float32, (rows,))
-        low = (
-            part(".low", torch.float32, (rows,)) if f"{name}.low" in tensors else torch.zeros(rows)
-        )
+        has_low = f"{name}.low" in tensors
+        low = part(".low", torch.float32, (rows,)) if has_low else torch.zeros(rows)
     column = part(".column", torch.float32, (columns,)) if f"{name}.column" in tensors else None
-    return PackedWeight("bit", columns, data, high, low, column)
+    return PackedWeight(Storage.bit, columns, data, high, low, column)
 
 
 def load(folder: Path, act: Act) -> Bert:
-    """Open a packed folder, in evaluation mode. Nothing is unpacked: weights stay in the file's pages, which processes share.
+    """Open a packed folder in evaluation mode.
+
+    Nothing is unpacked: weights stay in the file's pages, which processes share.
 
     Args:
-        act: what activations are rounded to before they are multiplied with one-bit matrices (``bitmaps.packed.operations``).
-            Where the model was trained on the signs of its inputs (``one_bit_inputs``) it is ``a1``.
+        act: what activations are rounded to before they are multiplied with one-bit matrices
+            (``bitmaps.packed.operations``). Layers trained with one-bit inputs always use ``a1``.
 
     Raises:
-        InputError: when the folder is damaged or does not fit its ``config.json``, before anything computes with it; when the
-            kernels that ``BITMAPS_KERNELS`` asks for are none, or none that run here.
+        InputError: when the folder is damaged or does not fit its ``config.json``, before anything
+            computes with it; when ``BITMAPS_KERNELS`` names kernels that do not exist or do not run
+            here.
     """
-    native.kernels()  # what is wrong with them is said now, not by the first forward pass
+    native.kernels()  # reports errors now, not in the first forward pass
     path, config = folder / FILE, BertConfig.from_file(folder / "config.json")
     tensors, shapes = read(path)
     parts: dict[str, PackedWeight | Tensor] = {}
@@ -271,16 +293,14 @@ def load(folder: Path, act: Act) -> Bert:
                 raise InputError(f"{theirs} has another shape than the {shape} of config.json")
             parts[name] = take(tensors, theirs, shape)
         if left := sorted({*tensors, *shapes}):
-            raise InputError(
-                f"there are tensors that no BERT of its config.json has: {', '.join(left[:5])}"
-            )
+            raise InputError(f"no BERT of its config.json has these tensors: {', '.join(left[:5])}")
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return assemble(config, parts, act)
 
 
 def on_meta(config: BertConfig) -> Bert:
-    """A model with the blocks that can run packed, without a number in it."""
+    """A model with the blocks that can run packed, on the meta device."""
     with torch.device("meta"):
         model = Bert(config)
         for layer in model.encoder.layers:
@@ -291,19 +311,19 @@ def on_meta(config: BertConfig) -> Bert:
 
 def assemble(config: BertConfig, parts: Mapping[str, PackedWeight | Tensor], act: Act) -> Bert:
     """A model of these parameters (``pack_model``), in evaluation mode."""
-    model, signed = on_meta(config), signed_inputs(config)
+    model, one_bit = on_meta(config), one_bit_inputs(config)
     for name, part in parts.items():
-        place(model, name, part, "a1" if name.split(".")[-2] in signed else act)
+        place(model, name, part, Act.a1 if name.split(".")[-2] in one_bit else act)
     return model.requires_grad_(False).eval()
 
 
 def place(model: Bert, name: str, part: PackedWeight | Tensor, act: Act) -> None:
-    """Put one parameter where it belongs, in packed form as a packed layer."""
+    """Put one parameter where it belongs; a packed one becomes a packed layer."""
     path, _, last = name.rpartition(".")
     module: Any = model.get_submodule(path)
     if isinstance(part, Tensor):
         parameter = nn.Parameter(part, requires_grad=False)
-        if isinstance(module, PackedLinear):  # its matrix came before
+        if isinstance(module, PackedLinear):  # its matrix is already there
             module.bias = parameter.detach()
         else:
             setattr(module, last, parameter)
@@ -321,10 +341,10 @@ def place(model: Bert, name: str, part: PackedWeight | Tensor, act: Act) -> None
 
 @torch.no_grad()
 def to_float(model: Bert) -> Bert:
-    """An ordinary ``Bert`` with the weights, in fp32, that a packed one stands for."""
+    """The ordinary ``Bert`` in fp32 that a packed one stands for, one-bit inputs included."""
     plain = Bert(model.config)
     for name, parameter in plain.named_parameters():
         path, _, last = name.rpartition(".")
         part = getattr(model.get_submodule(path), last)
         parameter.copy_(part.dense() if isinstance(part, PackedWeight) else part)
-    return plain.eval()
+    return restore_activations(plain).eval()

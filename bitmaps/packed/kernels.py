@@ -15,14 +15,14 @@ from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from bitmaps.errors import InputError
+from bitmaps.vocabulary import Act
 
-Act = Literal["f32", "a16", "a8", "a1"]
 Part = tuple[
     Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None
 ]  # weight, high, low, bias, column
@@ -30,7 +30,7 @@ Buffers = Mapping[str, Tensor | None]
 Call = Callable[
     [Tensor, Buffers, Buffers], Tensor | None
 ]  # x, the buffers of the weight and of the layer
-ACTS: tuple[Act, ...] = ("f32", "a16", "a8", "a1")  # in the order of `enum act` in native/kernels.h
+ACTS = tuple(Act)  # in the order of `enum act` in native/kernels.h
 # A sum of k products of a bit or a byte with an int8 must fit into 32 bits: a16 goes up to 32,639, int8 weights up to 127 * 255.
 LARGEST_K = 2**31 // 2**15
 VARIABLE, REFERENCE = "BITMAPS_KERNELS", "reference"
@@ -221,7 +221,7 @@ class Packed:
         self.is_traced = torch._C._get_tracing_state() is not None
         self.k, self.sizes = k, [len(weight) for weight, *_ in parts]
         kinds = [int(weight.dtype == torch.int8) for weight, *_ in parts]
-        self.acts: tuple[Act, ...] = ("a8",) if any(kinds) else ACTS
+        self.acts = (Act.a8,) if any(kinds) else ACTS
         # tensors of its own, so that what is pointed to stays there if a tensor is given other ``data``
         self.tensors = [
             cast(Part, tuple(None if t is None else t.detach().contiguous() for t in part))

@@ -13,8 +13,9 @@ from bitmaps.bert.attention import Attention
 from bitmaps.bert.config import BertConfig
 from bitmaps.bert.ffnn import FeedForward
 from bitmaps.packed import operations
-from bitmaps.packed.kernels import Act, Packed, Part
+from bitmaps.packed.kernels import Packed, Part
 from bitmaps.packed.weights import PackedWeight
+from bitmaps.vocabulary import Act, Storage
 
 ROWS = 4096  # of a table that are there in fp32 at a time, where no kernel reads it as it is
 
@@ -68,9 +69,9 @@ class PackedLinear(HasMatrices):
         self.weight, self.act = weight, act
         self.register_buffer("bias", bias)
         self.out_features, self.in_features = weight.shape
-        self.is_one_bit = weight.kind == "bit"
-        as_bytes: Act | None = "a8" if weight.kind == "int8" and act in ("a8", "a1") else None
-        self.product_act = act if self.is_one_bit else as_bytes
+        self.is_one_bit = weight.storage == Storage.bit
+        in_bytes = weight.storage == Storage.int8 and act in (Act.a8, Act.a1)
+        self.product_act = act if self.is_one_bit else Act.a8 if in_bytes else None
 
     def part(self) -> Part:
         """As the operations take it."""

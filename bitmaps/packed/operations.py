@@ -23,16 +23,18 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from math import prod
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bitmaps.packed import kernels as native
-from bitmaps.packed.kernels import Act, Packed, Part
+from bitmaps.packed.kernels import Packed, Part
+from bitmaps.vocabulary import Act
 
 OUT_OF_MEMORY = "the kernels could not get memory"
-TOP = {"a16": 32639.0, "a8": 127.0}
+TOP = {Act.a16: 32639.0, Act.a8: 127.0}
 HEAD = 32  # what the size of a head is a multiple of, for the kernels
 BLOCK = 1024  # rows of a matrix that the reference unpacks at a time, so that never all of it is there in fp32
 
@@ -51,11 +53,11 @@ def pack(bits: Tensor) -> Tensor:
     )
 
 
-def whole_numbers(x: Tensor, act: Act) -> tuple[list[Tensor], Tensor]:
+def round_inputs(x: Tensor, act: Act) -> tuple[list[Tensor], Tensor]:
     """q as planes in fp32, of which each counts 256 times the next, and s (..., 1)."""
-    if act == "f32":
+    if act == Act.f32:
         return [x], torch.ones_like(x[..., :1])
-    if act == "a1":
+    if act == Act.a1:
         scale = x.abs().mean(-1, keepdim=True)
         return [torch.where(x >= 0, 1.0, -1.0)], torch.where(scale.isfinite(), scale, torch.nan)
     most = x.abs().amax(-1, keepdim=True)
@@ -65,7 +67,7 @@ def whole_numbers(x: Tensor, act: Act) -> tuple[list[Tensor], Tensor]:
     scale = torch.where(
         most.isfinite(), torch.where(inverse.isfinite(), most / TOP[act], 0.0), torch.nan
     )
-    if act == "a8":
+    if act == Act.a8:
         return [q], scale
     upper = ((q + 128) / 256).floor()
     return [upper, q - 256 * upper], scale
@@ -75,7 +77,7 @@ def reference_linear(x: Tensor, part: Part, act: Act) -> Tensor:
     """One matrix, without the kernels: (..., k) -> (..., n). In fp32 under ``torch.autocast`` too, as with them."""
     weight, high, low, bias, column = part
     k, is_bits = x.shape[-1], weight.dtype == torch.uint8
-    planes, scale = whole_numbers(x if column is None else x * column, act)
+    planes, scale = round_inputs(x if column is None else x * column, act)
     whole = planes[0] if len(planes) == 1 else 256 * planes[0] + planes[1]
     dots = []
     with torch.autocast(x.device.type, enabled=False):
@@ -154,7 +156,7 @@ def check(x: Tensor, packed: Packed, act: str) -> list[int]:
 
 def no_such(packed: Packed, act: str) -> ValueError:
     return ValueError(
-        f"act={act!r} is not there for these weights; valid are {', '.join(packed.acts)}"
+        f"act='{act}' is not there for these weights; valid are {', '.join(packed.acts)}"
     )
 
 
@@ -322,7 +324,7 @@ def binary_linears(
 ) -> list[Tensor]:
     """``linears``."""
     packed = Packed(list(zip(weights, highs, lows, biases, columns, strict=True)), x.shape[-1])
-    return linears(x, packed, act)  # type: ignore[arg-type]
+    return linears(x, packed, cast(Act, act))
 
 
 @binary_linears.register_fake
@@ -346,7 +348,7 @@ def binary_linear_norm(
 ) -> Tensor:
     """``linear_norm``."""
     packed = Packed([(weight, high, low, bias, column)], x.shape[-1])
-    return linear_norm(x, packed, residual, gain, shift, epsilon, act)  # type: ignore[arg-type]
+    return linear_norm(x, packed, residual, gain, shift, epsilon, cast(Act, act))
 
 
 @binary_linear_norm.register_fake
@@ -377,7 +379,7 @@ def binary_ffnn(
     second = Packed(
         [(contract, contract_high, contract_low, contract_bias, contract_column)], expand.shape[0]
     )
-    return ffnn(x, first, second, gain, shift, epsilon, act)  # type: ignore[arg-type]
+    return ffnn(x, first, second, gain, shift, epsilon, cast(Act, act))
 
 
 @binary_ffnn.register_fake
@@ -392,7 +394,7 @@ def binary_linear(
     low: Tensor | None = None,
     bias: Tensor | None = None,
     column: Tensor | None = None,
-    act: Act = "a8",
+    act: Act = Act.a8,
 ) -> Tensor:
     """The product with one matrix: x (..., k) -> (..., n). Weight is uint8 (n, ceil(k / 8)) or int8 (n, k), high, low and bias are
     fp32 (n), column (k).

@@ -1,41 +1,49 @@
-"""Without training: choose the bits of every row, and fit its scale and bias, in closed form, on a few hundred sentences."""
+"""Binarize without training: choose the bits of every row, then fit its scale and bias.
+
+Both steps are in closed form and take a few hundred sentences.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from bitmaps.bert import Bert
 from bitmaps.bert.encoder import Layer
-from bitmaps.data.module import Batch
 from bitmaps.quantize.layers import QuantizedLinear
 from bitmaps.quantize.quantizer import Quantizer, units
+from bitmaps.vocabulary import ZERO_ONE
 
-DAMPING = (
-    0.01  # of the mean square of an input, added to every one: Frantar et al. 2022, section 3.3
-)
-BLOCK = 64  # columns after which the weights further right are brought up to date
+if TYPE_CHECKING:
+    from bitmaps.data.module import Batch
+
+# Added to the mean square of every input, as a share of their mean: Frantar et al. 2022, section 3.3
+DAMPING = 0.01
+BLOCK = 64  # columns after which the weights to their right are brought up to date
 
 
 @torch.no_grad()
 def calibrate(model: Bert, original: Bert, batches: Sequence[Batch]) -> Bert:
-    """Fit the encoder's linear layers of one bit, and the head's transform, as ``make_trainable`` made them, to the original model,
-    in place, from the bottom up.
+    """Fit a model that ``make_trainable`` made to the original model, in place, from the bottom up.
 
-    Let x be what enters a matrix W, from the layers below as they are fitted already, and y the original's outputs, on what its
-    own layers below make of the same tokens. First bits and scales are chosen so that x q(W) is close to x W (``choose_bits``).
-    Then mean and deviation of each output are matched: with z = x q(W),
+    The encoder's linear layers of one bit and the head's transform are fitted. Let x be the input
+    of a matrix W, computed by the layers below as they are already fitted. Let y be the original's
+    output, on what the original's own layers below compute for the same tokens. First come bits and
+    scales for which x q(W) is close to x W (``choose_bits``). Then the mean and deviation of each
+    output are matched: with z = x q(W),
 
         s = std(y) / std(z),   bias = mean(y) - s mean(z),   and the row's scale is multiplied by s
 
-    All is over the tokens that are not padding, each weighed by 1 / mean square of its y: a few tokens, [SEP] among them, have
-    outputs that are many times larger, which the LayerNorm behind them takes back. The scale of least squares, cov(z, y) /
-    var(z), is smaller the noisier z is, which adds up from layer to layer.
+    All statistics are over the tokens that are not padding, each weighted by 1 / mean square of its
+    y. A few tokens, [SEP] among them, have outputs many times larger than the others, which the next
+    LayerNorm undoes. The least-squares scale, cov(z, y) / var(z), is not used: it shrinks with the
+    noise of z, and the shrinkage adds up from layer to layer.
 
-    There is less to make up for in {-1,1} if the heads of both models were rotated before (``bitmaps.quantize.rotate``).
+    For {-1,1} there is less to correct if the heads of both models were rotated before
+    (``bitmaps.quantize.rotate``).
     """
     kept = torch.cat([batch["attention_mask"].bool().flatten() for batch in batches])
     masks = [batch["attention_mask"].bool()[:, None, None, :] for batch in batches]
@@ -45,7 +53,10 @@ def calibrate(model: Bert, original: Bert, batches: Sequence[Batch]) -> Bert:
         ours: Callable[[], object],
         theirs: Callable[[], object],
     ) -> None:
-        """Fit the first of each pair to the second. The pairs read the same inputs; ``ours`` and ``theirs`` run them."""
+        """Fit the first of each pair to the second.
+
+        The pairs read the same inputs; ``ours`` and ``theirs`` run them.
+        """
         binary = [
             (a, b)
             for a, b in pairs
@@ -53,25 +64,10 @@ def calibrate(model: Bert, original: Bert, batches: Sequence[Batch]) -> Bert:
         ]
         if not binary:
             return
-        x = caught([pairs[0][0]], ours, inputs=True)[0][kept].double()
-        outputs = caught([b for _, b in binary], theirs)
+        x = capture([pairs[0][0]], ours, inputs=True)[0][kept].double()
+        outputs = capture([b for _, b in binary], theirs)
         for (linear, _), y in zip(binary, outputs, strict=True):
-            y = y[kept].double()
-            power = y.square().mean(-1, keepdim=True)
-            weight = 1 / power.clamp(min=max(1e-6 * power.max().item(), 1e-30))
-            weight /= weight.sum()
-            choose_bits(linear, x.mT @ (weight * x))
-            z = x @ linear.effective_weight.double().mT
-            z_mean, y_mean = (weight * z).sum(0), (weight * y).sum(0)
-            z_variance, y_variance = (
-                (weight * (z - z_mean).square()).sum(0),
-                (weight * (y - y_mean).square()).sum(0),
-            )
-            s = torch.where(
-                z_variance > 0, (y_variance / z_variance).sqrt(), torch.ones_like(z_variance)
-            )
-            s = scale_rows(linear, s)
-            linear.bias.copy_(y_mean - s * z_mean)
+            fit_layer(linear, x, y[kept].double())
 
     x, t = (
         [b.embeddings(i["input_ids"], torch.zeros_like(i["input_ids"])) for i in batches]
@@ -79,7 +75,7 @@ def calibrate(model: Bert, original: Bert, batches: Sequence[Batch]) -> Bert:
     )
     for ours, theirs in zip(layers_of(model), layers_of(original), strict=True):
         a, b = ours.attention, theirs.attention
-        # in the order in which they run: each is fitted on what those before it now put out
+        # in the order of execution: each layer is fitted to the outputs of the fitted ones before
         for pairs in (
             [(a.query, b.query), (a.key, b.key), (a.value, b.value)],
             [(a.output, b.output)],
@@ -95,33 +91,46 @@ def calibrate(model: Bert, original: Bert, batches: Sequence[Batch]) -> Bert:
     return model
 
 
+def fit_layer(linear: QuantizedLinear, x: Tensor, y: Tensor) -> None:
+    """Fit a layer to the original's outputs y (tokens, out) for its inputs x (tokens, in)."""
+    power = y.square().mean(-1, keepdim=True)
+    weight = 1 / power.clamp(min=max(1e-6 * power.max().item(), 1e-30))
+    weight /= weight.sum()
+    choose_bits(linear, x.mT @ (weight * x))
+    z = x @ linear.effective_weight.double().mT
+    z_mean, y_mean = (weight * z).sum(0), (weight * y).sum(0)
+    z_variance = (weight * (z - z_mean).square()).sum(0)
+    y_variance = (weight * (y - y_mean).square()).sum(0)
+    ratio = (y_variance / z_variance).sqrt()
+    s = scale_rows(linear, torch.where(z_variance > 0, ratio, torch.ones_like(z_variance)))
+    linear.bias.copy_(y_mean - s * z_mean)
+
+
 @torch.no_grad()
 def choose_bits(linear: QuantizedLinear, second_moment: Tensor) -> None:
-    """Choose bits and scales for which (W - q(W)) H (W - q(W))^T is small, for the second moment H = E[x x^T] of the inputs.
+    """Choose bits and scales for which (W - q(W)) H (W - q(W))^T is small.
 
-    Column by column, the largest input first, each weight takes the nearer of its row's two values, and what that leaves as an
-    error is made up for by the columns to come, as H allows (Frantar et al. 2022, GPTQ, algorithm 1). Then a row's scale is the
-    one of least squares for its bits, and all is done once more with it. The latent weight becomes what was rounded, less the
-    middle of the two values, so that it has these bits.
+    H = E[x x^T] is the second moment of the inputs. Column by column, the largest input first, each
+    weight takes the nearer of its row's two values. The columns still to come make up for the
+    resulting error, as far as H allows (Frantar et al. 2022, GPTQ, algorithm 1). Then a row gets the
+    least-squares scale for its bits, and everything is done once more with it. The latent weight
+    becomes the weight that was rounded minus the middle of the two values, so that it has these
+    bits.
     """
     quantizer = cast(Quantizer, linear.quantizer)
     values, columns = quantizer.quantization.values, second_moment.shape[0]
     order = second_moment.diagonal().argsort(descending=True)
-    mean = (
-        second_moment.diagonal().mean().item() or 1.0
-    )  # inputs of 0 tell nothing: each weight for itself
+    # without any input every weight is rounded on its own
+    mean = second_moment.diagonal().mean().item() or 1.0
     damped = second_moment + DAMPING * mean * torch.eye(columns, dtype=torch.float64)
     h = damped[order][:, order]
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
     original = linear.weight.double()[:, order]
     for _ in range(2):
         magnitude = quantizer.magnitude(linear.weight).double().expand_as(linear.weight)[:, order]
-        middle = magnitude / 2 if values == "01" else torch.zeros_like(magnitude)
-        weight, latent, rounded = (
-            original.clone(),
-            torch.empty_like(original),
-            torch.empty_like(original),
-        )
+        middle = magnitude / 2 if values == ZERO_ONE else torch.zeros_like(magnitude)
+        weight, latent = original.clone(), torch.empty_like(original)
+        rounded = torch.empty_like(original)
         for start in range(0, columns, BLOCK):
             stop = min(start + BLOCK, columns)
             errors = torch.empty_like(weight[:, start:stop])
@@ -133,16 +142,17 @@ def choose_bits(linear: QuantizedLinear, second_moment: Tensor) -> None:
             weight[:, stop:] -= errors @ inverse[start:stop, stop:]
         along = rounded @ h
         factor = (along * original).sum(-1) / (along * rounded).sum(-1)
-        scale_rows(
-            linear, torch.where(factor > 0, factor, torch.ones_like(factor))
-        )  # nor where it is 0/0
+        # rows whose factor is negative or 0/0 keep their scale
+        scale_rows(linear, torch.where(factor > 0, factor, torch.ones_like(factor)))
     linear.weight[:, order] = latent.float()
 
 
 @torch.no_grad()
 def scale_rows(linear: QuantizedLinear, factor: Tensor) -> Tensor:
-    """Multiply the scale of each row; that of a whole matrix by the mean, and one that is not learned not at all. Gives the
-    factors that were applied."""
+    """Multiply the scale of each row by its factor, and return the factors that were applied.
+
+    One scale for the whole matrix is multiplied by their mean. A scale that is not learned stays.
+    """
     scale = cast(Quantizer, linear.quantizer).scale
     if not isinstance(scale, nn.Parameter):
         return torch.ones_like(factor)
@@ -156,19 +166,30 @@ def layers_of(model: Bert) -> list[Layer]:
 
 
 def over(block: nn.Module, *inputs: list[Tensor]) -> list[Tensor]:
-    """What a block makes of each batch."""
+    """The block's output for each batch."""
     return [block(*arguments) for arguments in zip(*inputs, strict=True)]
 
 
-def caught(
+def capture(
     linears: Sequence[nn.Linear], run: Callable[[], object], inputs: bool = False
 ) -> list[Tensor]:
-    """What each of ``linears`` puts out, or takes in, while ``run`` runs: (tokens of all batches, features)."""
+    """The output (or quantized input) of each linear layer while ``run`` runs: (tokens, features).
+
+    Tokens are those of all batches.
+    """
     tensors: list[list[Tensor]] = [[] for _ in linears]
+
+    def hook_into(into: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+        def hook(layer: nn.Module, given: tuple[Tensor], output: Tensor) -> None:
+            entered = given[0]
+            if isinstance(layer, QuantizedLinear):
+                entered = layer.effective_input(entered)
+            into.append((entered if inputs else output).flatten(0, -2))
+
+        return hook
+
     handles = [
-        linear.register_forward_hook(
-            lambda _m, i, o, into=into: into.append((i[0] if inputs else o).flatten(0, -2))
-        )
+        linear.register_forward_hook(hook_into(into))
         for linear, into in zip(linears, tensors, strict=True)
     ]
     run()

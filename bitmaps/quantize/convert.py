@@ -1,4 +1,4 @@
-"""THE table: what can be binarized on its own, and how a model is converted."""
+"""What can be binarized on its own, and how a whole model is converted."""
 
 from __future__ import annotations
 
@@ -6,47 +6,59 @@ import copy
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Literal
 
 import torch
 from torch import nn
 
-from bitmaps.bert import Bert
+from bitmaps.bert import Bert, BertConfig
 from bitmaps.errors import InputError
 from bitmaps.quantize.layers import QuantizedEmbedding, QuantizedLinear
-from bitmaps.quantize.quantizer import Quantization, Quantizer, Scale, Values, two_values
-from bitmaps.quantize.rounding import Rounding, RoundInputs, Stored, rounded
+from bitmaps.quantize.quantizer import Quantization, Quantizer, two_values
+from bitmaps.quantize.rounding import InputQuantizer, Rounding, rounded
+from bitmaps.vocabulary import (
+    GROUPS,
+    PLUS_MINUS_ONE,
+    Component,
+    LinearName,
+    Scale,
+    Scope,
+    Storage,
+    ValueSet,
+)
 
-Scope = Literal["all", "matrices"]
-WordTable = Literal["fp32", "bit"] | Stored
-
-# component -> its parameters' names. `attention` and `ffnn` are everything of their block, output projection and LayerNorm
-# included. The decoder's weight is the word embeddings' (tied), so it belongs to `embeddings`; its bias to `head`.
 COMPONENTS = {
-    "embeddings": "embeddings.*",
-    "attention": "encoder.layers.*.attention.*",
-    "ffnn": "encoder.layers.*.ffnn.*",
-    "head": "head.*",
+    Component.embeddings: "embeddings.*",
+    Component.attention: "encoder.layers.*.attention.*",
+    Component.ffnn: "encoder.layers.*.ffnn.*",
+    Component.head: "head.*",
 }
+"""The names of each component's parameters.
+
+``attention`` and ``ffnn`` are all of their block, the output projection and the LayerNorm included.
+The decoder's weight is the word embeddings' (tied), so it belongs to ``embeddings``; its bias
+belongs to ``head``.
+"""
 
 
 def selected(model: Bert, components: Iterable[str]) -> Iterator[tuple[str, nn.Parameter]]:
-    """The names and parameters of the components, a tied one once.
+    """The names and parameters of the components; a tied parameter comes once.
 
     Raises:
-        InputError: for a component that is not in the table.
+        InputError: for an unknown component.
     """
     components = tuple(components)
-    if unknown := [c for c in components if c not in COMPONENTS]:
-        raise InputError(f"unknown component {unknown[0]!r}; valid are {', '.join(COMPONENTS)}")
+    if unknown := [c for c in components if c not in list(Component)]:
+        raise InputError(f"unknown component {unknown[0]!r}; valid are {', '.join(Component)}")
     for name, parameter in model.named_parameters():
-        if any(fnmatchcase(name, COMPONENTS[c]) for c in components):
+        if any(fnmatchcase(name, COMPONENTS[Component(c)]) for c in components):
             yield name, parameter
 
 
 def matrices(model: Bert, components: Iterable[str]) -> dict[str, nn.Parameter]:
-    """Those of ``selected`` that are weight matrices. The token types' table is none: its rows are two biases, one of which is
-    added to every token."""
+    """The weight matrices among ``selected``.
+
+    The table of token types is not one: its rows are two biases, and every token gets one of them.
+    """
     return {
         n: p
         for n, p in selected(model, components)
@@ -58,38 +70,44 @@ def matrices(model: Bert, components: Iterable[str]) -> dict[str, nn.Parameter]:
 def binarize_naive(
     model: Bert,
     components: Iterable[str],
-    values: Values,
-    scale: Scale = "none",
-    scope: Scope = "all",
+    values: ValueSet,
+    scale: Scale = Scale.none,
+    scope: Scope = Scope.all,
 ) -> Bert:
-    """Binarize a trained model as it stands, in place, without any training.
+    """Binarize a trained model in place, without any training.
 
     Args:
-        scope: ``all``, as in the blog post, makes every parameter of a component two-valued, biases and LayerNorm too;
-            ``matrices`` leaves those alone.
+        scope: ``all``, as in the blog post, makes every parameter of a component two-valued, biases
+            and LayerNorms included. ``matrices`` leaves those alone.
     """
-    chosen = dict(selected(model, components)) if scope == "all" else matrices(model, components)
+    every = scope == Scope.all
+    chosen = dict(selected(model, components)) if every else matrices(model, components)
     for parameter in chosen.values():
         parameter.copy_(two_values(parameter, values, scale))
     return model
 
 
 @torch.no_grad()
-def store_words(model: Bert, stored: WordTable, values: Values = "pm1") -> Bert:
-    """Bring the word table, and with it a tied decoder, into the precision it is to be stored in, without training, in place."""
+def store_words(model: Bert, words: Storage, values: ValueSet = PLUS_MINUS_ONE) -> Bert:
+    """Round the word table to the precision it will be stored in, in place and without training.
+
+    A tied decoder is rounded with it.
+    """
     weight = model.embeddings.word.weight
-    if stored == "bit":
+    if words == Storage.bit:
         center_words(model)
-        weight.copy_(two_values(weight, values, "row"))
-    elif stored != "fp32":
-        weight.copy_(rounded(weight, stored))
+        weight.copy_(two_values(weight, values, Scale.row))
+    elif words != Storage.fp32:
+        weight.copy_(rounded(weight, words))
     return model
 
 
 @torch.no_grad()
 def center_words(model: Bert) -> None:
-    """Move the mean word vector into the token types, which are added to every word: the hidden states stay the same, and so do
-    the predictions, as a tied decoder loses the same amount for every word. Without it the bits of a column are mostly alike.
+    """Move the mean word vector into the token types, which are added to every word.
+
+    The hidden states stay the same. So do the predictions, because a tied decoder loses the same
+    amount for every word. Without centering most bits of a column would be equal.
     """
     mean = model.embeddings.word.weight.mean(0)
     model.embeddings.word.weight -= mean
@@ -100,76 +118,126 @@ def make_trainable(
     model: Bert,
     components: Iterable[str],
     quantization: Quantization,
-    words: WordTable | None = None,
-    signed: Container[str] = (),
+    words: Storage | None = None,
+    one_bit: Container[str] = (),
 ) -> Bert:
-    """Swap the linear and embedding layers of the components, in place, for quantized ones that can be trained.
+    """Replace the linear and embedding layers of the components, in place, by quantized ones.
 
-    Biases and LayerNorms stay as they are. Each layer keeps its ``Parameter`` as latent weight; layers that share one (the
-    word embeddings and the decoder) share one ``Quantizer`` too. With no components nothing changes, the word table apart.
+    Biases and LayerNorms stay as they are. Each layer keeps its ``Parameter`` as latent weight, and
+    its input quantizer. Layers that share a parameter (the word embeddings and the decoder) share
+    one ``Quantizer`` too. Without components only the word table can change.
 
     Args:
-        words: how the word table is to be stored. ``None`` leaves it to the components.
-        signed: linear layers whose inputs will be signs (``round_activations``). They get no scale a column, which is a scale of
-            the inputs: their signs would not show it.
+        words: how the word table will be stored. ``None`` leaves it to the components.
+        one_bit: names of linear layers whose inputs will be one bit (``round_activations``). They
+            get no column scales: a column scale scales the inputs, and signs would not show it.
     """
     table = model.embeddings.word.weight
     chosen = {id(parameter) for parameter in matrices(model, components).values()}
     quantizers: dict[int, Quantizer | Rounding] = {}
-    words = words or ("bit" if id(table) in chosen else "fp32")
-    chosen = chosen - {id(table)} if words == "fp32" else chosen | {id(table)}
-    if words == "bit":
+    words = words or (Storage.bit if id(table) in chosen else Storage.fp32)
+    chosen = chosen - {id(table)} if words == Storage.fp32 else chosen | {id(table)}
+    if words == Storage.bit:
         center_words(model)
-    elif words != "fp32":
+    elif words != Storage.fp32:
         quantizers[id(table)] = Rounding(words)
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if not isinstance(child, nn.Linear | nn.Embedding) or id(child.weight) not in chosen:
-                continue
-            key = id(child.weight)
-            if key not in quantizers:
-                by_rows = name in signed and quantization.scale == "rank_one"
-                quantizers[key] = Quantizer(
-                    child.weight, replace(quantization, scale="row") if by_rows else quantization
-                )
-            if isinstance(child, nn.Linear):
-                setattr(parent, name, QuantizedLinear.from_float(child, quantizers[key]))
-            else:
-                setattr(parent, name, QuantizedEmbedding.from_float(child, quantizers[key]))
+    for parent, name, child in children_of(model):
+        key = id(child.weight)
+        if key not in chosen:
+            continue
+        if key not in quantizers:
+            by_rows = name in one_bit and quantization.scale == Scale.rank_one
+            own = replace(quantization, scale=Scale.row) if by_rows else quantization
+            quantizers[key] = Quantizer(child.weight, own)
+        layer: QuantizedLinear | QuantizedEmbedding
+        if isinstance(child, nn.Linear):
+            inputs = child.input_quantizer if isinstance(child, QuantizedLinear) else None
+            layer = QuantizedLinear.from_float(child, quantizers[key], inputs)
+        else:
+            layer = QuantizedEmbedding.from_float(child, quantizers[key])
+        setattr(parent, name, layer)
     return model
 
 
-def round_activations(model: Bert, components: Iterable[str], signed: Container[str] = ()) -> Bert:
-    """Have what enters the linear layers of these components rounded from now on, in place: to int8, a scale for each token, or to
-    one bit where the layer's own name, such as ``query``, is in ``signed``."""
+def children_of(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear | nn.Embedding]]:
+    """Every linear and embedding layer, with its parent and its name there."""
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.Linear | nn.Embedding)
+    ]
+
+
+def round_activations(model: Bert, components: Iterable[str], one_bit: Container[str] = ()) -> Bert:
+    """Give the linear layers of the components input quantizers, in place.
+
+    Args:
+        one_bit: names of the layers, such as ``query``, whose inputs become one bit. The inputs of
+            the others become int8.
+    """
     chosen = {id(parameter) for parameter in matrices(model, components).values()}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and id(module.weight) in chosen:
-            module.register_forward_pre_hook(
-                RoundInputs("bit" if name.rpartition(".")[-1] in signed else "int8")
-            )
+    for parent, name, child in children_of(model):
+        if not isinstance(child, nn.Linear) or id(child.weight) not in chosen:
+            continue
+        inputs = InputQuantizer(Storage.bit if name in one_bit else Storage.int8)
+        weights = child.quantizer if isinstance(child, QuantizedLinear) else None
+        setattr(parent, name, QuantizedLinear.from_float(child, weights, inputs))
+    return model
+
+
+def one_bit_inputs(config: BertConfig) -> list[LinearName]:
+    """The linear layers that were trained with one-bit inputs, by the model's ``config.json``.
+
+    Raises:
+        InputError: for the name of any other layer.
+    """
+    given = (config.bitmaps or {}).get("one_bit_inputs") or ""
+    names = str(given).split("+") if given else []
+    if unknown := [name for name in names if name not in list(LinearName)]:
+        raise InputError(
+            f"one_bit_inputs {unknown[0]!r} is unknown; valid are {', '.join(LinearName)}"
+        )
+    return [LinearName(name) for name in names]
+
+
+def restore_activations(model: Bert) -> Bert:
+    """Give a model trained with ``activations=bit`` its input quantizers back, in place.
+
+    Without them the model computes something else. A model trained with int8 activations does not
+    need them: floats change little.
+    """
+    trained = model.config.bitmaps or {}
+    if trained.get("activations") == "bit":
+        name = trained["components"]
+        round_activations(model, GROUPS.get(name, name.split("+")), one_bit_inputs(model.config))
     return model
 
 
 @torch.no_grad()
 def to_float(model: Bert) -> Bert:
-    """A copy in which every quantized layer is an ordinary one again that holds its *effective* weight, ties included."""
+    """A copy whose layers hold their *effective* weights as parameters; ties and modes stay.
+
+    A layer that rounds its inputs still does, as a ``QuantizedLinear`` without weight quantizer.
+    All others are ordinary layers again.
+    """
     model = copy.deepcopy(model)
     effective: dict[int, nn.Parameter] = {}
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if not isinstance(child, QuantizedLinear | QuantizedEmbedding):
-                continue
-            if id(child.weight) not in effective:
-                effective[id(child.weight)] = nn.Parameter(child.effective_weight)
-            layer: nn.Linear | nn.Embedding
-            if isinstance(child, QuantizedLinear):
-                layer = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
-                layer.bias = child.bias
-            else:
-                layer = nn.Embedding(
-                    child.num_embeddings, child.embedding_dim, child.padding_idx, device="meta"
-                )
-            layer.weight = effective[id(child.weight)]
-            setattr(parent, name, layer.train(child.training))
+    for parent, name, child in children_of(model):
+        if not isinstance(child, QuantizedLinear | QuantizedEmbedding) or child.quantizer is None:
+            continue
+        key = id(child.weight)
+        if key not in effective:
+            effective[key] = nn.Parameter(child.effective_weight)
+        layer: nn.Linear | nn.Embedding
+        if isinstance(child, QuantizedEmbedding):
+            sizes = child.num_embeddings, child.embedding_dim, child.padding_idx
+            layer = nn.Embedding(*sizes, device="meta")
+        elif child.input_quantizer is not None:
+            layer = QuantizedLinear.from_float(child, None, child.input_quantizer)
+        else:
+            layer = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
+            layer.bias = child.bias
+        layer.weight = effective[key]
+        setattr(parent, name, layer.train(child.training))
     return model

@@ -1,4 +1,4 @@
-"""Linear and embedding layers whose weight is quantized going forward, and fp32 (*latent*) where it is trained."""
+"""Linear and embedding layers that own their quantizers; their weight stays fp32 for training."""
 
 from __future__ import annotations
 
@@ -8,28 +8,48 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitmaps.quantize.quantizer import Quantizer
-from bitmaps.quantize.rounding import Rounding
+from bitmaps.quantize.rounding import InputQuantizer, Rounding
 
 
 class QuantizedLinear(nn.Linear):
-    """``x q(W)^T + b``. ``weight`` is the latent fp32 parameter, ``effective_weight`` what the product is taken with."""
+    """``r(x) q(W)^T + b``. ``weight`` is the latent fp32 parameter.
 
-    quantizer: Quantizer | Rounding
+    Attributes:
+        quantizer: q; ``None`` uses the weight as it is.
+        input_quantizer: r; ``None`` uses the inputs as they are.
+    """
+
+    quantizer: Quantizer | Rounding | None
+    input_quantizer: InputQuantizer | None
 
     @classmethod
-    def from_float(cls, linear: nn.Linear, quantizer: Quantizer | Rounding) -> Self:
-        """The quantized layer around ``linear``'s own parameters: the same objects, so that what was tied stays tied."""
+    def from_float(
+        cls,
+        linear: nn.Linear,
+        quantizer: Quantizer | Rounding | None = None,
+        input_quantizer: InputQuantizer | None = None,
+    ) -> Self:
+        """The quantized layer around ``linear``'s own parameters.
+
+        They are the same objects, so tied parameters stay tied.
+        """
         layer = cls(linear.in_features, linear.out_features, bias=False, device="meta")
-        layer.weight, layer.bias, layer.quantizer = linear.weight, linear.bias, quantizer
+        layer.weight, layer.bias = linear.weight, linear.bias
+        layer.register_module("quantizer", quantizer)
+        layer.register_module("input_quantizer", input_quantizer)
         return layer.train(linear.training)
 
     @property
     def effective_weight(self) -> Tensor:
-        """q(W), of the shape of ``weight``."""
-        return self.quantizer(self.weight)
+        """q(W), in the shape of ``weight``."""
+        return self.weight if self.quantizer is None else self.quantizer(self.weight)
+
+    def effective_input(self, x: Tensor) -> Tensor:
+        """r(x)."""
+        return x if self.input_quantizer is None else self.input_quantizer(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.effective_weight, self.bias)
+        return F.linear(self.effective_input(x), self.effective_weight, self.bias)
 
 
 class QuantizedEmbedding(nn.Embedding):
@@ -48,7 +68,7 @@ class QuantizedEmbedding(nn.Embedding):
 
     @property
     def effective_weight(self) -> Tensor:
-        """q(W), of the shape of ``weight``."""
+        """q(W), in the shape of ``weight``."""
         return self.quantizer(self.weight)
 
     def forward(self, ids: Tensor) -> Tensor:

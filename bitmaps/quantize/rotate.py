@@ -1,4 +1,4 @@
-"""Without training: rotate the heads of attention, each in its own space, to where weights are closer to -a and a."""
+"""Binarize without training: rotate attention's heads to where weights are closer to -a and a."""
 
 from __future__ import annotations
 
@@ -7,27 +7,31 @@ from torch import Tensor, nn
 
 from bitmaps.bert import Bert
 from bitmaps.bert.attention import Attention
-from bitmaps.quantize.quantizer import TINY, Scale, two_values
+from bitmaps.quantize.quantizer import TINY, two_values
+from bitmaps.vocabulary import PLUS_MINUS_ONE, Scale
 
 ROUNDS = 50
 
 
 @torch.no_grad()
 def rotate_heads(model: Bert, scale: Scale) -> Bert:
-    """Rotate queries together with keys, and values together with what the output makes of them, in place.
+    """Rotate queries with keys, and values with the output's inputs, in place.
 
-    To a head with queries, keys and values of d numbers, and columns O of the output's matrix, two orthogonal matrices of d by d
-    make no difference::
+    Each head is rotated in its own space. For a head with queries, keys and values of d numbers,
+    and columns O of the output's matrix, two orthogonal matrices of d by d change nothing::
 
         (R q)^T (R k) = q^T k        (O S^T) (S v) = O v
 
-    but to how close the weights are to two values they do. R is chosen so that the sum of ``|R W - q(R W)|^2 / |W|^2`` over the
-    matrices W of queries and keys is small, S likewise, by iterative quantization (Gong and Lazebnik 2011): q(R W) for the last
-    R, then the best R for it, which is ``U V^T`` where ``U D V^T`` is the singular value decomposition of the sum of ``q(R W)
-    W^T / |W|^2`` (Schönemann 1966), fifty times. No round is worse than the one before.
+    They do change how close the weights are to two values. R makes the sum of
+    ``|R W - q(R W)|^2 / |W|^2`` over the matrices W of queries and keys small, and S does the same
+    for values and output, by iterative quantization (Gong and Lazebnik 2011). Fifty times, it takes
+    q(R W) for the last R, then the best R for it. The best R is ``U V^T``, where ``U D V^T`` is the
+    singular value decomposition of the sum of ``q(R W) W^T / |W|^2`` (Schönemann 1966). No round is
+    worse than the one before.
 
     Args:
-        scale: what shares one in q(W) = a sign(W): a row, a column and so on of the matrix, not of a head's part of it.
+        scale: what shares one scale in q(W) = a sign(W): a row or column of the whole matrix, not
+            of one head's part of it.
     """
     for module in model.modules():
         if isinstance(module, Attention):
@@ -39,18 +43,14 @@ def rotate_heads(model: Bert, scale: Scale) -> Bert:
 def rotate(
     heads: int, first: nn.Linear, second: nn.Linear, scale: Scale, of_inputs: bool = False
 ) -> None:
-    """Rotate the outputs of ``first``, and those of ``second``, or if ``of_inputs`` its inputs."""
+    """Rotate the outputs of ``first`` and the outputs (``of_inputs``: inputs) of ``second``."""
 
     def nearest(rotated: Tensor, transposed: bool) -> Tensor:
         weight = rotated.flatten(0, 1)
-        found = (
-            two_values(weight.mT, "pm1", scale).mT
-            if transposed
-            else two_values(weight, "pm1", scale)
-        )
-        return found.reshape(rotated.shape)
+        found = two_values(weight.mT if transposed else weight, PLUS_MINUS_ONE, scale)
+        return (found.mT if transposed else found).reshape(rotated.shape)
 
-    parts = []  # a row for each number of a head: (heads, d, n); and its power
+    parts = []  # each with a row per number of a head, (heads, d, n), and its power
     for linear, transposed in ((first, False), (second, of_inputs)):
         weight = linear.weight.mT if transposed else linear.weight
         part = weight.double().unflatten(0, (heads, -1))

@@ -1,56 +1,57 @@
-"""What is not one bit but fewer than 32: the word table, and what enters a binarized matrix."""
+"""Fewer than 32 bits but more than one: the word table, and the inputs of binarized matrices."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bitmaps.bert.config import BertConfig
-from bitmaps.command.schema import Linear
-from bitmaps.errors import InputError
-
-Stored = Literal["fp16", "int8", "int4"]
-BITS = {"fp16": 16, "int8": 8, "int4": 4}
+from bitmaps.packed.weights import PackedWeight
+from bitmaps.vocabulary import Storage
 
 
-def whole_numbers(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Signed numbers of ``bits`` bits, in fp32, and the scales that they are to be multiplied with, one for every vector along the
-    last dimension (..., 1)."""
+def to_integers(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Signed integers of ``bits`` bits, in fp32, and the scales (..., 1) to multiply them by.
+
+    Every vector along the last dimension has a scale of its own.
+    """
     largest, exact = 2 ** (bits - 1) - 1, x.float()
-    scale = (exact.abs().amax(-1, keepdim=True) / largest).clamp(
-        min=torch.finfo(torch.float32).tiny
-    )
+    tiny = torch.finfo(torch.float32).tiny
+    scale = (exact.abs().amax(-1, keepdim=True) / largest).clamp(min=tiny)
     return (exact / scale).round(), scale
 
 
-def rounded(x: Tensor, stored: Stored) -> Tensor:
-    """x in the precision of ``stored``, in its own dtype; computed in fp32.
+def rounded(x: Tensor, storage: Storage) -> Tensor:
+    """x in the precision of ``storage`` (fp16, int8 or int4), in its own dtype; computed in fp32.
 
-    For b-bit integers every vector along the last dimension has a scale of its own, and zero stays zero:
+    For b-bit integers every vector along the last dimension has its own scale s, and zero stays
+    zero::
 
         s = max|x| / (2^(b-1) - 1),   r(x) = s * round(x / s)
     """
-    if stored == "fp16":
+    if storage == Storage.fp16:
         return x.half().to(x.dtype)
-    whole, scale = whole_numbers(x, BITS[stored])
-    return (whole * scale).to(x.dtype)
+    integers, scale = to_integers(x, Storage(storage).bits)
+    return (integers * scale).to(x.dtype)
 
 
 def signs(x: Tensor) -> Tensor:
-    """One bit a number and a scale for each vector along the last dimension: mean|x| where x >= 0, else -mean|x|. The closest such
-    vector to x in the least squares (Rastegari et al. 2016, XNOR-Net, section 3.1)."""
+    """One bit a number: mean|x| where x >= 0, else -mean|x|, with a mean per vector.
+
+    Vectors lie along the last dimension. No other two opposite values are closer to x in the least
+    squares (Rastegari et al. 2016, XNOR-Net, section 3.1).
+    """
     scale = x.float().abs().mean(-1, keepdim=True)
     return torch.where(x >= 0, scale, -scale).to(x.dtype)
 
 
 class RoundThrough(torch.autograd.Function):
-    """``rounded``, or ``signs`` for ``bit``, going forward, the identity gradient going back."""
+    """``rounded`` (``signs`` for ``bit``) in the forward pass, the identity in the backward one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stored: Stored | Literal["bit"]) -> Tensor:
-        return signs(x) if stored == "bit" else rounded(x, stored)
+    def forward(ctx: Any, x: Tensor, storage: Storage) -> Tensor:
+        return signs(x) if storage == Storage.bit else rounded(x, storage)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -58,52 +59,55 @@ class RoundThrough(torch.autograd.Function):
 
 
 class Rounding(nn.Module):
-    """Turns a latent weight into what is left of it in ``stored``; in place of a ``Quantizer``."""
+    """Rounds a latent weight to fp16, int8 or int4. A layer has it in place of a ``Quantizer``."""
 
-    def __init__(self, stored: Stored) -> None:
+    def __init__(self, storage: Storage) -> None:
         super().__init__()
-        self.stored = stored
+        self.storage = storage
 
     def forward(self, weight: Tensor) -> Tensor:
-        return RoundThrough.apply(weight, self.stored)
+        return RoundThrough.apply(weight, self.storage)
+
+    @torch.no_grad()
+    def pack(self, weight: Tensor) -> PackedWeight:
+        """The effective weight of a latent matrix, packed: ``forward``, exactly."""
+        weight = weight.detach().cpu()
+        if self.storage == Storage.fp16:
+            return PackedWeight(Storage.fp16, weight.shape[1], weight.half())
+        integers, scale = to_integers(weight, Storage(self.storage).bits)
+        return PackedWeight.of_integers(self.storage, integers.to(torch.int8), scale[:, 0])
 
     def extra_repr(self) -> str:
-        return self.stored
+        return str(self.storage)
 
 
-class RoundInputs:
-    """A forward pre-hook: what enters a matrix, rounded for each token. (The packed kernels do so after they have multiplied it
-    with the column scales, if the matrix has any: as coarsely, with other numbers.)
+class InputQuantizer(nn.Module):
+    """Rounds the inputs of a matrix, with a scale per token.
+
+    The packed kernels round after multiplying by the column scales, if the matrix has any. They
+    round equally coarsely, to other numbers.
 
     Attributes:
-        to: int8 with a scale for each token, or one ``bit``.
-        share: what enters is x (1 - share) + r(x) share. A tensor, so that a compiled model stays compiled when it changes.
+        storage: ``int8``, or one ``bit``.
+        share: the result is x (1 - share) + r(x) share. It is a tensor, so that a compiled model
+            stays compiled when it changes, and no buffer, so that checkpoints do not contain it.
     """
 
-    def __init__(self, to: Literal["int8", "bit"]) -> None:
-        self.to, self.share = to, torch.ones(())
+    def __init__(self, storage: Storage) -> None:
+        super().__init__()
+        self.storage, self.share = storage, torch.ones(())
 
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        x = RoundThrough.apply(inputs[0], self.to)
-        return (x if self.to == "int8" else x * self.share + inputs[0] * (1 - self.share),)
+    def forward(self, x: Tensor) -> Tensor:
+        rounded_x = RoundThrough.apply(x, self.storage)
+        if self.storage == Storage.bit:
+            return rounded_x * self.share + x * (1 - self.share)
+        return rounded_x
+
+    def extra_repr(self) -> str:
+        return str(self.storage)
 
 
-def one_bit_inputs(model: nn.Module) -> list[RoundInputs]:
-    """Those hooks of a model that leave one bit."""
-    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
-    return [hook for hook in hooks if isinstance(hook, RoundInputs) and hook.to == "bit"]
-
-
-def signed_inputs(config: BertConfig) -> list[str]:
-    """The linear layers of whose inputs a model that was trained so takes the signs, as its ``config.json`` says.
-
-    Raises:
-        InputError: when that names anything else.
-    """
-    given = (config.bitmaps or {}).get("one_bit_inputs") or ""
-    names = str(given).split("+") if given else []
-    if unknown := [name for name in names if name not in Linear.__members__]:
-        raise InputError(
-            f"one_bit_inputs {unknown[0]!r} is unknown; valid are {', '.join(Linear.__members__)}"
-        )
-    return names
+def one_bit_quantizers(model: nn.Module) -> list[InputQuantizer]:
+    """The input quantizers of a model that leave one bit."""
+    found = (module for module in model.modules() if isinstance(module, InputQuantizer))
+    return [module for module in found if module.storage == Storage.bit]

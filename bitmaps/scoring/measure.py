@@ -1,4 +1,4 @@
-"""How much memory a model's weights need, and how long it takes to predict."""
+"""How much memory a model's weights need, and how long a prediction takes."""
 
 from __future__ import annotations
 
@@ -12,56 +12,55 @@ from torch import Tensor, nn
 
 from bitmaps.bert import Bert
 from bitmaps.command.parts import Measure
-from bitmaps.packed.weights import is_half, is_integer, numbers_per_row, rank_one_parts
+from bitmaps.packed.discover import fewest_bits, scales_per_row
+from bitmaps.vocabulary import Storage
 
 MIB = 2**20
 
 
 def pseudo_bits(weight: Tensor, table: bool = True) -> int:
-    """What a tensor would take if it were stored in as few bits as give it back.
+    """The bits a tensor would take if it were stored in as few bits as give it back.
 
-    The blog post's rule: a tensor of at most two distinct values costs one bit a weight. Extended, for a matrix:
+    The blog post's rule: a tensor of at most two distinct values costs one bit a weight. A matrix
+    has further ways:
 
-        every row has at most two values       1 bit a weight, and 32 for each number that a row needs (``numbers_per_row``)
+        every row has at most two values       1 bit a weight, and 32 for each number a row needs:
+                                               1 for {-a, a} and {0, a}, otherwise 2
         magnitudes of rank one                 1 bit a weight, 32 a row and 32 a column
-        every row is int4 or int8, times a     4 or 8 bits a weight, and 32 a row; if it is a ``table`` of words
-        all numbers are fp16                   16 bits a weight; the same
+        every row is int4 or int8, times a     4 or 8 bits a weight, and 32 a row; for a ``table``
+        number                                 of words only
+        all numbers are fp16                   16 bits a weight; for a ``table`` of words only
 
-    Any other tensor costs its own width a weight.
+    Any other tensor costs its own width per weight, which is also the upper bound.
     """
     if ((weight == weight.amin()) | (weight == weight.amax())).all():
         return weight.numel()
     own = 8 * weight.element_size() * weight.numel()
-    if weight.ndim != 2:
+    packed = fewest_bits(weight, table) if weight.ndim == 2 else None
+    if packed is None:
         return own
-    rows, columns = weight.shape
-    few = weight[:64]  # most matrices are none of these, which a few rows show
-    if (numbers := numbers_per_row(weight)) is not None:
-        return min(own, weight.numel() + 32 * numbers * rows)
-    if rank_one_parts(weight) is not None:
-        return min(own, weight.numel() + 32 * (rows + columns))
-    for width in (4, 8) if table else ():
-        if is_integer(few, width) and is_integer(weight, width):
-            return min(own, width * weight.numel() + 32 * rows)
-    return 16 * weight.numel() if table and is_half(few) and is_half(weight) else own
+    rows, columns = packed.shape
+    numbers = 0 if packed.high is None else rows
+    if packed.storage == Storage.bit:
+        per_row = scales_per_row(packed) if packed.column is None else 1
+        numbers = rows * per_row + (0 if packed.column is None else columns)
+    return min(own, packed.storage.bits * weight.numel() + 32 * numbers)
 
 
 def memory_mib(model: nn.Module) -> float:
-    """The pseudo size of all parameters in MiB, a tied one counted once: what the model would take in real bits. What a packed
-    model holds in real bits, its buffers, counts as it is."""
-    parameters = model.named_parameters()
-    pseudo = (
-        sum(
-            pseudo_bits(p.detach(), name.endswith("embeddings.word.weight"))
-            for name, p in parameters
-        )
-        / 8
+    """The pseudo size of all parameters in MiB: what the model would take in real bits.
+
+    A tied parameter counts once. Packed weights are buffers, which count as they are.
+    """
+    bits = sum(
+        pseudo_bits(p.detach(), table=name.endswith("embeddings.word.weight"))
+        for name, p in model.named_parameters()
     )
-    return (pseudo + sum(buffer.nbytes for buffer in model.buffers())) / MIB
+    return (bits / 8 + sum(buffer.nbytes for buffer in model.buffers())) / MIB
 
 
 def resident_mib(model: nn.Module) -> float:
-    """What parameters and buffers occupy right now, in MiB, memory that is shared counted once."""
+    """The memory of all parameters and buffers right now, in MiB; shared memory counts once."""
     tensors = [*model.parameters(), *model.buffers()]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values()) / MIB
@@ -69,14 +68,14 @@ def resident_mib(model: nn.Module) -> float:
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds a sequence: the median of ``repeats`` batches."""
+    """Milliseconds per sequence: the median of ``repeats`` batches."""
 
     inference_ms: float
     repeats: int
 
 
 def _time(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call: CUDA events on a GPU, a monotonic clock elsewhere."""
+    """The seconds of one call, by CUDA events on a GPU and by a monotonic clock elsewhere."""
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
@@ -91,8 +90,11 @@ def _time(run: Callable[[], object], device: torch.device) -> float:
 
 @torch.inference_mode()
 def inference_time(model: Bert, timed: Measure, masked_only: bool = False) -> Timing:
-    """Time forward passes, after one that warms up. With ``masked_only`` the logits are taken at 15 % of the positions alone,
-    otherwise at all, as in the blog post. At least one batch is timed."""
+    """Time forward passes after one to warm up; at least one batch is timed.
+
+    With ``masked_only`` logits are computed at 15 % of the positions, otherwise at all of them, as
+    in the blog post.
+    """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(

@@ -1,4 +1,4 @@
-"""To look inside a training: do the signs move, how many weights are stuck, are the bits balanced."""
+"""A look inside training: do signs flip, how many weights are stuck, are the bits balanced?"""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from bitmaps.packed.discover import one_bit
 from bitmaps.packed.weights import PackedWeight
 from bitmaps.quantize.layers import QuantizedEmbedding, QuantizedLinear
 from bitmaps.quantize.quantizer import Quantizer
+from bitmaps.vocabulary import Storage
 
 log = logging.getLogger(__name__)
 
-FROZEN = 1e-4  # share of all bits that a training should at least have flipped by its end
-RANDOM = 1e-2  # share of all bits that no step of a training should flip at its end
+FROZEN = 1e-4  # a whole training should flip at least this share of all bits
+RANDOM = 1e-2  # a step at the end of training should flip at most this share of all bits
 
 
 def quantized_layers(module: torch.nn.Module) -> dict[str, QuantizedLinear | QuantizedEmbedding]:
-    """The layers of one bit by their names, those that share a weight once."""
+    """The layers of one bit by their names. Layers that share a weight come once."""
     layers: dict[int, tuple[str, QuantizedLinear | QuantizedEmbedding]] = {}
     for name, layer in module.named_modules():
         if isinstance(layer, QuantizedLinear | QuantizedEmbedding) and isinstance(
@@ -33,57 +35,61 @@ def quantized_layers(module: torch.nn.Module) -> dict[str, QuantizedLinear | Qua
 
 @torch.no_grad()
 def outside_window(layer: QuantizedLinear | QuantizedEmbedding) -> float:
-    """Share of latent weights beyond their own value, |w| > a: those that the clipped gradient leaves where they are."""
-    assert isinstance(layer.quantizer, Quantizer)
-    return (
-        (layer.quantizer.centered(layer.weight).abs() > layer.quantizer.magnitude(layer.weight))
-        .float()
-        .mean()
-        .item()
-    )
+    """The share of latent weights beyond their own value, |w| > a. The clipped gradient is 0 there."""
+    quantizer = layer.quantizer
+    assert isinstance(quantizer, Quantizer)
+    beyond = quantizer.centered(layer.weight).abs() > quantizer.magnitude(layer.weight)
+    return beyond.float().mean().item()
 
 
 @torch.no_grad()
 def values_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The two values that every row of a matrix takes, for all matrices in one bit of a model that is not trained any more, packed
-    or in floats: the low and the high ones, (2 * rows), or (2 * rows * columns) where a scale a column multiplies them."""
-    packed = {
-        name: module for name, module in model.named_modules() if isinstance(module, PackedWeight)
-    }
+    """The two values of every row, for all one-bit matrices of a model: low ones, then high ones.
+
+    The model may be packed, have quantized layers or consist of floats. A vector has (2 * rows)
+    values, or (2 * rows * columns) if there are column scales.
+    """
+    packed: dict[str, PackedWeight] = {}
+    latent = set()
+    for name, layer in quantized_layers(model).items():
+        assert isinstance(layer.quantizer, Quantizer)
+        packed[name] = layer.quantizer.pack(layer.weight)
+        latent.add(id(layer.weight))
+    for name, module in model.named_modules():
+        if isinstance(module, PackedWeight):
+            packed[name] = module
     for name, parameter in model.named_parameters():
-        if (
-            parameter.ndim == 2
-            and (weight := PackedWeight.one_bit(parameter.cpu().float())) is not None
-        ):
+        if parameter.ndim != 2 or id(parameter) in latent or ".quantizer." in name:
+            continue
+        if (weight := one_bit(parameter.cpu().float())) is not None:
             packed[name] = weight
     values = {}
     for name, weight in packed.items():
-        if weight.kind == "bit" and weight.high is not None:
+        if weight.storage == Storage.bit and weight.high is not None:
             both = torch.cat([-weight.high if weight.low is None else weight.low, weight.high])
-            all_columns = (
-                both if weight.column is None else torch.outer(both, weight.column).flatten()
-            )
-            values[name.removesuffix(".weight")] = all_columns.cpu()
+            column = weight.column
+            scaled = both if column is None else torch.outer(both, column).flatten()
+            values[name.removesuffix(".weight")] = scaled.cpu()
     return values
 
 
 class SignWatch(Callback):
-    """Logs for each layer of one bit, as ``flips/<layer>``, ``outside/<layer>`` and ``high/<layer>``:
+    """Logs three shares for each layer of one bit.
 
-    - the flip rate: the share of its bits that changed since the last time, a step (1e-3 falling to 1e-5 is healthy);
-    - the share of its latent weights outside the gradient window (``outside_window``);
-    - the balance: the share of its bits that are the high value.
+    - ``flips/<layer>``: bits that changed since the last look, per step (1e-3 falling to 1e-5 is
+      healthy);
+    - ``outside/<layer>``: latent weights outside the gradient window (``outside_window``);
+    - ``high/<layer>``: bits that are the high value.
 
-    At the end it says in words if the bits did not move, or still move at random.
+    After training it reports in words whether the bits are frozen or still flip at random.
 
     Args:
         every: steps between two looks, 1 to 25.
     """
 
     def __init__(self, every: int = 20) -> None:
-        if (
-            not 1 <= every <= 25
-        ):  # after many steps signs that flip at random differ no more than after a few
+        # after many steps, signs that flip at random differ no more than after a few
+        if not 1 <= every <= 25:
             raise ValueError(f"every={every} is out of range; valid is 1 to 25")
         self.every = every
         self.first: dict[str, Tensor] = {}
@@ -93,14 +99,14 @@ class SignWatch(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.first = self.last = self.bits(pl_module)
-        self.first_step = self.last_step = trainer.global_step  # above 0 if it is resumed
+        self.first_step = self.last_step = trainer.global_step  # above 0 when resumed
 
     @torch.no_grad()
     def bits(self, pl_module: LightningModule) -> dict[str, Tensor]:
         return {
-            name: layer.quantizer.bits(layer.weight)
+            name: layer.quantizer.bits(layer.weight)  # type: ignore[union-attr,operator]
             for name, layer in quantized_layers(pl_module).items()
-        }  # type: ignore[operator]
+        }
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         steps = trainer.global_step - self.last_step
@@ -120,13 +126,13 @@ class SignWatch(Callback):
         if not self.last:
             return
         now = self.bits(pl_module)
-        if steps := trainer.global_step - self.last_step:  # it was stopped between two looks
+        if steps := trainer.global_step - self.last_step:  # stopped between two looks
             self.rate = share(now, self.last) / steps
         verdict(share(now, self.first), self.rate, self.first_step)
 
 
 def share(now: dict[str, Tensor], before: dict[str, Tensor]) -> float:
-    """Of all bits, those that differ."""
+    """The share of all bits that differ."""
     return sum(int((now[n] != before[n]).sum()) for n in now) / sum(
         bit.numel() for bit in now.values()
     )
@@ -134,16 +140,22 @@ def share(now: dict[str, Tensor], before: dict[str, Tensor]) -> float:
 
 @rank_zero_only
 def verdict(flipped: float, rate: float, start: int = 0) -> None:
-    """Say how the signs came out: ``flipped`` of them since step ``start``, ``rate`` a step at the end. A training that was
-    resumed may have had its time before."""
+    """Report whether signs are frozen, random or neither.
+
+    ``flipped`` is the share that changed since step ``start``, ``rate`` the share per step at the
+    end. Signs of a resumed training (``start`` above 0) may have settled before, so they never count
+    as frozen.
+    """
     if flipped < FROZEN and not start:
         log.warning(
-            "the signs are frozen: training flipped %.2g of them. Raise optimizer.lr, or choose another recipe.gradient.",
+            "the signs are frozen: training flipped %.2g of them. "
+            "Raise optimizer.lr, or choose another recipe.gradient.",
             flipped,
         )
     elif rate > RANDOM:
         log.warning(
-            "the signs are random: each step still flips %.2g of them. Lower optimizer.lr, or let it decay.",
+            "the signs are random: each step still flips %.2g of them. "
+            "Lower optimizer.lr, or let it decay.",
             rate,
         )
     else:
