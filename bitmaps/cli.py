@@ -8,7 +8,6 @@ command in one line before a model is loaded; in a sweep it becomes a row, and t
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +16,14 @@ from typing import Any, cast
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bitmaps.command.inherit import of_checkpoint, resumed
-from bitmaps.command.overrides import check_lists, job_folder, key_of
+from bitmaps.command.inherit import Request, inherit
+from bitmaps.command.overrides import check_lists, job_folder
 from bitmaps.command.schema import Evaluate, Train, conf_dir
-from bitmaps.command.sweep import Job, check_sweep, find_duplicate, find_job
 from bitmaps.errors import InputError
-from bitmaps.runs.folder import RunFolder, read_scored, read_state
+from bitmaps.runs.folder import RunFolder
 from bitmaps.runs.provenance import commit, versions
 from bitmaps.runs.records import Facts
 from bitmaps.vocabulary import Status
@@ -61,7 +58,7 @@ class SweepTable(Callback):
     """Shows a sweep when it has ended, and ends the command with 1 if a job has no scores."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from bitmaps.observe import show_sweep
+        from bitmaps.launch import show_sweep
 
         try:
             statuses = show_sweep(Path(config.hydra.sweep.dir))
@@ -73,99 +70,40 @@ class SweepTable(Callback):
 
 
 def run(cfg: DictConfig) -> None:
-    """One job: check, claim the run folder, do the work, store the outcome and show it."""
+    """One job: find out what is asked for, check it, and launch it. A failure is written down."""
     # takes seconds: not before Hydra has found what is mistyped
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    hydra_config = HydraConfig.get()
-    in_sweep = hydra_config.mode is RunMode.MULTIRUN
-    path = Path(hydra_config.runtime.output_dir)
-    folder = RunFolder(path, writes=getattr(rank_zero_only, "rank", 0) == 0)
-    overrides = list(hydra_config.overrides.task)
-    typed = shlex.join(["python", f"{hydra_config.job.config_name}.py", *overrides])
-    facts = Facts(command=typed, versions=versions(), commit=commit())
+    from bitmaps.launch import launch
+
+    request = Request.of(HydraConfig.get())
+    folder = RunFolder(request.folder, writes=getattr(rank_zero_only, "rank", 0) == 0)
+    facts = Facts(command=request.command, versions=versions(), commit=commit())
     try:
-        check_lists(overrides)
-        if cfg.get("checkpoint"):
-            cfg = of_checkpoint(cfg, overrides)
-        if cfg.get("resume"):
-            cfg = resumed(cfg, overrides)
-            facts = replace(facts, command=resumed_command(folder, cfg.resume, overrides))
-        elif in_sweep and (job := find_job(cfg, folder)) is not Job.new:
-            if job is Job.done:
-                log.info("%s is done already", path)
-                return
-            cfg.resume = str(path)
+        check_lists(request.overrides)
+        inherited = inherit(cfg, request, folder)
+        if inherited is None:
+            log.info("%s is done already", folder.path)
+            return
+        cfg, command = inherited
         config = cast(Train | Evaluate, OmegaConf.to_object(cfg))
-        asked = config.facts()
-        facts = replace(asked, command=facts.command, versions=facts.versions, commit=facts.commit)
+        facts = replace(
+            config.facts(), command=command, versions=facts.versions, commit=facts.commit
+        )
         config.check()
-        run_job(cfg, config, facts, folder, in_sweep)
+        launch(cfg, config, facts, folder, request)
     except (InputError, OmegaConfBaseException) as error:
-        if in_sweep and not folder.claimed and not folder.holds_run():
+        if request.in_sweep and not folder.claimed and not folder.holds_run():
             folder.claim(OmegaConf.to_yaml(cfg), facts)  # so that the sweep's table has a row
         folder.fail(error, facts)
         print(f"error: {error}", file=sys.stderr)
-        if not in_sweep:
+        if not request.in_sweep:
             sys.exit(2)
     except BaseException as error:
         folder.fail(error, facts)
-        if not in_sweep or not isinstance(error, Exception):
+        if not request.in_sweep or not isinstance(error, Exception):
             raise
         log.exception("this job failed; the sweep goes on")
-
-
-def resumed_command(folder: RunFolder, resume: str, overrides: list[str]) -> str:
-    """What makes a resumed run: the command that began it, with what was changed since.
-
-    Raises:
-        InputError: when the run would not be resumed in its own folder.
-    """
-    if folder.path.resolve() != Path(resume).resolve():
-        raise InputError(
-            f"a run is resumed in its own folder, {resume}: leave out hydra.run.dir, and -m"
-        )
-    began = shlex.split(read_state(folder.path).facts.command)
-    changed = [override for override in overrides if key_of(override) != "resume"]
-    return shlex.join({key_of(word): word for word in (*began, *changed)}.values())
-
-
-def run_job(
-    cfg: DictConfig, config: Train | Evaluate, facts: Facts, folder: RunFolder, in_sweep: bool
-) -> None:
-    """Do the work of a checked configuration, and show its outcome."""
-    from bitmaps.jobs.evaluate import Evaluation
-    from bitmaps.jobs.setup import Outcome
-    from bitmaps.jobs.train import Training
-    from bitmaps.observe import quieten_libraries, show
-    from bitmaps.tracking.tracking import tracking
-
-    quieten_libraries()
-    job = Training(config) if isinstance(config, Train) else Evaluation(config)
-    if in_sweep and job.setup.starts_processes:
-        raise SystemExit(
-            f"error: trainer.strategy={config.trainer.strategy} with "
-            f"trainer.devices={config.trainer.devices} in a multirun: each process that it starts "
-            "would replay the whole sweep. Run the jobs one by one, without -m."
-        )
-    resume = isinstance(config, Train) and config.resume is not None
-    yaml, duplicate = OmegaConf.to_yaml(cfg), None
-    if in_sweep:
-        check_sweep(facts, folder.path, list(HydraConfig.get().overrides.task))
-        if isinstance(config, Evaluate):  # a training leaves a model, which has to be its own
-            duplicate = find_duplicate(cfg, folder.path)
-    if not resume:
-        folder.claim(yaml, facts)
-    group = folder.path.parent.name if in_sweep else None
-    with tracking(config.logger, folder.path, facts, group) as track:
-        if resume:  # only now: a logger that does not start costs the run that is there nothing
-            folder.claim(yaml, facts, resume=True)
-        if duplicate is None:
-            outcome = job.run(folder.path, facts, track.loggers)
-        else:
-            outcome = Outcome(read_scored(duplicate), None).with_command(facts.command)
-        folder.finish(outcome.scored)
-        show(outcome, config, folder, track, in_sweep)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
-"""Configurations that continue from a run: one that is resumed, or scored as a checkpoint."""
+"""What a command asks for, and what its configuration inherits from a run: one that is resumed, or
+scored as a checkpoint."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+import shlex
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.conf import HydraConf
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from bitmaps.command.overrides import key_of
 from bitmaps.command.parts import Devices
 from bitmaps.command.schema import Train
+from bitmaps.command.sweep import Job, find_job, load_config
 from bitmaps.errors import InputError
-from bitmaps.runs.folder import read_state
-from bitmaps.runs.records import RENAMED, Facts
+from bitmaps.runs.folder import RunFolder, read_state
+from bitmaps.runs.records import Facts
 from bitmaps.vocabulary import Activations, Status, Storage
 
 # keys in which a resumed run may differ from what it was
@@ -22,13 +27,72 @@ RESUMABLE = ("trainer", "callbacks", "logger", "measure", "analysis", "text")
 OF_THE_CHECKPOINT = ("model", "binarize", "values", "scale")
 
 
-def load_train_config(run: Path) -> DictConfig:
-    """The configuration of a training, as ``config.yaml`` in its folder has it."""
-    saved = OmegaConf.merge(OmegaConf.structured(Train), OmegaConf.load(run / "config.yaml"))
-    for callback in (saved.callbacks or {}).values():
-        if callback is not None and callback.get("_target_") in RENAMED:
-            callback._target_ = RENAMED[callback._target_]
-    return cast(DictConfig, saved)
+@dataclass(frozen=True)
+class Request:
+    """What was typed: a job, on its own or in a sweep.
+
+    Attributes:
+        command: as it would be typed for this job alone.
+        overrides: of this job.
+        folder: where it writes.
+        in_sweep: whether it is a job of a sweep.
+    """
+
+    command: str
+    overrides: list[str]
+    folder: Path
+    in_sweep: bool
+
+    @classmethod
+    def of(cls, hydra: HydraConf) -> Request:
+        overrides = list(hydra.overrides.task)
+        return cls(
+            command=shlex.join(["python", f"{hydra.job.config_name}.py", *overrides]),
+            overrides=overrides,
+            folder=Path(hydra.runtime.output_dir),
+            in_sweep=hydra.mode is RunMode.MULTIRUN,
+        )
+
+    @property
+    def group(self) -> str | None:
+        """The name of the sweep."""
+        return self.folder.parent.name if self.in_sweep else None
+
+
+def inherit(cfg: DictConfig, request: Request, folder: RunFolder) -> tuple[DictConfig, str] | None:
+    """The configuration that is run, with what it inherits, and the command that makes the run;
+    ``None`` for a job of a sweep that is done already.
+
+    Raises:
+        InputError: when there is no such run, or the command contradicts it.
+    """
+    if cfg.get("checkpoint"):
+        cfg = of_checkpoint(cfg, request.overrides)
+    if cfg.get("resume"):
+        cfg = resumed(cfg, request.overrides)
+        return cfg, resumed_command(cfg.resume, request)
+    if request.in_sweep:
+        job = find_job(cfg, folder)
+        if job is Job.done:
+            return None
+        if job is Job.stopped:
+            cfg.resume = str(folder.path)
+    return cfg, request.command
+
+
+def resumed_command(resume: str, request: Request) -> str:
+    """What makes a resumed run: the command that began it, with what was changed since.
+
+    Raises:
+        InputError: when the run would not be resumed in its own folder.
+    """
+    if request.folder.resolve() != Path(resume).resolve():
+        raise InputError(
+            f"a run is resumed in its own folder, {resume}: leave out hydra.run.dir, and -m"
+        )
+    began = shlex.split(read_state(request.folder).facts.command)
+    changed = [override for override in request.overrides if key_of(override) != "resume"]
+    return shlex.join({key_of(word): word for word in (*began, *changed)}.values())
 
 
 def is_resumable(key: str) -> bool:
@@ -47,7 +111,7 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     for file in ("config.yaml", "checkpoints/last.ckpt"):
         if not (path / file).is_file():
             raise InputError(f"resume={cfg.resume} holds no run to go on with: it has no {file}")
-    merged = load_train_config(path)
+    merged = load_config(path, Train)
     for override in overrides:
         key = key_of(override)
         if key != "resume" and not is_resumable(key):

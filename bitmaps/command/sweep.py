@@ -15,12 +15,11 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from bitmaps.command.inherit import load_train_config
 from bitmaps.command.overrides import WITHOUT_EFFECT, key_of
-from bitmaps.command.schema import Evaluate
+from bitmaps.command.schema import Evaluate, Train
 from bitmaps.errors import InputError
 from bitmaps.runs.folder import RunFolder, lock_folder, read_state
-from bitmaps.runs.records import Facts, Role, fields_with
+from bitmaps.runs.records import RENAMED, Facts, Role, fields_with
 from bitmaps.vocabulary import Status
 
 # overrides that choose the text and the masks
@@ -33,6 +32,16 @@ class Job(Enum):
     new = auto()
     done = auto()
     stopped = auto()
+
+
+def load_config(run: Path, schema: type[Train | Evaluate]) -> DictConfig:
+    """The configuration in a run folder, with the present names of classes."""
+    loaded = OmegaConf.load(run / "config.yaml")
+    saved = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), loaded))
+    for callback in (saved.get("callbacks") or {}).values():
+        if callback is not None and callback.get("_target_") in RENAMED:
+            callback._target_ = RENAMED[callback._target_]
+    return saved
 
 
 def is_path(source: str | None) -> bool:
@@ -80,11 +89,7 @@ def find_job(cfg: DictConfig, folder: RunFolder) -> Job:
 def check_same_job(cfg: DictConfig, path: Path) -> None:
     """Raises:
     InputError: when the configuration in a folder is another one."""
-    if "resume" in cfg:
-        saved = load_train_config(path)
-    else:
-        loaded = OmegaConf.load(path / "config.yaml")
-        saved = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Evaluate), loaded))
+    saved = load_config(path, Train if "resume" in cfg else Evaluate)
     if digest(saved) != digest(cfg):
         raise InputError(
             f"{path} holds a job with another configuration: choose another hydra.sweep.dir"

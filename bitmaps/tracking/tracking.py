@@ -143,7 +143,7 @@ def summary_of(analysis: Analysis) -> dict[str, Any]:
 
 
 def confidence_of(analysis: Analysis) -> wandb.Histogram:
-    counts = analysis.confidence.histogram
+    counts = np.array(analysis.confidence.histogram)
     return wandb.Histogram(np_histogram=(counts, np.linspace(0, 1, len(counts) + 1)))
 
 

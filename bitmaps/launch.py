@@ -1,6 +1,7 @@
-"""What shows the outcome of a run when it is stored: terminal, page, model card and tracker.
+"""One job from its checked configuration to an outcome that is stored and shown.
 
-The results are safe by then. An observer that fails costs a warning, and nothing else.
+The run folder stores the outcome first. Then the observers show it: terminal, page, model card and
+tracker. An observer that fails costs a warning, and nothing else.
 """
 
 from __future__ import annotations
@@ -10,17 +11,64 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from omegaconf import DictConfig, OmegaConf
+
+from bitmaps.command.inherit import Request
 from bitmaps.command.schema import Evaluate, Train
+from bitmaps.command.sweep import check_sweep, find_duplicate
+from bitmaps.jobs.evaluate import Evaluation
 from bitmaps.jobs.setup import Outcome
+from bitmaps.jobs.train import Training
 from bitmaps.report import terminal
 from bitmaps.report.card import write_card
 from bitmaps.report.comparison import compare, run_folders
 from bitmaps.report.files import write_results
-from bitmaps.runs.folder import RunFolder
-from bitmaps.tracking.tracking import Tracking
+from bitmaps.runs.folder import RunFolder, read_scored
+from bitmaps.runs.records import Facts
+from bitmaps.tracking.tracking import Tracking, tracking
 from bitmaps.vocabulary import Status
 
 log = logging.getLogger(__name__)
+
+
+def launch(
+    cfg: DictConfig, config: Train | Evaluate, facts: Facts, folder: RunFolder, request: Request
+) -> None:
+    """Do the work of a configuration, store its outcome and show it.
+
+    Args:
+        cfg: the same configuration as it is written to ``config.yaml``.
+        facts: what is run.
+        request: what was typed.
+
+    Raises:
+        InputError: for everything that can be found wrong before weights are read.
+    """
+    quieten_libraries()
+    job = Training(config) if isinstance(config, Train) else Evaluation(config)
+    duplicate = None
+    if request.in_sweep:
+        if job.setup.starts_processes:
+            raise SystemExit(
+                f"error: trainer.strategy={config.trainer.strategy} with trainer.devices="
+                f"{config.trainer.devices} in a multirun: each process that it starts would "
+                "replay the whole sweep. Run the jobs one by one, without -m."
+            )
+        check_sweep(facts, folder.path, request.overrides)
+        if isinstance(config, Evaluate):  # a training leaves a model, which has to be its own
+            duplicate = find_duplicate(cfg, folder.path)
+    resume = isinstance(config, Train) and config.resume is not None
+    if not resume:
+        folder.claim(OmegaConf.to_yaml(cfg), facts)
+    with tracking(config.logger, folder.path, facts, request.group) as track:
+        if resume:  # only now: a logger that does not start costs the run that is there nothing
+            folder.claim(OmegaConf.to_yaml(cfg), facts, resume=True)
+        if duplicate is None:
+            outcome = job.run(folder.path, facts, track.loggers)
+        else:
+            outcome = Outcome(read_scored(duplicate), None).with_command(facts.command)
+        folder.finish(outcome.scored)
+        show(outcome, config, folder, track, request.in_sweep)
 
 
 def show(
