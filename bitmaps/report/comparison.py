@@ -253,10 +253,10 @@ def pool(entries: Iterable[Entry]) -> list[Entry]:
         while any(one.facts.seed == entry.facts.seed for one in groups.get((key, repeat), ())):
             repeat += 1
         groups.setdefault((key, repeat), []).append(entry)
-    return [group[0] if len(group) == 1 else mean_of(group) for group in groups.values()]
+    return [group[0] if len(group) == 1 else mean_over_seeds(group) for group in groups.values()]
 
 
-def mean_of(entries: Sequence[Entry]) -> Entry:
+def mean_over_seeds(entries: Sequence[Entry]) -> Entry:
     pooled: dict[str, Any] = {"seed": ", ".join(str(one.facts.seed) for one in entries)}
     deviation = {}
     for name in measures():

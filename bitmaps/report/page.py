@@ -31,7 +31,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
+class PageLine:
     """A line of the table.
 
     Attributes:
@@ -128,7 +128,7 @@ def bundle() -> str:
     return script.replace("</script", "<\\/script")
 
 
-def lines_of(comparison: Comparison) -> list[Line]:
+def lines_of(comparison: Comparison) -> list[PageLine]:
     lines = []
     entries = zip(comparison.entries, comparison.labels, comparison.notes, strict=True)
     for entry, label, note in entries:
@@ -142,7 +142,7 @@ def lines_of(comparison: Comparison) -> list[Line]:
         verdict = ": ".join(filter(None, (seed, analysis.verdict))) if analysis else ""
         example = ", ".join(filter(None, (label, seed)))
         notes = "; ".join(filter(None, (note, missing)))
-        lines.append(Line(entry, label, example, cells, analysis, verdict, notes))
+        lines.append(PageLine(entry, label, example, cells, analysis, verdict, notes))
     return lines
 
 
