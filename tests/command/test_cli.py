@@ -28,7 +28,7 @@ import bitmaps
 from bitmaps import cli
 from bitmaps.bert import Bert
 from bitmaps.dashboard import CURVES, MEASURES
-from bitmaps.data.module import masked
+from bitmaps.data.evaluation import masked
 from bitmaps.data.sources import Source
 from bitmaps.packed.__main__ import main as packed_main
 from bitmaps.quantize.rotate import rotate_heads
