@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-slow lint docs recipes clean
 
 demo: $(VENV)/demo
 	$(BIN)/python train.py binarize=ffnn values=pm1
@@ -29,7 +29,7 @@ $(VENV)/torch: constraints.txt
 	touch $@
 
 # built anew when the kernels have changed
-KERNELS = $(wildcard bitmaps/packed/native/*.[ch])
+KERNELS = $(wildcard bitmaps/packed/native/*.[ch] bitmaps/packed/native/*/*.[ch])
 
 $(VENV)/demo: $(VENV)/torch pyproject.toml $(KERNELS)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[offline]'
@@ -38,6 +38,46 @@ $(VENV)/demo: $(VENV)/torch pyproject.toml $(KERNELS)
 $(VENV)/dev: $(VENV)/torch pyproject.toml $(KERNELS)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+# The tables of docs/recipes.md: PTB=<folder with ptb.train.txt, ptb.valid.txt, ptb.test.txt>. Each
+# command may be stopped and started again: jobs that are done are skipped. Several at a time, one
+# thread each: make recipes PTB=<folder> JOBS=2
+PTB ?=
+BUDGET ?= short
+SEEDS ?= 0,1,2
+JOBS ?= 1
+RUNS = runs/ptb
+SWEEP = data.dir=$(PTB) hydra.sweep.dir=$(RUNS)/$(BUDGET) \
+    $(if $(filter-out 1,$(JOBS)),hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS))
+TRAIN = $(BIN)/python train.py -m experiment=ptb_$(BUDGET) seed=$(SEEDS) $(SWEEP)
+SCORE = $(BIN)/python evaluate.py -m data=ptb measure=none mask_sets=5 references=false $(SWEEP)
+OURS = $(RUNS)/$(BUDGET)/binarize-layers+experiment-ptb_$(BUDGET)+seed-
+comma = ,
+PUBLISHED_short = students,bwn,bibert,bit,paretoq,bitnet,onebit
+PUBLISHED_long = paretoq,bibert
+# bitnet's map is that of bit, and onebit's is ours: the same run under the same loss
+COMMON_short = students,bwn,bibert,bit,paretoq
+COMMON_long = paretoq,bibert
+
+recipes: $(VENV)/dev $(RUNS)/teacher/model
+	$(TRAIN) binarize=layers,ffnn,all
+	$(TRAIN) binarize=layers values=01
+	$(TRAIN) binarize=layers embeddings=bit
+	$(TRAIN) binarize=layers activations=bit
+	$(TRAIN) recipe=$(PUBLISHED_$(BUDGET))
+	$(TRAIN) recipe=$(COMMON_$(BUDGET)) loss=common
+	$(TRAIN) binarize=none loss=tokens optimizer.lr=5e-5
+	for seed in $(subst $(comma), ,$(SEEDS)); do \
+	    $(SCORE) checkpoint=$(OURS)$$seed embeddings=fp16,int8,int4 && \
+	    $(SCORE) checkpoint=$(OURS)$$seed activations=int8 || exit 1; done
+	$(SCORE) model=hub model.source=$(RUNS)/teacher binarize=layers
+	$(SCORE) model=hub model.source=$(RUNS)/teacher binarize=layers scale=row binarize.scope=matrices
+	$(SCORE) model=hub model.source=$(RUNS)/teacher binarize=layers scale=rank_one \
+	    binarize.scope=matrices calibrate=512
+
+# the full-precision model that every recipe starts from
+$(RUNS)/teacher/model:
+	$(BIN)/python train.py experiment=ptb data.dir=$(PTB)
 
 clean:
 	rm -rf $(VENV)

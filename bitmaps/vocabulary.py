@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from enum import StrEnum, auto
 
+IGNORE = -100
+"""The label of a position that is not scored: the default ``ignore_index`` of torch's cross
+entropy. Data sets it, and losses and metrics skip it."""
+
 
 class Component(StrEnum):
     """A part of a BERT that can be binarized on its own."""
@@ -21,7 +25,7 @@ class Component(StrEnum):
 
 GROUPS: dict[str, tuple[Component, ...]] = {
     "none": (),
-    "all": tuple(Component),
+    "all": (Component.embeddings, Component.attention, Component.ffnn, Component.head),
     "layers": (Component.attention, Component.ffnn),
     "layers_except_attention": (Component.ffnn,),
     "layers_except_ffnn": (Component.attention,),
@@ -46,7 +50,7 @@ class LinearName(StrEnum):
 
     query = auto()
     key = auto()
-    value = auto()
+    value = auto()  # type: ignore[assignment]  # of the class; a member has its own `value`
     output = auto()
     expand = auto()
     contract = auto()

@@ -49,7 +49,7 @@ from bitmaps.packed.discover import one_bit
 from bitmaps.packed.layers import PackedLinear
 from bitmaps.quantize.convert import binarize_naive, make_trainable
 from bitmaps.quantize.quantizer import Quantization
-from bitmaps.runs.folder import write_json
+from bitmaps.runs.files import write_json
 from bitmaps.vocabulary import PLUS_MINUS_ONE, Act, Center, Gradient, Scale, Scope, Storage
 
 Run = Callable[[], object]

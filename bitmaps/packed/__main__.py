@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bitmaps.bert import checkpoint
 from bitmaps.command.schema import Train
-from bitmaps.data.module import tokenizer_of
+from bitmaps.data.tokenizing import tokenizer_of
 from bitmaps.errors import InputError
 from bitmaps.packed import format as folder
 from bitmaps.packed import kernels as native

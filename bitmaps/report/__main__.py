@@ -1,50 +1,114 @@
-"""Put the runs in these folders, or a sweep's, together as a page, a table and a picture.
+"""Report runs and sweeps together, and compare rows with intervals.
 
     python -m bitmaps.report <run or sweep> [<run or sweep> ...] [--output <folder>]
+    python -m bitmaps.report <run or sweep> [...] --against <row> [--against <row>] [--json <file>]
+    python -m bitmaps.report <file of --json> [--line <pattern> ...] [--sizes <picture>]
 
-Writes results.html, results.csv, results.md and results.png to the folder, which is the first one unless given.
+Writes results.html, results.csv, results.md and results.png to the first folder, or to --output.
+--against prints the differences of every row from the named ones, as Markdown, with 95 % intervals of
+a paired bootstrap over sentences. The last form shows the lines of such a file.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from bitmaps.errors import InputError
-from bitmaps.report import table
+from bitmaps.report import intervals
+from bitmaps.report.comparison import Comparison, compare, run_folders
+from bitmaps.report.files import write_results
 from bitmaps.report.page import write_page
+from bitmaps.report.terminal import print_table
 
 
 def main() -> None:
+    parser = arguments_parser()
+    given = parser.parse_args()
+    stored = [path for path in given.sources if path.suffix == ".json"]
+    if stored and (len(given.sources) > 1 or given.output or given.against or given.json):
+        parser.error("a JSON file is shown alone: only --line and --sizes go with it")
+    try:
+        if stored:
+            show(intervals.select(intervals.read(stored[0]), given.line), given.sizes)
+            return
+        comparison = report(given.sources, given.output)
+        if given.against or given.json or given.sizes:
+            results = intervals.compare_with(comparison, given.against)
+            results = intervals.select(results, given.line)
+            if given.json:
+                intervals.write(results, given.json)
+            show(results, given.sizes)
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def arguments_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bitmaps.report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", nargs="+", type=Path, help="runs, or folders with runs in them")
-    parser.add_argument("--output", type=Path, help="where to write; the first folder unless given")
-    arguments = parser.parse_args()
-    try:
-        folders = []
-        for folder in arguments.folders:
-            try:
-                folders += table.run_folders(folder)
-            except InputError as error:
-                if len(arguments.folders) == 1 or not folder.is_dir():
-                    raise
-                print(f"passed over: {error}", file=sys.stderr)
-        if not folders:
-            raise InputError(f"none of {len(arguments.folders)} folders holds results")
-        rows = table.collect(folders)
-        output = arguments.output or arguments.folders[0]
-        output.mkdir(parents=True, exist_ok=True)
-        written = table.write(rows, output)
-        write_page(rows, output / "results.html")
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
-    table.print_table(rows)
+    parser.add_argument(
+        "sources", nargs="+", type=Path, help="runs, folders that hold runs, or one file of --json"
+    )
+    parser.add_argument("--output", type=Path, help="where to write (default: the first folder)")
+    parser.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="ROW",
+        help="a row to compare with: its label, or the name of its run folder; may be repeated",
+    )
+    parser.add_argument("--json", type=Path, help="where to write scores and differences")
+    parser.add_argument(
+        "--line",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="compare only rows with such labels, as in a shell; may be repeated",
+    )
+    parser.add_argument("--sizes", type=Path, help="where to draw size against cross entropy (PNG)")
+    return parser
+
+
+def report(folders: Sequence[Path], output: Path | None) -> Comparison:
+    """Write and print the report of these folders."""
+    comparison = compare(runs_in(folders))
+    output = output or folders[0]
+    output.mkdir(parents=True, exist_ok=True)
+    written = write_results(comparison, output)
+    write_page(comparison, output / "results.html")
+    print_table(comparison)
     print(f"{output}: results.html, {', '.join(written)}")
+    return comparison
+
+
+def show(results: intervals.Results, picture: Path | None) -> None:
+    print(intervals.tables(results), end="")
+    if picture is not None:
+        intervals.draw_sizes(results, picture)
+
+
+def runs_in(folders: Sequence[Path]) -> list[Path]:
+    """The runs of all these folders. A folder without runs is skipped as long as another has some.
+
+    Raises:
+        InputError: when none holds a run, or one does not exist.
+    """
+    found = []
+    for folder in folders:
+        try:
+            found += run_folders(folder)
+        except InputError as error:
+            if len(folders) == 1 or not folder.is_dir():
+                raise
+            print(f"skipped: {error}", file=sys.stderr)
+    if not found:
+        raise InputError(f"none of {len(folders)} folders holds results")
+    return found
 
 
 if __name__ == "__main__":

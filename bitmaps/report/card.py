@@ -1,5 +1,5 @@
-"""The model card of a packed model: ``README.md`` in the form of Hugging Face's cards, so that the folder explains itself
-wherever it is taken."""
+"""The model card of a packed model: ``README.md`` in Hugging Face's format, so that the folder
+explains itself wherever it is copied."""
 
 from __future__ import annotations
 
@@ -10,35 +10,39 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 
 from bitmaps import ADAPTERS
-from bitmaps.bert import BertConfig
+from bitmaps.bert import Bert, BertConfig
 from bitmaps.bert.checkpoint import locate
-from bitmaps.command import schema
+from bitmaps.bert.model import on_meta
+from bitmaps.command.parts import Data, Model
 from bitmaps.errors import InputError
 from bitmaps.packed import format as packed
-from bitmaps.report.table import VALUE_SETS, markdown
-from bitmaps.runs.folder import SCORES, Row
+from bitmaps.report.comparison import Entry, comparison_of, shown_values
+from bitmaps.report.files import markdown
+from bitmaps.runs.records import Facts, Row, score_names
+from bitmaps.vocabulary import Weights
 
 FILE = "README.md"
 MIB = 2**20
-HUB_DATA = {"ptb": "ptb-text-only/ptb_text_only"}  # where the Hub has a data set of ours
+HUB_DATA = {"ptb": "ptb-text-only/ptb_text_only"}  # the Hub id of a source with another name
 LICENSE = ("license", "license_name", "license_link")
 
 CARD = """
 # {title}
 
-A masked-language BERT{how} by bitmaps, and stored in {stored}.
+A masked-language BERT, {how} by bitmaps and stored in {stored}.
 
 {facts}
 ## Scores
 
-On the {split} split of `{data}`, {masked_tokens} masked tokens, `mask_seed` {mask_seed}. The last row is this model in floats,
-before it was packed; `python evaluate.py checkpoint=<this folder>` scores it as it is stored. CE is the cross entropy in nats,
-ms the milliseconds a sequence; MiB is a pseudo size, what the two values would take as bits.
+On the {split} split of `{data}`, with {masked_tokens} masked tokens and `mask_seed` {mask_seed}. The
+last row is this model in floats, before it was packed. `python evaluate.py checkpoint=<this folder>`
+scores it as it is stored. CE is the cross entropy in nats, ms the milliseconds per sequence. MiB is a
+pseudo size: that of the weights if two values are stored as bits.
 
 {scores}
 ## Size on disk
 
-`model.safetensors` has {on_disk} MiB; the same weights in fp32 would have {as_floats}.
+`model.safetensors` has {on_disk} MiB. The same weights in fp32 would have {as_floats} MiB.
 
 ## Use
 
@@ -58,106 +62,137 @@ fill("the capital of england is [MASK].")
 
 
 def license_of(source: str) -> dict[str, str]:
-    """The licence of a model's weights, as the front matter of the card beside them says it: ``license`` is Hugging Face's
-    identifier, ``unknown`` where nothing says it. The weights of a run have the licence of those that it started from."""
+    """The licence of a model's weights, from the front matter of the card beside them.
+
+    ``license`` is Hugging Face's identifier, or ``unknown`` where no card names one. The weights of
+    a run have the licence of the weights that it started from.
+    """
     try:
         folder = locate(source)
         metadata = (metadata_load(folder / FILE) if (folder / FILE).is_file() else None) or {}
-        if "license" not in metadata and (folder.parent / "config.yaml").is_file():
-            model = yaml.safe_load((folder.parent / "config.yaml").read_text(encoding="utf-8"))[
-                "model"
-            ]
-            if model["weights"] == "pretrained":
+        config = folder.parent / "config.yaml"
+        if "license" not in metadata and config.is_file():
+            model = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]
+            if model["weights"] == Weights.pretrained:
                 return license_of(model["source"])
     except (InputError, OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        metadata = {}  # what cannot be found or read says nothing
-    return {"license": "unknown"} | {
-        name: metadata[name] for name in LICENSE if isinstance(metadata.get(name), str)
-    }
+        metadata = {}  # a card that cannot be read names no licence
+    named = {name: metadata[name] for name in LICENSE if isinstance(metadata.get(name), str)}
+    return {"license": "unknown"} | named
 
 
-def write_card(folder: Path, rows: list[Row], model: schema.Model, data: schema.Data) -> None:
+def write_card(folder: Path, rows: list[Row], model: Model, data: Data) -> None:
     """Write the card of a packed folder.
 
     Args:
-        rows: of the run that it was trained in, of which the last is its own.
-        model, data: what that run started from, and was trained on.
+        rows: of the run that trained it; the last one is its own.
+        model, data: what that run started from, and what it was trained on.
     """
     own, shape = rows[-1], BertConfig.from_file(folder / "config.json")
-    pretrained = model.weights is schema.Weights.pretrained
-    licence = license_of(str(model.source)) if pretrained else {}
-    values = VALUE_SETS.get(own["values"], own["values"])
-    tables = (shape.bitmaps or {}).get("embeddings", own["embeddings"])
-    what = (
-        f"word table in {tables}"
-        if own["components"] == "none"
-        else f"{own['components']} in {values}"
+    licence = license_of(str(model.source)) if model.weights is Weights.pretrained else {}
+    words = str((shape.bitmaps or {}).get("embeddings", own.facts.embeddings))
+    front = front_matter(own, model, data, words, licence)
+    comparison = comparison_of(Entry.of(row, folder) for row in rows)
+    with on_meta():
+        as_floats = 4 * sum(parameter.numel() for parameter in Bert(shape).parameters())
+    on_disk = (folder / packed.FILE).stat().st_size
+    two_values = own.facts.values is not None
+    text = CARD.format(
+        title=front.model_name,
+        how="trained through its binarization" if two_values else "trained",
+        stored="real bits" if two_values else "fewer bits",
+        facts=fact_list(own.facts, model, words),
+        scores=markdown(comparison),
+        on_disk=f"{on_disk / MIB:.2f}",
+        as_floats=f"{as_floats / MIB:.2f}",
+        licence=licence_text(model, licence),
+        split=own.facts.split,
+        data=own.facts.data,
+        masked_tokens=own.scores.masked_tokens,
+        mask_seed=own.facts.mask_seed,
     )
+    ModelCard(f"---\n{front.to_yaml()}\n---\n{text}").save(folder / FILE)
+
+
+def front_matter(
+    own: Row, model: Model, data: Data, words: str, licence: dict[str, str]
+) -> ModelCardData:
+    """The metadata that the Hub reads."""
+    facts, values = own.facts, shown_values(own.facts)
+    stored = f"word table in {words}"
+    if facts.components != "none":
+        stored = f"{facts.components} in {values}"
     hub_data = data.path if data.name == "hub" else HUB_DATA.get(data.name)
-    front = ModelCardData(
-        model_name=f"{Path(own['model']).name}, {what}",
+    on_hub = model.weights is Weights.pretrained and is_hub_id(str(model.source))
+    results = [
+        EvalResult(
+            "fill-mask",
+            hub_data or data.name,
+            str(facts.data),
+            name,
+            getattr(own.scores, name),
+            dataset_split=str(facts.split),
+        )
+        for name in score_names()
+    ]
+    return ModelCardData(
+        model_name=f"{Path(str(facts.model)).name}, {stored}",
         library_name="bitmaps",
         pipeline_tag="fill-mask",
         tags=["bert", *(["binarized", "one-bit"] if values else [])],
         datasets=hub_data,
-        base_model=model.source if pretrained and is_hub_id(str(model.source)) else None,
-        eval_results=[
-            EvalResult(
-                "fill-mask",
-                hub_data or data.name,
-                own["data"],
-                name,
-                own[name],
-                dataset_split=own["split"],
-            )
-            for name in SCORES
-        ],
+        base_model=model.source if on_hub else None,
+        eval_results=results,
         **licence,  # type: ignore[arg-type]
     )
-    origin = f"`{model.source}`" if pretrained else "none: it started from random ones"
-    facts = {
-        "source weights": origin
-        + (f", with the adapter `{model.adapter}`" if pretrained and model.adapter else ""),
-        "data": own["data"],
-        "components": own["components"],
-        "values": values,
-        "scale": own["scale"],
-        "word table": tables,
-        "activations": own["activations"],
-        "recipe": own["recipe"],
-        "loss": own["loss"],
-        "steps": own["steps"],
-        "calibrated on sentences": own["calibrated_on"],
-        "seed": own["seed"],
-        "command": f"`{own['command']}`",
-        "commit": own["commit"],
-        "versions": ", ".join(f"{name} {version}" for name, version in own["versions"].items()),
+
+
+def fact_list(facts: Facts, model: Model, words: str) -> str:
+    """What was run, as a Markdown list without what does not apply."""
+    origin = "none: training started from random weights"
+    if model.weights is Weights.pretrained:
+        adapter = f", with the adapter `{model.adapter}`" if model.adapter else ""
+        origin = f"`{model.source}`{adapter}"
+    found = {
+        "source weights": origin,
+        "data": facts.data,
+        "components": facts.components,
+        "values": shown_values(facts),
+        "scale": facts.scale,
+        "word table": words,
+        "activations": facts.activations,
+        "recipe": facts.recipe,
+        "loss": facts.loss,
+        "steps": facts.steps,
+        "calibrated on sentences": facts.calibrated_on,
+        "seed": facts.seed,
+        "command": f"`{facts.command}`",
+        "commit": facts.commit,
+        "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
     }
-    if not pretrained:
-        rights = "There were no source weights: it started from random ones."
+    shown = {name: value for name, value in found.items() if value not in (None, "")}
+    return "".join(f"- {name}: {value}\n" for name, value in shown.items())
+
+
+def licence_text(model: Model, licence: dict[str, str]) -> str:
+    """The licences of the source weights, of the adapter and of the text, in words."""
+    if model.weights is not Weights.pretrained:
+        text = "There are no source weights: training started from random weights."
     elif licence["license"] == "unknown":
-        rights = f"Under which licence the source weights are, `{model.source}`, is unknown."
+        text = f"The licence of the source weights, `{model.source}`, is unknown."
     else:
         name = licence.get("license_name", licence["license"])
-        rights = f"The source weights, `{model.source}`, are under `{name}`; this model derives from them."
+        text = (
+            f"The source weights, `{model.source}`, are under `{name}`; "
+            "this model derives from them."
+        )
+    pretrained = model.weights is Weights.pretrained
     if pretrained and model.adapter and (ADAPTERS / f"{model.adapter}.safetensors").is_file():
-        rights += f" The adapter `{model.adapter}` is under `apache-2.0`; the NOTICE of bitmaps says what that derives from."
-    as_floats = 4 * sum(parameter.numel() for parameter in packed.on_meta(shape).parameters())
-    on_disk = (folder / packed.FILE).stat().st_size
-    text = CARD.format(
-        title=front.model_name,
-        how=" trained through its binarization" if values else " trained",
-        stored="real bits" if values else "fewer bits",
-        facts="".join(
-            f"- {name}: {value}\n" for name, value in facts.items() if value not in (None, "")
-        ),
-        scores=markdown([{"status": "ok"} | row for row in rows]),
-        on_disk=f"{on_disk / MIB:.2f}",
-        as_floats=f"{as_floats / MIB:.2f}",
-        licence=f"{rights} The text that it was trained on has a licence of its own.",
-        **{name: own[name] for name in ("split", "data", "masked_tokens", "mask_seed")},
-    )
-    ModelCard(f"---\n{front.to_yaml()}\n---\n{text}").save(folder / FILE)
+        text += (
+            f" The adapter `{model.adapter}` is under `apache-2.0`; "
+            "the NOTICE of bitmaps names what it derives from."
+        )
+    return f"{text} The training text has a licence of its own."
 
 
 def is_hub_id(source: str) -> bool:

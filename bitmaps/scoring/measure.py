@@ -6,17 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from bitmaps.bert import Bert
+from bitmaps.command.parts import Measure
 from bitmaps.packed.discover import fewest_bits, scales_per_row
 from bitmaps.vocabulary import Storage
-
-if TYPE_CHECKING:
-    from bitmaps.command.schema import Measure
 
 MIB = 2**20
 

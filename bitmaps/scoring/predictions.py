@@ -1,10 +1,12 @@
-"""What a model predicts, and how sure of it it is: what the scores alone do not show.
+"""What a model predicts and how surely: what the scores alone do not show.
 
-A binarized model that has failed predicts one token for everything. ``analyse`` says so in words; ``fill`` shows it on sentences.
+A binarized model that has failed predicts one token for everything. ``analyse`` says so in words;
+``fill`` shows it on sentences.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,27 +17,38 @@ from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
 from bitmaps.bert import Bert
-from bitmaps.data.module import Example, collate
+from bitmaps.data.batches import Example, collate
 from bitmaps.errors import InputError
 from bitmaps.metrics import IGNORE, ranks
+from bitmaps.runs.analysis import (
+    Analysis,
+    Confidence,
+    FrequencyBin,
+    FrequentToken,
+    Guess,
+    MaskedToken,
+    Sentence,
+    Subset,
+)
 
-# A model that predicts one token more often than this, and more than twice as often as it is right to, has collapsed to it.
+# A model has collapsed to a token that it predicts more often than this share of the time, and more
+# than twice as often as the token is true.
 COLLAPSED = 0.25
 BINS = 20  # of confidences
 LISTED = 20  # predictions, most frequent first
 TOP = 5
-FREQUENCIES = (1, 10, 100, 1000)  # how often a token occurs in the text: the lower ends of the bins
+FREQUENCIES = (1, 10, 100, 1000)  # lower ends of the bins of how often a token occurs in the text
 
 
 class Predicted(NamedTuple):
-    """Of every masked token, (n,) each.
+    """What is predicted for every masked token, (n,) each.
 
     Attributes:
         labels: the true token.
-        inputs: the token that stood in its place: [MASK], a random one, or itself.
-        tokens: the one that scores highest, the first of several that do.
-        hits: whether it is the true one, alone (rank 1).
-        confidences: its probability.
+        inputs: the token in its place: [MASK], a random one, or itself.
+        tokens: the token that scores highest; of several, the first.
+        hits: whether the true token alone scores highest (rank 1).
+        confidences: the probability of the predicted token.
         entropies: of the distribution over the vocabulary, in nats.
     """
 
@@ -48,7 +61,7 @@ class Predicted(NamedTuple):
 
 
 class Predictions(Metric):
-    """Keeps what is predicted for each masked token."""
+    """Collects what is predicted for each masked token."""
 
     full_state_update = False
     is_differentiable = False
@@ -61,7 +74,7 @@ class Predictions(Metric):
         self.add_state("numbers", [], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, labels: Tensor, inputs: Tensor) -> None:
-        """(n, vocabulary), (n,) and (n,)."""
+        """Shapes: (n, vocabulary), (n,) and (n,)."""
         log_probabilities = logits.float().log_softmax(-1)
         best, tokens = log_probabilities.max(-1)
         entropies = torch.special.entr(log_probabilities.exp()).sum(-1)  # where 0 log 0 is 0
@@ -74,7 +87,8 @@ class Predictions(Metric):
     def compute(self) -> Predicted:
         def whole(
             state: list[Tensor] | Tensor,
-        ) -> NDArray[Any]:  # torchmetrics joins it where processes are many
+        ) -> NDArray[Any]:
+            # torchmetrics has joined the parts of several processes already
             joined = state if isinstance(state, Tensor) else torch.cat(state)
             return np.asarray(joined.cpu().numpy())
 
@@ -84,94 +98,107 @@ class Predictions(Metric):
 
 
 def analyse(
-    predicted: Predicted, tokenizer: PreTrainedTokenizerBase, occurrences: NDArray[np.int64]
-) -> dict[str, Any]:
-    """The error analysis of a model on a text, as it stands in ``analysis.json``.
+    predicted: Predicted,
+    tokenizer: PreTrainedTokenizerBase,
+    occurrences: NDArray[np.int64],
+    sentences: Sequence[Sentence],
+) -> Analysis:
+    """The error analysis of a model on a text.
 
     Args:
-        occurrences: how often each token is in the text, (vocabulary,).
-
-    Returns:
-        masked_tokens; verdict, in words; predicted, the most frequent predictions, each with its share of the masked tokens, the
-        share of them that it is true of, and the mean and standard deviation of its confidence; distinct, how many there are;
-        entropy, of the distribution of predictions, and mean_entropy, of the model's own distributions, in nats; confidence,
-        its mean, std and histogram over equal bins of 0 to 1; by_input and by_frequency, the accuracy split by what stood in the
-        token's place and by how often the true token occurs in the text.
+        occurrences: how often each token occurs in the text, (vocabulary,).
+        sentences: some sentences, filled in (``fill``).
     """
     count = len(predicted.labels)
     tokens, counts = np.unique(predicted.tokens, return_counts=True)
     shares = counts / count
-    listed = []
-    for place in np.lexsort((tokens, -counts))[:LISTED]:
-        confidences = predicted.confidences[predicted.tokens == tokens[place]]
-        listed.append(
-            {
-                "token": piece(tokenizer, tokens[place]),
-                "share": float(shares[place]),
-                "true_share": float((predicted.labels == tokens[place]).mean()),
-                "confidence": float(confidences.mean()),
-                "confidence_std": float(confidences.std()),
-            }
-        )
-    mask, labels, inputs = tokenizer.mask_token_id, predicted.labels, predicted.inputs
+    most_frequent = np.lexsort((tokens, -counts))[:LISTED]
+    listed = [frequent_token(predicted, tokens[i], shares[i], tokenizer) for i in most_frequent]
+    histogram, _ = np.histogram(predicted.confidences.clip(0, 1), BINS, (0, 1))
+    return Analysis(
+        masked_tokens=count,
+        verdict=verdict(listed[0], len(tokens)),
+        predicted=listed,
+        distinct=len(tokens),
+        entropy=float(-(shares * np.log(shares)).sum()) + 0.0,  # of one token 0, not -0
+        mean_entropy=float(predicted.entropies.mean()),
+        confidence=Confidence(
+            mean=float(predicted.confidences.mean()),
+            std=float(predicted.confidences.std()),
+            histogram=histogram.tolist(),
+        ),
+        by_input=by_input(predicted, tokenizer.mask_token_id),
+        by_frequency=by_frequency(predicted, occurrences),
+        sentences=sentences,
+    )
+
+
+def frequent_token(
+    predicted: Predicted, token: int, share: float, tokenizer: PreTrainedTokenizerBase
+) -> FrequentToken:
+    confidences = predicted.confidences[predicted.tokens == token]
+    return FrequentToken(
+        token=piece(tokenizer, token),
+        share=float(share),
+        true_share=float((predicted.labels == token).mean()),
+        confidence=float(confidences.mean()),
+        confidence_std=float(confidences.std()),
+    )
+
+
+def by_input(predicted: Predicted, mask: int) -> dict[str, Subset]:
+    """The accuracy by what was in the place of the true token."""
+    inputs, labels = predicted.inputs, predicted.labels
     kinds = {
         "mask": inputs == mask,
         "random": (inputs != mask) & (inputs != labels),
         "unchanged": (inputs != mask) & (inputs == labels),
     }
-    frequency, lowest = occurrences[labels], FREQUENCIES
-    bins = [
-        (frequency >= low) & (frequency < high)
-        for low, high in zip(lowest, (*lowest[1:], np.inf), strict=True)
-    ]
-    histogram, _ = np.histogram(predicted.confidences.clip(0, 1), BINS, (0, 1))
-    return {
-        "masked_tokens": count,
-        "verdict": verdict(listed[0], len(tokens)),
-        "predicted": listed,
-        "distinct": len(tokens),
-        "entropy": float(-(shares * np.log(shares)).sum()) + 0.0,  # of one token 0, not -0
-        "mean_entropy": float(predicted.entropies.mean()),
-        "confidence": {
-            "mean": float(predicted.confidences.mean()),
-            "std": float(predicted.confidences.std()),
-            "histogram": histogram.tolist(),
-        },
-        "by_input": {kind: accuracy(predicted.hits[chosen]) for kind, chosen in kinds.items()},
-        "by_frequency": [
-            {"at_least": low, **accuracy(predicted.hits[chosen])}
-            for low, chosen in zip(lowest, bins, strict=True)
-        ],
-    }
+    return {kind: Subset(*accuracy(predicted.hits[chosen])) for kind, chosen in kinds.items()}
 
 
-def accuracy(hits: NDArray[np.bool_]) -> dict[str, Any]:
-    return {"masked_tokens": len(hits), "accuracy": float(hits.mean()) if len(hits) else None}
+def by_frequency(predicted: Predicted, occurrences: NDArray[np.int64]) -> list[FrequencyBin]:
+    """The accuracy by how often the true token occurs in the text."""
+    frequency = occurrences[predicted.labels]
+    bins = []
+    for low, high in zip(FREQUENCIES, (*FREQUENCIES[1:], np.inf), strict=True):
+        chosen = (frequency >= low) & (frequency < high)
+        bins.append(FrequencyBin(*accuracy(predicted.hits[chosen]), at_least=low))
+    return bins
+
+
+def accuracy(hits: NDArray[np.bool_]) -> tuple[int, float | None]:
+    """How many tokens there are, and the share that is right."""
+    return len(hits), float(hits.mean()) if len(hits) else None
 
 
 def piece(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """A token as it is written; one that a model has beyond its tokenizer's pieces, by its number."""
+    """A token as it is written. A token beyond the tokenizer's pieces goes by its number."""
     return str(tokenizer.convert_ids_to_tokens(int(token)) or f"[{token}]")
 
 
-def verdict(most: dict[str, Any], distinct: int) -> str:
-    """In words, from the most frequent prediction.
+def verdict(most: FrequentToken, distinct: int) -> str:
+    """The finding in words, from the most frequent prediction.
 
-    >>> verdict({"token": ".", "share": 1.0, "true_share": 0.05, "confidence": 0.019}, 1)
+    >>> verdict(FrequentToken(".", share=1.0, true_share=0.05, confidence=0.019), 1)
     "predicts '.' for 100 % of masked tokens with mean confidence 0.019: collapsed"
-    >>> verdict({"token": "the", "share": 0.0612, "true_share": 0.0501, "confidence": 0.4}, 2345)
-    "predicts 2345 different tokens, most often 'the': for 6.1 % of masked tokens, while 5.0 % are"
+    >>> verdict(FrequentToken("the", share=0.141, true_share=0.072, confidence=0.4), 272)
+    "predicts 272 distinct tokens; most often 'the' (14.1 % of predictions, 7.2 % of targets)"
     """
-    token = repr(most["token"])
-    if most["share"] > max(COLLAPSED, 2 * most["true_share"]):
-        share = percent(most["share"])
-        return f"predicts {token} for {share} of masked tokens with mean confidence {most['confidence']:.3f}: collapsed"
-    share, true = percent(most["share"]), percent(most["true_share"])
-    return f"predicts {distinct} different tokens, most often {token}: for {share} of masked tokens, while {true} are"
+    token, share = repr(most.token), percent(most.share)
+    if most.share > max(COLLAPSED, 2 * most.true_share):
+        return (
+            f"predicts {token} for {share} of masked tokens "
+            f"with mean confidence {most.confidence:.3f}: collapsed"
+        )
+    return (
+        f"predicts {distinct} distinct tokens; most often {token} "
+        f"({share} of predictions, {percent(most.true_share)} of targets)"
+    )
 
 
 def percent(share: float) -> str:
-    """100 % only of all.
+    """A share in percent. Only all of it is 100 %.
 
     >>> percent(1.0), percent(0.99999), percent(0.123)
     ('100 %', '99.9 %', '12.3 %')
@@ -180,8 +207,8 @@ def percent(share: float) -> str:
 
 
 def chosen_sentences(examples: list[Example], seed: int, count: int = 8) -> list[Example]:
-    """So many of the masked sentences, drawn from ``seed``; those without a masked token, and further masks of one that is there,
-    are passed over."""
+    """Some of the masked sentences, drawn from ``seed``. Each sentence appears once, with its first
+    set of masks; sentences without a masked token are left out."""
     first: dict[int, Example] = {}
     for example in examples:
         if (example[2] != IGNORE).any():
@@ -192,7 +219,7 @@ def chosen_sentences(examples: list[Example], seed: int, count: int = 8) -> list
 
 
 def sentence_of(text: str, tokenizer: PreTrainedTokenizerBase, positions: int) -> Example:
-    """A user's own sentence. Its true tokens are not known: the labels of its masks are [MASK] itself.
+    """A user's own sentence. The true tokens are unknown, so the labels of its masks are [MASK].
 
     Raises:
         InputError: when it has no mask, or is longer than the model's ``positions``.
@@ -215,46 +242,43 @@ def sentence_of(text: str, tokenizer: PreTrainedTokenizerBase, positions: int) -
 @torch.inference_mode()
 def fill(
     model: Bert, examples: list[Example], tokenizer: PreTrainedTokenizerBase
-) -> list[dict[str, Any]]:
-    """What the model would put in for the masked tokens of each sentence.
-
-    Returns:
-        for each sentence, the ``text`` as the model saw it, its ``pieces`` without [CLS] and [SEP], and ``masked``: for each masked
-        token its position among the pieces, the ``true`` one (``None`` where it is not known), and the ``predictions``, the five
-        most probable tokens with their probabilities.
-    """
+) -> list[Sentence]:
+    """Fill in the masked tokens of each sentence: the five most probable tokens of each."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
     found = []
     for example in examples:
         batch = collate([example], tokenizer.pad_token_id)
-        ids, labels = example[1], example[2]
         kept = batch["labels"] != IGNORE
         logits = model(
             batch["input_ids"].to(device),
             batch["attention_mask"].to(device),
             positions=kept.to(device),
         )
-        best = logits.float().softmax(-1).topk(min(TOP, logits.shape[-1]))
-        masked = [
-            {
-                "position": int(position) - 1,
-                "true": None
-                if labels[position] == tokenizer.mask_token_id
-                else piece(tokenizer, labels[position]),
-                "predictions": [
-                    {"token": piece(tokenizer, token), "probability": probability}
-                    for token, probability in zip(tokens, probabilities, strict=True)
-                ],
-            }
-            for position, tokens, probabilities in zip(
-                np.flatnonzero(labels != IGNORE),
-                best.indices.tolist(),
-                best.values.tolist(),
-                strict=True,
-            )
-        ]
-        pieces = [piece(tokenizer, token) for token in ids[1:-1]]
-        found.append({"text": tokenizer.decode(ids[1:-1]), "pieces": pieces, "masked": masked})
+        found.append(filled(example, logits, tokenizer))
     model.train(training)
     return found
+
+
+def filled(example: Example, logits: Tensor, tokenizer: PreTrainedTokenizerBase) -> Sentence:
+    """A sentence from the logits (n, vocabulary) at its masked tokens."""
+    _, ids, labels = example
+    best = logits.float().softmax(-1).topk(min(TOP, logits.shape[-1]))
+    masked = []
+    for position, tokens, probabilities in zip(
+        np.flatnonzero(labels != IGNORE),
+        best.indices.tolist(),
+        best.values.tolist(),
+        strict=True,
+    ):
+        known = labels[position] != tokenizer.mask_token_id
+        guesses = zip(tokens, probabilities, strict=True)
+        masked.append(
+            MaskedToken(
+                position=int(position) - 1,
+                true=piece(tokenizer, labels[position]) if known else None,
+                predictions=[Guess(piece(tokenizer, token), p) for token, p in guesses],
+            )
+        )
+    pieces = [piece(tokenizer, token) for token in ids[1:-1]]
+    return Sentence(str(tokenizer.decode(ids[1:-1])), pieces, masked)

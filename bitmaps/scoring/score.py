@@ -10,24 +10,37 @@ from lightning import Trainer
 from torch import Tensor
 
 from bitmaps.bert import Bert
-from bitmaps.command.schema import Measure
+from bitmaps.command.parts import Measure
 from bitmaps.data.module import MaskedSentences
-from bitmaps.runs.folder import SCORES, Row, perplexity
+from bitmaps.runs.records import (
+    Facts,
+    KnownScores,
+    Machine,
+    Row,
+    Scores,
+    Size,
+    Timing,
+    perplexity,
+)
 from bitmaps.scoring.measure import inference_time, memory_mib, resident_mib
+from bitmaps.scoring.module import ScoredModel
 from bitmaps.scoring.predictions import Predicted
-from bitmaps.training.module import MaskedLanguageModel
+from bitmaps.vocabulary import Split
+
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+}
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """How a model came out.
+class Scored:
+    """A model that was scored and measured.
 
     Attributes:
-        row: cross_entropy (nats), perplexity, accuracy, mrr and masked_tokens; the same without [UNK] targets as ``known``;
-            inference_ms and inference_masked_ms a sequence, medians of inference_repeats batches of inference_batch sequences
-            of inference_length tokens; memory_mib (pseudo) and resident_mib; device, threads and the dtype that was timed
-            (scores are in fp32).
-        sentence_sums: of each sentence (``SentenceSums``).
+        row: its line of the table.
+        sentence_sums: of each sentence (``bitmaps.metrics.SentenceSums``).
         predicted: for each masked token.
     """
 
@@ -36,64 +49,80 @@ class Evaluated:
     predicted: Predicted
 
 
-def evaluate(
-    model: Bert, data: MaskedSentences, split: str, timed: Measure, devices: dict[str, Any]
-) -> Evaluated:
+def score(
+    model: Bert,
+    facts: Facts,
+    data: MaskedSentences,
+    split: Split,
+    measure: Measure,
+    devices: dict[str, Any],
+) -> Scored:
     """Score a model on a split and measure it.
 
     Args:
-        split: ``validation`` or ``test``.
-        devices: arguments of ``lightning.Trainer`` that say where, such as accelerator and precision.
+        facts: what the model is; they become part of its row.
+        measure: what is timed.
+        devices: arguments of ``lightning.Trainer``, such as ``accelerator`` and ``precision``.
 
     Raises:
-        FloatingPointError: when the model makes NaN or infinite logits, naming the module that made them first.
+        FloatingPointError: when the model makes NaN or infinite logits, naming the first module
+            that does.
     """
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-    }
-    # in fp32 whatever is timed: bf16 rounds neighbouring logits to ties, which count against a model
-    scorer = Trainer(**devices | {"precision": "32-true"}, **quiet, use_distributed_sampler=False)
-    module = MaskedLanguageModel(model, sentences=data.count(split))
-    run = scorer.test if split == "test" else scorer.validate
+    # in fp32 whatever is timed: bf16 rounds close logits to ties, which count against a model
+    scorer = Trainer(**devices | {"precision": "32-true"}, **QUIET, use_distributed_sampler=False)
+    module = ScoredModel(model, sentences=data.count(split))
+    run = scorer.test if split is Split.test else scorer.validate
     run(module, datamodule=data, verbose=False)
-    results = module.results
     assert module.sentence_sums is not None
     assert module.predicted is not None
-    timer = Trainer(**devices, **quiet)
-    model.to(timer.strategy.root_device)
-    full, at_masks = None, None
-    if timed.repeats:
-        with timer.precision_plugin.forward_context():
-            full = inference_time(model, timed)
-            at_masks = inference_time(model, timed, masked_only=True)
-    row = {
-        "cross_entropy": results["cross_entropy"],
-        "perplexity": perplexity(results["cross_entropy"]),
-        "accuracy": results["accuracy"],
-        "mrr": results["mrr"],
-        "masked_tokens": int(results["masked_tokens"]),
-        "known": {
-            # null where every masked token is unknown
-            **{
-                name: results[f"known_{name}"] if results["known_tokens"] else None
-                for name in SCORES
-            },
-            "masked_tokens": int(results["known_tokens"]),
-        },
-        "inference_ms": full and full.inference_ms,
-        "inference_masked_ms": at_masks and at_masks.inference_ms,
-        "inference_repeats": full and full.repeats,
-        "inference_batch": full and timed.batch_size,
-        "inference_length": full and timed.length,
-        "memory_mib": memory_mib(model),
-        "resident_mib": resident_mib(model),
-        "device": device_name(timer.strategy.root_device),
-        "threads": torch.get_num_threads(),
-        "dtype": str(timer.precision),
-    }
-    return Evaluated(row, module.sentence_sums, module.predicted)
+    timer = Trainer(**devices, **QUIET)
+    device = timer.strategy.root_device
+    model.to(device)
+    with timer.precision_plugin.forward_context():
+        timing = timing_of(model, measure)
+    row = Row(
+        facts=facts,
+        scores=scores_of(module.results),
+        known=known_scores_of(module.results),
+        timing=timing,
+        size=Size(memory_mib(model), resident_mib(model)),
+        machine=Machine(device_name(device), torch.get_num_threads(), str(timer.precision)),
+    )
+    return Scored(row, module.sentence_sums, module.predicted)
+
+
+def scores_of(results: dict[str, float]) -> Scores:
+    return Scores(
+        cross_entropy=results["cross_entropy"],
+        accuracy=results["accuracy"],
+        mrr=results["mrr"],
+        perplexity=perplexity(results["cross_entropy"]),
+        masked_tokens=int(results["masked_tokens"]),
+    )
+
+
+def known_scores_of(results: dict[str, float]) -> KnownScores:
+    if not results["known_tokens"]:
+        return KnownScores(masked_tokens=0)
+    return KnownScores(
+        cross_entropy=results["known_cross_entropy"],
+        accuracy=results["known_accuracy"],
+        mrr=results["known_mrr"],
+        masked_tokens=int(results["known_tokens"]),
+    )
+
+
+def timing_of(model: Bert, measure: Measure) -> Timing:
+    if not measure.repeats:
+        return Timing()
+    full, at_masks = (inference_time(model, measure, masked_only=only) for only in (False, True))
+    return Timing(
+        inference_ms=full.inference_ms,
+        inference_masked_ms=at_masks.inference_ms,
+        inference_repeats=full.repeats,
+        inference_batch=measure.batch_size,
+        inference_length=measure.length,
+    )
 
 
 def device_name(device: torch.device) -> str:

@@ -1,1 +1,5 @@
-"""tracking"""
+"""Where a run is recorded besides its folder: CSV, TensorBoard or Weights & Biases.
+
+Imports ``runs``, ``report`` and what reads a model's scales. Another tracker is a class beside
+``WandbTracking``.
+"""

@@ -28,7 +28,7 @@ import bitmaps
 from bitmaps import cli
 from bitmaps.bert import Bert
 from bitmaps.dashboard import CURVES, MEASURES
-from bitmaps.data.module import masked
+from bitmaps.data.evaluation import masked
 from bitmaps.data.sources import Source
 from bitmaps.packed.__main__ import main as packed_main
 from bitmaps.quantize.rotate import rotate_heads
@@ -394,9 +394,9 @@ def test_random_weights_need_no_checkpoint(command: Command, model_folder: Path)
         (
             "evaluate",
             ["data=wiki", "data.dir=/no/such/folder"],
-            "what reads it are data=text and data=ptb",
+            "only data=text and data=ptb read it",
         ),
-        ("evaluate", ["data.path=me/text"], "what reads it is data=hub"),
+        ("evaluate", ["data.path=me/text"], "only data=hub reads it"),
         ("evaluate", ["binarize=[embeddings,ffnn]"], "'binarize.components=[embeddings,ffnn]'"),
         ("train", ["loss=[common,bwn]"], "several options where one is valid"),
         ("train", ["callbacks.signs=null"], "~callbacks.signs"),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitmaps.bert import Bert, BertConfig
-from bitmaps.data.module import Batch
+from bitmaps.data.batches import Batch
 from bitmaps.quantize.calibrate import BLOCK, DAMPING, calibrate, choose_bits
 from bitmaps.quantize.convert import make_trainable
 from bitmaps.quantize.layers import QuantizedLinear

@@ -1,5 +1,5 @@
-"""The saved workspace of W&B: its specification without network, and saving it to a server of our own that speaks enough of
-W&B's GraphQL."""
+"""The saved workspace of W&B: its specification without network, and how it is saved to a local
+server that speaks enough of W&B's GraphQL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import wandb_workspaces.reports.v2.interface as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces.workspaces.internal import View, WorkspaceViewspec
 
-from bitmaps.dashboard import CURVES, MEASURES, workspace
+from bitmaps.runs.records import measures
+from bitmaps.tracking.workspace import CURVES, workspace
 
 
 def specification(made: ws.Workspace) -> str:
@@ -25,7 +26,7 @@ def specification(made: ws.Workspace) -> str:
     return made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)
 
 
-def test_the_specification_is_one_that_w_and_b_reads_back() -> None:
+def test_wandb_reads_the_specification_back() -> None:
     text = specification(workspace("me", "bitmaps"))
     view = View(
         entity="me",
@@ -43,7 +44,7 @@ def test_the_specification_is_one_that_w_and_b_reads_back() -> None:
 
 def test_the_comparison_has_bars_for_the_five_measures_size_against_quality_and_curves() -> None:
     made = workspace("me", "bitmaps")
-    assert list(MEASURES) == ["cross_entropy", "accuracy", "mrr", "inference_ms", "memory_mib"]
+    assert list(measures()) == ["cross_entropy", "accuracy", "mrr", "inference_ms", "memory_mib"]
     panels = json.loads(specification(made))["section"]["panelBankConfig"]["sections"]
     configs = {panel["viewType"]: [] for section in panels for panel in section["panels"]}  # type: dict[str, list[Any]]
     for section in panels:
@@ -55,7 +56,7 @@ def test_the_comparison_has_bars_for_the_five_measures_size_against_quality_and_
         configs["Scatter Plot"],
         configs["Run History Line Plot"],
     )
-    assert [bar["metrics"] for bar in bars] == [[name] for name in MEASURES]
+    assert [bar["metrics"] for bar in bars] == [[name] for name in measures()]
     assert {(bar["groupBy"], bar["groupAgg"], bar["aggregate"]) for bar in bars} == {
         ("label.value", "mean", True)
     }
@@ -68,11 +69,11 @@ def test_the_comparison_has_bars_for_the_five_measures_size_against_quality_and_
 
 
 class Server:
-    """What W&B would answer, and what it was told.
+    """What W&B would answer, and what it was sent.
 
     Attributes:
-        views: the saved views, their ids -> what was saved.
-        projects: those there are.
+        views: the saved views: id -> what was saved.
+        projects: the existing ones.
         refuses: whether views may not be saved.
     """
 
@@ -119,7 +120,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
-    told = Server()
+    server = Server()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -128,7 +129,9 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
                 self.send_error(404)
                 return
             asked = json.loads(body)
-            answer = json.dumps(told.answer(asked["query"], asked.get("variables") or {})).encode()
+            answer = json.dumps(
+                server.answer(asked["query"], asked.get("variables") or {})
+            ).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(answer)))
@@ -143,14 +146,14 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{http.server_port}")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    yield told
+    yield server
     http.shutdown()
     http.server_close()
 
 
 @pytest.fixture(autouse=True)
 def empty_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nobody's login is found, and nothing is kept."""
+    """No login is found, and nothing is kept."""
     for name in ("DATA", "CACHE", "CONFIG"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
@@ -172,7 +175,9 @@ def names(spec: str) -> list[str]:
     ]
 
 
-def test_it_is_made_once_and_then_updated_with_what_others_added_to_it(server: Server) -> None:
+def test_a_second_save_updates_the_workspace_and_keeps_the_sections_of_others(
+    server: Server,
+) -> None:
     done = dashboard("me/bitmaps")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("/me/bitmaps?nw=bitmapsview")
@@ -182,25 +187,25 @@ def test_it_is_made_once_and_then_updated_with_what_others_added_to_it(server: S
         "bitmaps",
         "nw-bitmapsview-v",
     )
-    ours = names(view["spec"])
-    assert ours == [section.name for section in workspace("me", "bitmaps").sections]
+    saved = names(view["spec"])
+    assert saved == [section.name for section in workspace("me", "bitmaps").sections]
 
     spec = json.loads(view["spec"])
     sections = spec["section"]["panelBankConfig"]["sections"]
-    sections[0]["panels"] = sections[0]["panels"][:1]  # an older version of ours
-    sections.append(sections[1] | {"name": "somebody's own"})
-    spec["section"]["runSets"][0]["search"]["query"] = "somebody's search"
+    sections[0]["panels"] = sections[0]["panels"][:1]  # as an older version saved it
+    sections.append(sections[1] | {"name": "another section"})
+    spec["section"]["runSets"][0]["search"]["query"] = "another search"
     view["spec"] = json.dumps(spec)
     done = dashboard("me/bitmaps")
     assert done.returncode == 0, done.stderr
     (view,) = server.views.values()
-    assert names(view["spec"]) == [*ours, "somebody's own"]
+    assert names(view["spec"]) == [*saved, "another section"]
     spec = json.loads(view["spec"])
-    assert len(spec["section"]["panelBankConfig"]["sections"][0]["panels"]) == len(MEASURES) + 1
-    assert spec["section"]["runSets"][0]["search"]["query"] == "somebody's search"
+    assert len(spec["section"]["panelBankConfig"]["sections"][0]["panels"]) == len(measures()) + 1
+    assert spec["section"]["runSets"][0]["search"]["query"] == "another search"
 
 
-def test_a_project_that_is_not_there_is_said(server: Server) -> None:
+def test_an_unknown_project_is_an_error(server: Server) -> None:
     done = dashboard("me/another")
     assert done.returncode == 1
     assert "error: W&B shows you no project me/another: upload a run to it first" in done.stderr
@@ -208,7 +213,7 @@ def test_a_project_that_is_not_there_is_said(server: Server) -> None:
     assert not server.views
 
 
-def test_what_the_server_refuses_is_said(server: Server) -> None:
+def test_a_refusal_of_the_server_is_an_error(server: Server) -> None:
     server.refuses = True
     done = dashboard("me/bitmaps")
     assert done.returncode == 1
@@ -218,7 +223,7 @@ def test_what_the_server_refuses_is_said(server: Server) -> None:
 
 
 @pytest.mark.parametrize("mode", [None, "offline"])
-def test_without_an_account_it_says_in_one_line_what_to_do(
+def test_without_an_account_one_line_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, mode: str | None
 ) -> None:
     if mode:
@@ -226,7 +231,7 @@ def test_without_an_account_it_says_in_one_line_what_to_do(
     done = dashboard("me/bitmaps")
     assert done.returncode == 1
     *_, line = done.stderr.splitlines()
-    assert line.startswith("error: no W&B account to save it to")
+    assert line.startswith("error: there is no W&B account to save to")
     assert all(
         way in line
         for way in ("`wandb login`", "logger=wandb_offline", "`wandb leet <run folder>/wandb`")
@@ -235,7 +240,7 @@ def test_without_an_account_it_says_in_one_line_what_to_do(
 
 
 @pytest.mark.parametrize("project", ["bitmaps", "a/b/c", "me/", "https://wandb.ai/me/bitmaps"])
-def test_what_is_no_project_is_said(project: str) -> None:
+def test_a_malformed_project_is_an_error(project: str) -> None:
     done = dashboard(project)
     assert done.returncode == 1
     assert (

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bitmaps.bert import Bert
-from bitmaps.data.module import Batch
+from bitmaps.data.batches import Batch
 from bitmaps.packed import format as folder
 from bitmaps.quantize.convert import binarize_naive, make_trainable, to_float
 from bitmaps.quantize.layers import QuantizedEmbedding, QuantizedLinear

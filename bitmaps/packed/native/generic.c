@@ -1,5 +1,35 @@
-/* Any processor. */
+/* Any processor: plain loops for everything. The other instruction sets are compared with this
+ * one. */
 #include "plain.h"
 
-const struct isa bitmaps_generic
-    = {"generic", 64, 0, 0, 1, plain_scratch, plain_block, round_row, plain_sign_row, gelu, add_norm, NULL, NULL};
+static int runs(void) { return 1; }
+
+static void multiply(const struct block *b, void *scratch)
+{
+    if (b->x->act == F32)
+        plain_floats(b, scratch);
+    else if (b->x->act == A1)
+        plain_signs(b);
+    else
+        plain_integers(b, scratch);
+}
+
+static const struct row_operations ROW_OPERATIONS = {
+    .round = round_row,
+    .sign = plain_sign_row,
+    .gelu = plain_gelu,
+    .add_norm = add_norm,
+};
+
+const struct isa bitmaps_generic = {
+    .name = "generic",
+    .runs = runs,
+    .columns = 64,
+    .few = 0,
+    .signs = 1,
+    .offsets_int8 = 0,
+    .scratch = plain_scratch,
+    .multiply = multiply,
+    .rows = &ROW_OPERATIONS,
+    .attention = NULL,
+};

@@ -1,76 +1,127 @@
-/* What the driver (binary_linear.c) and the kernels of each instruction set (generic.c, avx2.c, avx512.c) share.
+/* What the operations (operations.c, stages.c) and the instruction sets (generic.c, x86/) share.
  *
- * A packed matrix has n rows of k weights of one bit each, of which row r takes the values low[r] and high[r]. With the
- * activations of a token rounded to whole numbers q with one scale s, every product is
+ * A packed matrix has n rows of k weights. With one-bit weights, row r takes the two values low[r]
+ * and high[r]. The activations of a token are rounded to integers q with one scale s, so an output
+ * is
  *
  *     y[r] = s * ((high[r] - low[r]) * dot(bits[r], q) + low[r] * sum(q)) + bias[r]
  *
- * so that a kernel only ever computes dot(bits, q).  docs/kernels.md tells how.
- */
+ * and a kernel only computes dot(bits, q). docs/kernels.md explains how.
+ *
+ * Throughout, m counts tokens (rows of activations), n outputs (rows of a matrix) and k inputs.
+ * / */
 #ifndef BITMAPS_KERNELS_H
 #define BITMAPS_KERNELS_H
 
 #include <stdint.h>
 
-#if defined(__x86_64__) && defined(__linux__) && __GNUC__ >= 11 /* older ones do not know it */
+#if defined(__x86_64__) && defined(__linux__) && __GNUC__ >= 11 /* older compilers lack AMX */
 #define HAVE_AMX
 #endif
 
-enum act { F32, A16, A8, A1 };         /* what the activations are rounded to: nothing, two planes of int8, int8, the sign */
-enum kind { BITS, INT8 };              /* what a weight is: one bit, or a signed byte (then low is 0 and high the scale) */
-enum { ROWS = 192, ALIGN = 64 };       /* of activations in one block; bytes to which a row of them is padded */
+#define EXPORT __attribute__((visibility("default"))) /* callable from Python */
+#define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
 
-/* bitmaps/packed/native.py has the same fields. */
+/* What activations are rounded to: not at all, 16 bits as two planes of int8, int8, or the sign. */
+enum act { F32, A16, A8, A1 };
+
+/* What a weight is: a bit, or a signed byte, which goes with A8 only. */
+enum kind { BITS, INT8 };
+
+enum {
+    ROWS = 192, /* tokens in one block of outputs, at most */
+    ALIGN = 64, /* bytes: rows of activations and pieces of memory are padded to a multiple */
+};
+
+/* A packed matrix. bitmaps/packed/native.py has the same fields. */
 struct matrix {
-    const uint8_t *weight;             /* (n, (k + 7) / 8), the lowest bit first, the rest of a row 0; or (n, k) bytes */
-    const float *high;                 /* (n) */
-    const float *low;                  /* (n), or NULL: -high for BITS, 0 for INT8 */
-    const float *bias;                 /* (n), or NULL */
-    const float *column;               /* (k), or NULL: what the inputs are multiplied with first */
+    const uint8_t *weight; /* INT8: (n, k). BITS: (n, (k + 7) / 8), lowest first, padded with 0 */
+    const float *high;     /* (n); INT8: the scale */
+    const float *low;      /* (n), or NULL: -high for BITS, 0 for INT8 */
+    const float *bias;     /* (n), or NULL */
+    const float *column;   /* (k), or NULL: factors of the inputs, applied before rounding */
     int64_t n, k;
     int32_t kind;
 };
 
-/* What calls with the same matrices have in common, so that a call has few arguments; native.py has the same fields here too. */
+/* What all calls with the same matrices share. bitmaps/packed/native.py has the same fields. */
 struct plan {
-    const struct matrix *w;            /* which read the same inputs */
+    const struct matrix *w; /* `count` matrices that read the same inputs */
     int32_t count, isa, act;
 };
 
-/* Activations as a kernel wants them; a row is `stride` bytes of each plane, padded with zeros. */
+/* Activations as a kernel reads them. Each row is padded with zeros to `stride` bytes. */
 struct rows {
     enum act act;
-    int64_t k, stride, plane;          /* bytes from a row to the next, and from the first plane to the second (a16) */
-    int32_t planes;
-    const float *x;                    /* f32: the numbers themselves, k a row */
-    const uint8_t *q;                  /* otherwise: signed bytes, or those + 128 if flipped, or bits */
-    const float *scale, *sum;          /* of each row */
+    int64_t k;
+    int64_t stride;    /* bytes from one row to the next */
+    int64_t plane;     /* bytes from the first plane to the second */
+    int32_t planes;    /* 2 for A16, otherwise 1 */
+    const float *x;    /* F32: the numbers, k a row */
+    const uint8_t *q;  /* otherwise: int8, or int8 + 128 (see `offsets_int8`), or bits */
+    const float *scale, *sum; /* of each row */
 };
 
-/* One head of one sentence: `length` tokens, whose `size` numbers, a multiple of 32, are `row` numbers from those of the next. What it
- * comes to replaces the queries. */
+/* A block of outputs: tokens m0 to m1 - 1 (at most ROWS), outputs n0 to n1 - 1 of each. */
+struct block {
+    const struct matrix *w;
+    const struct rows *x;
+    int64_t m0, m1, n0, n1;
+    float *y;    /* output 0 of token 0 */
+    int64_t ldy; /* numbers from one token's outputs to the next token's */
+};
+
+/* One attention head of one sentence. The result replaces the queries. */
 struct head {
     float *query;
     const float *key, *value;
-    const uint8_t *mask;               /* 0 for tokens that are not attended to; NULL: all are */
-    int64_t length, size, row;
+    const uint8_t *mask;  /* (length), 0 for tokens that are not attended to; NULL: attend to all */
+    int64_t length, size; /* tokens; numbers a token, a multiple of 32 */
+    int64_t row;          /* numbers from one token to the next */
 };
 
+/* What is done to one row of numbers at a time. */
+struct row_operations {
+    /* Round a row to int8 (A8) or to two planes of it (A16); offset: add 128 to each byte. */
+    void (*round)(const float *x, const struct rows *, int offset, uint8_t *q, float *scale,
+                  float *sum);
+    void (*sign)(const float *x, const struct rows *, uint8_t *q, float *scale, float *sum);
+    void (*gelu)(float *x, int64_t n);
+    /* y = LayerNorm(y + residual) */
+    void (*add_norm)(float *y, const float *residual, const float *gain, const float *shift,
+                     float epsilon, int64_t n);
+};
+
+struct attention {
+    int64_t (*scratch)(int64_t length, int64_t size); /* bytes that `attend` needs */
+    void (*attend)(const struct head *, void *scratch);
+};
+
+/* An instruction set. To add one, for example NEON:
+ *
+ *   1. Write arm/neon.c, and further files if it grows (x86/ is a model). Guard each file with the
+ *      macro of its architecture, and select the instructions with `#pragma GCC target`.
+ *   2. Define `const struct isa bitmaps_neon` there. plain.h and rowwise.h have a plain loop for
+ *      everything; they are compiled for the target of the including file.
+ *   3. Declare the table below, list it in dispatch.c, and list the files in pyproject.toml.
+ *
+ * Nothing else knows the instruction sets: Python asks for their names, and the tests compare each
+ * one that the processor supports with `generic`.
+ */
 struct isa {
     const char *name;
-    int64_t columns, few;              /* of the output in one block; rows up to which it may be any number of columns */
-    int flips;                         /* whether it wants q + 128 for INT8 weights */
-    int64_t signs;                     /* so many products with a sign take about the time of one with a byte */
-    int64_t (*scratch)(int64_t k);     /* bytes that `block` needs for k inputs */
-    /* Outputs m0..m1 (at most ROWS) by n0..n1 (at most `columns`); y is the output (0, 0), ldy numbers a row. */
-    void (*block)(const struct matrix *, int64_t n0, int64_t n1, const struct rows *, int64_t m0, int64_t m1, float *y,
-                  int64_t ldy, void *scratch);
-    void (*round_row)(const float *x, const struct rows *, int flip, uint8_t *q, float *scale, float *sum);
-    void (*sign_row)(const float *x, const struct rows *, uint8_t *q, float *scale, float *sum);
-    void (*gelu)(float *x, int64_t n);
-    void (*add_norm)(float *y, const float *residual, const float *gain, const float *bias, float epsilon, int64_t n);
-    int64_t (*attend_scratch)(int64_t length, int64_t size);
-    void (*attend)(const struct head *, void *scratch); /* or NULL: PyTorch's attention does as well */
+    /* Whether this machine supports it. Runs on any machine: compile it without the
+     * instructions. */
+    int (*runs)(void);
+    int64_t columns;       /* outputs in one block, at most */
+    int64_t few;           /* with at most so many tokens, a block may have any number of outputs */
+    int64_t signs;         /* products with a sign that take the time of one with a byte */
+    int offsets_int8;      /* whether it reads activations + 128 where weights are INT8 */
+    int64_t (*scratch)(int64_t k); /* bytes that `multiply` needs for k inputs */
+    void (*multiply)(const struct block *, void *scratch);
+    const struct row_operations *rows;
+    const struct attention *attention; /* NULL: PyTorch's is as fast */
 };
 
 extern const struct isa bitmaps_generic;
@@ -81,14 +132,52 @@ extern const struct isa bitmaps_avx2, bitmaps_avx512;
 extern const struct isa bitmaps_amx;
 #endif
 
-/* From a product to an output. Where low is -high it is high (2 dot - sum): whole numbers, so that what cancels is 0. */
-static inline float output_of(const struct matrix *w, int64_t n, const struct rows *x, int64_t m, float dot)
+/* The instruction set of a plan (dispatch.c). */
+const struct isa *isa_of(const struct plan *plan);
+
+/* Output n of token m from its dot product. If low is -high, the output is high (2 dot - sum): the
+ * bracket is an integer, so sums that cancel give exactly 0. */
+static inline float output_of(const struct matrix *w, int64_t n, const struct rows *x, int64_t m,
+                              float dot)
 {
     const float high = w->high[n], sum = x->sum[m];
-    const float value = w->low ? (high - w->low[n]) * dot + w->low[n] * sum : w->kind == BITS ? high * (2.0f * dot - sum) : high * dot;
+    const float value = w->low             ? (high - w->low[n]) * dot + w->low[n] * sum
+                        : w->kind == BITS ? high * (2.0f * dot - sum)
+                                          : high * dot;
     return value * x->scale[m] + (w->bias ? w->bias[n] : 0.0f);
 }
 
-static inline int64_t row_bytes(const struct matrix *w) { return w->kind == BITS ? (w->k + 7) / 8 : w->k; }
+static inline void write_output(const struct block *b, int64_t m, int64_t n, float dot)
+{
+    b->y[m * b->ldy + n] = output_of(b->w, n, b->x, m, dot);
+}
+
+/* With signs, dot(bits, signs) is this less popcount(bits xor signs): the number of positive
+ * signs. */
+static inline int32_t positive_signs(const struct rows *x, int64_t m)
+{
+    return ((int32_t)x->sum[m] + (int32_t)x->k) / 2;
+}
+
+static inline int64_t row_bytes(const struct matrix *w)
+{
+    return w->kind == BITS ? (w->k + 7) / 8 : w->k;
+}
+
+/* The rows of weights of outputs n to n + count - 1. For outputs beyond the block, which are
+ * computed but not written, it is the block's last row. */
+INLINE void rows_of_weights(const struct block *b, int64_t n, const int count, const uint8_t **row)
+{
+    const int64_t bytes = row_bytes(b->w), there = b->n1 - n;
+    const uint8_t *first = b->w->weight + n * bytes;
+    if (there >= count) /* predicted, so that the rows' addresses are known early */
+        for (int i = 0; i < count; i++)
+            row[i] = first + i * bytes;
+    else
+        for (int i = 0; i < count; i++)
+            row[i] = first + (i < there ? i : there - 1) * bytes;
+}
+
+static inline int64_t aligned(int64_t bytes) { return (bytes + ALIGN - 1) / ALIGN * ALIGN; }
 
 #endif

@@ -1,90 +1,100 @@
-/* Products row by row in plain loops, for whichever instruction set the including file is compiled for: all that generic.c does,
- * and what is not worth more in avx2.c. */
+/* Products in plain loops, compiled for the target of the including file: all products of
+ * generic.c, and those for which AVX2 needs nothing better. */
+#ifndef BITMAPS_PLAIN_H
+#define BITMAPS_PLAIN_H
+
 #include "rowwise.h"
 
-enum { ABREAST = 4 };
+enum { ABREAST = 4 }; /* tokens for which a row of weights is read once */
 
-static void spread_bits(const uint8_t *bits, int64_t k, int8_t *out)
+/* Enough for a row of weights as floats. */
+static inline int64_t plain_scratch(int64_t k) { return (k + ALIGN) * (int64_t)sizeof(float); }
+
+static inline int bit_of(const uint8_t *bits, int64_t j) { return bits[j >> 3] >> (j & 7) & 1; }
+
+static inline int32_t differences(const uint8_t *a, const uint8_t *b, int64_t bytes)
 {
-    for (int64_t j = 0; j < k; j++)
-        out[j] = bits[j >> 3] >> (j & 7) & 1;
+    int64_t i = 0;
+    int32_t different = 0;
+    for (; i + 8 <= bytes; i += 8) {
+        uint64_t u, v;
+        memcpy(&u, a + i, 8);
+        memcpy(&v, b + i, 8);
+        different += __builtin_popcountll(u ^ v);
+    }
+    for (; i < bytes; i++)
+        different += __builtin_popcount(a[i] ^ b[i]);
+    return different;
 }
 
-static void output(const struct matrix *w, int64_t n, const struct rows *x, int64_t m, float dot, float *y, int64_t ldy)
+static inline void plain_signs(const struct block *b)
 {
-    y[m * ldy + n] = output_of(w, n, x, m, dot);
+    const struct rows *x = b->x;
+    const int64_t bytes = row_bytes(b->w);
+    for (int64_t n = b->n0; n < b->n1; n++)
+        for (int64_t m = b->m0; m < b->m1; m++) {
+            const uint8_t *row = b->w->weight + n * bytes, *q = x->q + m * x->stride;
+            write_output(b, m, n, (float)(positive_signs(x, m) - differences(row, q, bytes)));
+        }
 }
 
-/* dot(bits, signs) is this less popcount(bits xor signs). */
-static int32_t signs_set(const struct rows *x, int64_t m) { return ((int32_t)x->sum[m] + (int32_t)x->k) / 2; }
-
-static int64_t plain_scratch(int64_t k) { return (k + ALIGN) * (int64_t)sizeof(float); }
-
-static void plain_block(const struct matrix *w, int64_t n0, int64_t n1, const struct rows *x, int64_t m0, int64_t m1, float *y,
-                        int64_t ldy, void *scratch)
+static inline void plain_floats(const struct block *b, float *weight)
 {
-    const int64_t k = x->k, bytes = row_bytes(w);
-    for (int64_t n = n0; n < n1; n++) {
-        const uint8_t *row = w->weight + n * bytes;
-        if (x->act == A1) {
-            for (int64_t m = m0; m < m1; m++) {
-                const uint8_t *q = x->q + m * x->stride;
-                int64_t b = 0;
-                int32_t different = 0;
-                for (; b + 8 <= bytes; b += 8) {
-                    uint64_t u, v;
-                    memcpy(&u, row + b, 8);
-                    memcpy(&v, q + b, 8);
-                    different += __builtin_popcountll(u ^ v);
-                }
-                for (; b < bytes; b++)
-                    different += __builtin_popcount(row[b] ^ q[b]);
-                output(w, n, x, m, (float)(signs_set(x, m) - different), y, ldy);
+    const int64_t k = b->x->k, bytes = row_bytes(b->w), m1 = b->m1;
+    for (int64_t n = b->n0; n < b->n1; n++) {
+        const uint8_t *row = b->w->weight + n * bytes;
+        for (int64_t j = 0; j < k; j++)
+            weight[j] = (float)bit_of(row, j);
+        for (int64_t m = b->m0; m < m1; m += ABREAST) {
+            const float *a[ABREAST];
+            float dot[ABREAST] = {0};
+            for (int i = 0; i < ABREAST; i++)
+                a[i] = b->x->x + (m + i < m1 ? m + i : m1 - 1) * k;
+            for (int64_t j = 0; j < k; j++) {
+                dot[0] += a[0][j] * weight[j];
+                dot[1] += a[1][j] * weight[j];
+                dot[2] += a[2][j] * weight[j];
+                dot[3] += a[3][j] * weight[j];
             }
-            continue;
-        }
-        const int8_t *weight = (const int8_t *)row;
-        if (w->kind == BITS) {
-            spread_bits(row, k, scratch);
-            weight = scratch;
-        }
-        if (x->act == F32) {
-            float *set = scratch;
-            for (int64_t j = k - 1; j >= 0; j--) /* in place, from the end */
-                set[j] = (float)weight[j];
-            for (int64_t m = m0; m < m1; m += ABREAST) {
-                const float *a[ABREAST];
-                float dot[ABREAST] = {0};
-                for (int i = 0; i < ABREAST; i++)
-                    a[i] = x->x + (m + i < m1 ? m + i : m1 - 1) * k;
-                for (int64_t j = 0; j < k; j++) {
-                    dot[0] += a[0][j] * set[j];
-                    dot[1] += a[1][j] * set[j];
-                    dot[2] += a[2][j] * set[j];
-                    dot[3] += a[3][j] * set[j];
-                }
-                for (int i = 0; i < ABREAST && m + i < m1; i++)
-                    output(w, n, x, m + i, dot[i], y, ldy);
-            }
-            continue;
-        }
-        for (int64_t m = m0; m < m1; m++) {
-            const int8_t *q = (const int8_t *)x->q + m * x->stride;
-            int32_t dot = 0;
-            for (int64_t j = 0; j < k; j++)
-                dot += weight[j] * q[j];
-            if (x->planes == 2) {
-                int32_t rest = 0;
-                for (int64_t j = 0; j < k; j++)
-                    rest += weight[j] * q[x->plane + j];
-                dot = dot * 256 + rest;
-            }
-            output(w, n, x, m, (float)dot, y, ldy);
+            for (int i = 0; i < ABREAST && m + i < m1; i++)
+                write_output(b, m + i, n, dot[i]);
         }
     }
 }
 
-static void plain_sign_row(const float *x, const struct rows *rows, uint8_t *q, float *scale, float *sum)
+static inline int32_t dot_of(const int8_t *weight, const int8_t *q, int64_t k)
+{
+    int32_t dot = 0;
+    for (int64_t j = 0; j < k; j++)
+        dot += weight[j] * q[j];
+    return dot;
+}
+
+static inline void plain_integers(const struct block *b, int8_t *spread)
+{
+    const struct rows *x = b->x;
+    const int64_t k = x->k, bytes = row_bytes(b->w);
+    for (int64_t n = b->n0; n < b->n1; n++) {
+        const uint8_t *row = b->w->weight + n * bytes;
+        const int8_t *weight = (const int8_t *)row;
+        if (b->w->kind == BITS) {
+            for (int64_t j = 0; j < k; j++)
+                spread[j] = (int8_t)bit_of(row, j);
+            weight = spread;
+        }
+        for (int64_t m = b->m0; m < b->m1; m++) {
+            const int8_t *q = (const int8_t *)x->q + m * x->stride;
+            int32_t dot = dot_of(weight, q, k);
+            if (x->planes == 2)
+                dot = dot * 256 + dot_of(weight, q + x->plane, k);
+            write_output(b, m, n, (float)dot);
+        }
+    }
+}
+
+/* q = the bits of x >= 0, scale = mean(|x|). */
+static inline void plain_sign_row(const float *x, const struct rows *rows, uint8_t *q, float *scale,
+                                  float *sum)
 {
     const int64_t k = rows->k;
     float total = 0.0f;
@@ -101,3 +111,20 @@ static void plain_sign_row(const float *x, const struct rows *rows, uint8_t *q, 
     *scale = isfinite(mean) ? mean : NAN;
     *sum = (float)(2 * set - k);
 }
+
+/* GELU as rowwise.h describes it. */
+static inline void plain_gelu(float *x, int64_t n)
+{
+    for (int64_t j = 0; j < n; j++) {
+        const float v = x[j], t = v * v;
+        float p = GELU_P[0], q = GELU_Q[0];
+        for (int i = 1; i < GELU_TERMS; i++) {
+            p = p * t + GELU_P[i];
+            q = q * t + GELU_Q[i];
+        }
+        const float inside = 0.5f * v * (1.0f + v * p / q);
+        x[j] = v > GELU_END ? v : v < -GELU_END ? 0.0f : inside;
+    }
+}
+
+#endif

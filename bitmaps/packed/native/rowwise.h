@@ -1,14 +1,18 @@
-/* What is done to one row of numbers at a time, in plain loops that the compiler vectorizes for whichever instruction set the
- * including file is compiled for. */
+/* What every instruction set does to a row in the same plain loops, which the compiler
+ * vectorizes for the target of the including file. */
+#ifndef BITMAPS_ROWWISE_H
+#define BITMAPS_ROWWISE_H
+
 #include <math.h>
 #include <string.h>
 
 #include "kernels.h"
 
-typedef int32_t __attribute__((may_alias)) pattern; /* of a float's bits */
+typedef int32_t __attribute__((may_alias)) pattern; /* the bits of a float */
 
-/* The largest magnitude of a row; infinite or NaN if any number is. Magnitudes are ordered like their bit patterns. */
-static float largest(const float *x, int64_t k)
+/* The largest magnitude of a row; infinite or NaN if any number is. Magnitudes have the order of
+ * their bit patterns. */
+static inline float largest(const float *x, int64_t k)
 {
     const pattern *bits = (const pattern *)x;
     int32_t most = 0;
@@ -21,18 +25,20 @@ static float largest(const float *x, int64_t k)
     return value;
 }
 
-/* int8: x ~ s q with q in -127..127 and s = max|x| / 127.  a16: x ~ s (256 q0 + q1) with bytes q0 and q1, s = max|x| / 32639.
- * A row that holds an infinity or a NaN gets a scale of NaN, and with it a row of NaN as output. */
-static void round_row(const float *x, const struct rows *rows, int flip, uint8_t *q, float *scale, float *sum)
+/* A8: x ~ s q with q in -127..127 and s = max|x| / 127. A16: x ~ s (256 q0 + q1) with int8 q0
+ * and q1 and s = max|x| / 32639. A row with an infinity or a NaN gets the scale NaN, so that all
+ * of its outputs are NaN. */
+static inline void round_row(const float *x, const struct rows *rows, int offset, uint8_t *q,
+                             float *scale, float *sum)
 {
     const int64_t k = rows->k;
     const float most = largest(x, k), top = rows->planes == 2 ? 32639.0f : 127.0f;
-    const float inverse = top / most; /* infinite if the row is 0, or so small that it might as well be */
-    const uint8_t offset = flip ? 128 : 0;
+    const float inverse = top / most; /* infinite if all numbers are 0, or too small to matter */
+    const uint8_t zero = offset ? 128 : 0;
     int32_t total = 0;
     if (!isfinite(most) || !isfinite(inverse)) {
         for (int plane = 0; plane < rows->planes; plane++)
-            memset(q + plane * rows->plane, offset, rows->stride);
+            memset(q + plane * rows->plane, zero, rows->stride);
         *scale = isfinite(most) ? 0.0f : NAN;
         *sum = 0.0f;
         return;
@@ -50,36 +56,32 @@ static void round_row(const float *x, const struct rows *rows, int flip, uint8_t
         for (int64_t j = 0; j < k; j++) {
             int32_t value = (int32_t)rintf(x[j] * inverse);
             total += value;
-            q[j] = (uint8_t)(value + offset);
+            q[j] = (uint8_t)(value + zero);
         }
     }
-    memset(q + k, offset, rows->stride - k);
+    memset(q + k, zero, rows->stride - k);
     *scale = most / top;
     *sum = (float)total;
 }
 
-/* x Phi(x), where Phi is the normal distribution. erf(x / sqrt 2) is fitted by x P(x^2) / Q(x^2) on |x| <= 5.2, the largest error of
- * x Phi(x) made as small as it gets (2e-8 before rounding); beyond, Phi is 0 or 1 to the last bit that counts. */
+/* GELU is x Phi(x), where Phi is the normal distribution function. On |x| <= 5.2, erf(x / sqrt
+ * 2) is approximated by x P(x^2) / Q(x^2), fitted to minimize the largest error of x Phi(x):
+ * 2e-8 before rounding. Beyond, Phi is 0 or 1 to float precision. Coefficients of the highest
+ * power first. */
 enum { GELU_TERMS = 6 };
-static const float GELU_P[GELU_TERMS] = {4.80782393e-08f, 1.29250874e-05f, 3.30301293e-04f, 9.31509574e-03f, 6.67142242e-02f, 7.97884309e-01f};
-static const float GELU_Q[GELU_TERMS] = {1.24298501e-06f, 7.31658374e-05f, 1.86339110e-03f, 2.83899229e-02f, 2.50279192e-01f, 1.0f};
+#define GELU_END 5.2f
+static const float GELU_P[GELU_TERMS] = {
+    4.80782393e-08f, 1.29250874e-05f, 3.30301293e-04f,
+    9.31509574e-03f, 6.67142242e-02f, 7.97884309e-01f,
+};
+static const float GELU_Q[GELU_TERMS] = {
+    1.24298501e-06f, 7.31658374e-05f, 1.86339110e-03f,
+    2.83899229e-02f, 2.50279192e-01f, 1.0f,
+};
 
-__attribute__((unused)) static void gelu(float *x, int64_t n)
-{
-    for (int64_t j = 0; j < n; j++) {
-        const float v = x[j], t = v * v;
-        float p = GELU_P[0], q = GELU_Q[0];
-        for (int i = 1; i < GELU_TERMS; i++) {
-            p = p * t + GELU_P[i];
-            q = q * t + GELU_Q[i];
-        }
-        const float inside = 0.5f * v * (1.0f + v * p / q);
-        x[j] = v > 5.2f ? v : v < -5.2f ? 0.0f : inside;
-    }
-}
-
-/* LayerNorm(y + residual), in place. */
-static void add_norm(float *y, const float *residual, const float *gain, const float *bias, float epsilon, int64_t n)
+/* y = LayerNorm(y + residual) */
+static inline void add_norm(float *y, const float *residual, const float *gain, const float *shift,
+                            float epsilon, int64_t n)
 {
     float mean = 0.0f, variance = 0.0f;
     for (int64_t j = 0; j < n; j++) {
@@ -91,5 +93,7 @@ static void add_norm(float *y, const float *residual, const float *gain, const f
         variance += (y[j] - mean) * (y[j] - mean);
     const float inverse = 1.0f / sqrtf(variance / (float)n + epsilon);
     for (int64_t j = 0; j < n; j++)
-        y[j] = (y[j] - mean) * inverse * gain[j] + bias[j];
+        y[j] = (y[j] - mean) * inverse * gain[j] + shift[j];
 }
+
+#endif

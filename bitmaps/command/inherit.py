@@ -1,0 +1,219 @@
+"""What a command asks for, and what its configuration inherits from a run: one that is resumed, or
+scored as a checkpoint."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.conf import HydraConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from bitmaps.command.overrides import key_of
+from bitmaps.command.parts import Devices
+from bitmaps.command.schema import Train
+from bitmaps.command.sweep import Job, find_job, load_config
+from bitmaps.errors import InputError
+from bitmaps.runs.folder import RunFolder, read_state
+from bitmaps.runs.records import Facts
+from bitmaps.vocabulary import Activations, Status, Storage
+
+# keys in which a resumed run may differ from what it was
+RESUMABLE = ("trainer", "callbacks", "logger", "measure", "analysis", "text")
+# keys that a trained run decides
+OF_THE_CHECKPOINT = ("model", "binarize", "values", "scale")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was typed: a job, on its own or in a sweep.
+
+    Attributes:
+        command: as it would be typed for this job alone.
+        overrides: of this job.
+        folder: where it writes.
+        in_sweep: whether it is a job of a sweep.
+    """
+
+    command: str
+    overrides: list[str]
+    folder: Path
+    in_sweep: bool
+
+    @classmethod
+    def of(cls, hydra: HydraConf) -> Request:
+        overrides = list(hydra.overrides.task)
+        return cls(
+            command=shlex.join(["python", f"{hydra.job.config_name}.py", *overrides]),
+            overrides=overrides,
+            folder=Path(hydra.runtime.output_dir),
+            in_sweep=hydra.mode is RunMode.MULTIRUN,
+        )
+
+    @property
+    def group(self) -> str | None:
+        """The name of the sweep."""
+        return self.folder.parent.name if self.in_sweep else None
+
+
+def inherit(cfg: DictConfig, request: Request, folder: RunFolder) -> tuple[DictConfig, str] | None:
+    """The configuration that is run, with what it inherits, and the command that makes the run;
+    ``None`` for a job of a sweep that is done already.
+
+    Raises:
+        InputError: when there is no such run, or the command contradicts it.
+    """
+    if cfg.get("checkpoint"):
+        cfg = of_checkpoint(cfg, request.overrides)
+    if cfg.get("resume"):
+        cfg = resumed(cfg, request.overrides)
+        return cfg, resumed_command(cfg.resume, request)
+    if request.in_sweep:
+        job = find_job(cfg, folder)
+        if job is Job.done:
+            return None
+        if job is Job.stopped:
+            cfg.resume = str(folder.path)
+    return cfg, request.command
+
+
+def resumed_command(resume: str, request: Request) -> str:
+    """What makes a resumed run: the command that began it, with what was changed since.
+
+    Raises:
+        InputError: when the run would not be resumed in its own folder.
+    """
+    if request.folder.resolve() != Path(resume).resolve():
+        raise InputError(
+            f"a run is resumed in its own folder, {resume}: leave out hydra.run.dir, and -m"
+        )
+    began = shlex.split(read_state(request.folder).facts.command)
+    changed = [override for override in request.overrides if key_of(override) != "resume"]
+    return shlex.join({key_of(word): word for word in (*began, *changed)}.values())
+
+
+def is_resumable(key: str) -> bool:
+    """Whether a resumed run may differ in this key from what it was."""
+    return key.split(".")[0] in RESUMABLE and key != "trainer.accumulate_grad_batches"
+
+
+def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """The configuration of the run that ``cfg.resume`` names, with the overrides that may change it.
+
+    Raises:
+        InputError: when there is no such run, it has no checkpoint, or an override would make it
+            another run.
+    """
+    path = Path(cfg.resume)
+    for file in ("config.yaml", "checkpoints/last.ckpt"):
+        if not (path / file).is_file():
+            raise InputError(f"resume={cfg.resume} holds no run to go on with: it has no {file}")
+    merged = load_config(path, Train)
+    for override in overrides:
+        key = key_of(override)
+        if key != "resume" and not is_resumable(key):
+            raise InputError(
+                f"{key} cannot change when a run is resumed; what can: {', '.join(RESUMABLE)}"
+            )
+        parent, _, name = key.rpartition(".")
+        if override.startswith("~") and parent:
+            OmegaConf.select(merged, parent).pop(name, None)
+        elif key == "trainer":
+            # the choice of devices; the steps and what else is under `trainer` stay
+            for device in fields(Devices):
+                merged.trainer[device.name] = cfg.trainer[device.name]
+        else:
+            OmegaConf.update(merged, key, OmegaConf.select(cfg, key), merge=False)
+    steps = read_state(path).facts.steps or 0
+    if merged.trainer.max_steps < steps:
+        raise InputError(
+            f"trainer.max_steps={merged.trainer.max_steps} is too small: "
+            f"{path} has {steps} steps already"
+        )
+    return merged
+
+
+def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """The configuration for scoring a trained run: its model and what was binarized, and its data
+    unless the command asks for other data.
+
+    Raises:
+        InputError: when there is no such run, it has no model, or an override contradicts it.
+    """
+    from bitmaps.packed.format import is_packed  # imports torch
+
+    path, given = Path(cfg.checkpoint), [key_of(override) for override in overrides]
+    for key in given:
+        if key.split(".")[0] in (*OF_THE_CHECKPOINT, "calibrate"):
+            raise InputError(
+                f"{key} is what checkpoint={cfg.checkpoint} was trained with: leave it out"
+            )
+    real_bits = is_packed(path)
+    if real_bits:
+        check_packed(cfg, given)
+        if not (path.parent / "config.yaml").is_file():
+            return packed_alone(cfg, given)
+        path = path.parent
+    state = read_state(path)
+    if not (path / "config.yaml").is_file() or not (path / "model" / "config.json").is_file():
+        scored = state.status is Status.ok
+        what = "was scored, not trained" if scored else f"has the status {state.status}"
+        raise InputError(f"checkpoint={cfg.checkpoint} holds no trained model: that run {what}")
+    if not real_bits:
+        check_rounding(cfg, given, state.facts)
+    return trained_config(cfg, path, given)
+
+
+def check_packed(cfg: DictConfig, given: list[str]) -> None:
+    """Raises:
+    InputError: for what was decided when the model was packed."""
+    if "embeddings" in given:
+        raise InputError(
+            f"embeddings is what checkpoint={cfg.checkpoint} was packed with: leave it out"
+        )
+    if "activations" not in given:
+        OmegaConf.update(cfg, "activations", Activations.int8)
+    if cfg.activations is Activations.bit:
+        raise InputError(
+            "activations=bit is trained, and then part of what is packed: valid are float, int8"
+        )
+
+
+def packed_alone(cfg: DictConfig, given: list[str]) -> DictConfig:
+    """The configuration for a packed folder without its run: there is nothing to compare it with."""
+    if "references" in given and cfg.references:
+        raise InputError(
+            f"references=true: there is no run beside checkpoint={cfg.checkpoint} to refer to"
+        )
+    model = {"name": "hub", "source": cfg.checkpoint, "adapter": None, "sha256": None}
+    return cast(DictConfig, OmegaConf.merge(cfg, {"model": model, "references": False}))
+
+
+def check_rounding(cfg: DictConfig, given: list[str], facts: Facts) -> None:
+    """Raises:
+    InputError: for rounding that the run was trained with already."""
+    plain: tuple[tuple[str, Any, Any], ...] = (
+        ("embeddings", facts.embeddings, Storage.fp32),
+        ("activations", facts.activations, Activations.float),
+    )
+    for key, trained, unrounded in plain:
+        if key in given and trained is not unrounded:
+            raise InputError(
+                f"{key} is {trained} in checkpoint={cfg.checkpoint}, as it was trained: leave it out"
+            )
+
+
+def trained_config(cfg: DictConfig, run: Path, given: list[str]) -> DictConfig:
+    """``cfg`` with what a trained run decides, and with its data and seed unless they are given."""
+    saved = cast(DictConfig, OmegaConf.load(run / "config.yaml"))
+    names = [*OF_THE_CHECKPOINT, *(name for name in ("data", "seed") if name not in given)]
+    merged = OmegaConf.merge(cfg, {name: saved[name] for name in names if name in saved})
+    if "data" in given:  # other text, cut as it was in training
+        OmegaConf.update(merged, "data.length", saved.data.length)
+    for key in given:
+        if key.startswith("data."):
+            OmegaConf.update(merged, key, OmegaConf.select(cfg, key))
+    return cast(DictConfig, merged)

@@ -1,0 +1,156 @@
+"""Sweeps that may be stopped, started again and extended: what to do with a job's folder.
+
+A job is known by its folder, which its overrides name, and by the digest of its configuration. The
+digest leaves out what does not change the scores: logger, timing and paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from bitmaps.command.overrides import WITHOUT_EFFECT, key_of
+from bitmaps.command.schema import Evaluate, Train
+from bitmaps.errors import InputError
+from bitmaps.runs.folder import RunFolder, lock_folder, read_state
+from bitmaps.runs.records import RENAMED, Facts, Role, fields_with
+from bitmaps.vocabulary import Status
+
+# overrides that choose the text and the masks
+TEXT_KEYS = ("data", "limit", "mask_seed", "mask_sets", "experiment")
+
+
+class Job(Enum):
+    """What a job finds in its folder: nothing, its own result, or a checkpoint to go on from."""
+
+    new = auto()
+    done = auto()
+    stopped = auto()
+
+
+def load_config(run: Path, schema: type[Train | Evaluate]) -> DictConfig:
+    """The configuration in a run folder, with the present names of classes."""
+    loaded = OmegaConf.load(run / "config.yaml")
+    saved = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), loaded))
+    for callback in (saved.get("callbacks") or {}).values():
+        if callback is not None and callback.get("_target_") in RENAMED:
+            callback._target_ = RENAMED[callback._target_]
+    return saved
+
+
+def is_path(source: str | None) -> bool:
+    """Whether a model's source is a folder, and not a Hub id or part of a package."""
+    if source is None or source.startswith("package:"):
+        return False
+    return Path(source).expanduser().exists() or source.count("/") != 1
+
+
+def digest(cfg: DictConfig) -> str:
+    """SHA-256 of a configuration without what does not change the scores."""
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+    for name in (*WITHOUT_EFFECT, "resume", "checkpoint"):
+        plain.pop(name, None)
+    if plain["data"]["name"] != "text":  # otherwise the folder is a location, and no choice of text
+        plain["data"].pop("dir")
+    if is_path(plain["model"]["source"]):
+        plain["model"].pop("source")
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def find_job(cfg: DictConfig, folder: RunFolder) -> Job:
+    """What the folder of a sweep's job holds. What a failed or interrupted attempt left there is
+    removed unless it can be resumed.
+
+    Raises:
+        InputError: when another job is in the folder, or another process works on this one.
+    """
+    path = folder.path
+    if not folder.holds_run():
+        return Job.new
+    lock = lock_folder(path)
+    try:
+        check_same_job(cfg, path)
+        if read_state(path).status is Status.ok:
+            return Job.done
+        if (path / "checkpoints" / "last.ckpt").is_file():
+            return Job.stopped
+        shutil.rmtree(path)
+        return Job.new
+    finally:
+        lock.release()
+
+
+def check_same_job(cfg: DictConfig, path: Path) -> None:
+    """Raises:
+    InputError: when the configuration in a folder is another one."""
+    saved = load_config(path, Train if "resume" in cfg else Evaluate)
+    if digest(saved) != digest(cfg):
+        raise InputError(
+            f"{path} holds a job with another configuration: choose another hydra.sweep.dir"
+        )
+
+
+def swept_keys(folder: Path, overrides: list[str]) -> set[str]:
+    """The first parts of the keys that a sweep goes over.
+
+    Args:
+        folder: of one of its jobs.
+        overrides: of that job.
+    """
+    sweep = OmegaConf.load(folder.parent / "multirun.yaml")  # which Hydra writes
+    typed = list(sweep.hydra.overrides.task)
+    return {key_of(override).split(".")[0] for override in overrides if override not in typed}
+
+
+def check_sweep(facts: Facts, folder: Path, overrides: list[str]) -> None:
+    """Check that a job belongs into its sweep. All jobs are scored on the same text, unless the
+    sweep itself goes over several texts.
+
+    Args:
+        folder: of the job.
+        overrides: of the job.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    swept = swept_keys(folder, overrides)
+    if useless := sorted(swept & set(WITHOUT_EFFECT)):
+        raise InputError(f"{useless[0]} changes no score: a sweep over it would repeat one job")
+    if swept & set(TEXT_KEYS):
+        return
+    names = [name for name in fields_with(Role.text) if hasattr(facts, name)]
+    for metrics in sorted(folder.parent.glob("*/metrics.json")):
+        there = read_state(metrics.parent).facts
+        for name in names if metrics.parent != folder and there.data is not None else ():
+            ours, theirs = getattr(facts, name), getattr(there, name)
+            if ours != theirs:
+                raise InputError(
+                    f"{name}={ours} is not comparable with {name}={theirs} of "
+                    f"{metrics.parent}: choose another hydra.sweep.dir"
+                )
+
+
+def find_duplicate(cfg: DictConfig, own: Path) -> Path | None:
+    """The folder of an earlier job of the same sweep that comes to the same row: nothing is
+    binarized, and the jobs differ in value set, scale and scope alone."""
+
+    def meaning(config: Any) -> str:
+        plain = cast(dict[str, Any], OmegaConf.to_container(config))
+        if not plain["binarize"]["components"] and plain["embeddings"] != "bit":
+            plain |= {"binarize": None, "values": None, "scale": None}
+        return OmegaConf.to_yaml(plain)
+
+    wanted = meaning(OmegaConf.create(OmegaConf.to_yaml(cfg)))
+    for metrics in own.parent.glob("*/metrics.json"):
+        other = metrics.parent
+        if other == own or read_state(other).status is not Status.ok:
+            continue
+        if meaning(OmegaConf.load(other / "config.yaml")) == wanted:
+            return other
+    return None

@@ -1,0 +1,125 @@
+"""``evaluate.py``: score a model as it is, naively binarized, calibrated, trained or packed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from lightning.pytorch.loggers import Logger
+
+from bitmaps.bert import Bert
+from bitmaps.bert.checkpoint import load, locate
+from bitmaps.command.schema import Evaluate
+from bitmaps.jobs.setup import Outcome, Setup
+from bitmaps.packed import format as packed
+from bitmaps.quantize.convert import (
+    binarize_naive,
+    make_trainable,
+    restore_activations,
+    round_activations,
+    store_words,
+    to_float,
+)
+from bitmaps.quantize.quantizer import Quantization
+from bitmaps.runs.folder import ScoredRow
+from bitmaps.runs.records import Facts
+from bitmaps.vocabulary import Act, Activations, Component, RowKind, Weights
+
+
+class Evaluation:
+    """Score one model, beside the models that it was made of.
+
+    Raises:
+        InputError: for everything that can be found wrong before weights are read.
+    """
+
+    def __init__(self, config: Evaluate) -> None:
+        self.config, model = config, config.model
+        self.packed = config.checkpoint is not None and packed.is_packed(locate(config.checkpoint))
+        if config.checkpoint is not None and not config.references:
+            # a trained run has everything that is needed with it
+            model = replace(
+                model,
+                source=config.checkpoint,
+                weights=Weights.pretrained,
+                adapter=None,
+                sha256=None,
+            )
+        splits = ["train"] if config.calibrate else []
+        self.setup = Setup.check(config, config.trainer, model, *splits)
+        if config.checkpoint is None:
+            self.setup.pretrained.check_floats()
+        elif not self.packed:
+            config.check_activations()
+
+    def run(self, folder: Path, facts: Facts, loggers: list[Logger]) -> Outcome:
+        """Score the model. ``folder`` and ``loggers`` are for trainings."""
+        if self.config.checkpoint is None:
+            return self.untrained(facts)
+        path = locate(self.config.checkpoint)
+        return self.packed_model(path, facts) if self.packed else self.trained(path, facts)
+
+    def untrained(self, facts: Facts) -> Outcome:
+        """The model as it is, or binarized without training."""
+        config, components = self.config, self.config.binarize.components
+        words, values = config.word_table(), config.values
+        model = self.setup.original()
+        binarized = facts.values is not None
+        facts = replace(
+            facts,
+            row=RowKind.naive if binarized else RowKind.unbinarized,
+            steps=0,
+            calibrated_on=0,
+        )
+        references: list[ScoredRow] = []
+        if config.calibrate:
+            references = self.setup.references(facts)
+            make_trainable(model, components, Quantization(values, config.scale), words)
+            sentences = self.setup.calibrate(model)
+            facts = replace(facts, row=RowKind.calibrated, calibrated_on=sentences)
+            model = to_float(model)
+        else:
+            binarize_naive(model, components, values, config.scale, config.binarize.scope)
+            if Component.embeddings not in components:
+                store_words(model, words, values)
+        if config.activations is not Activations.float:
+            round_activations(model, components, config.one_bit_layers())
+        return Outcome([*references, self.setup.score(model, facts)], model)
+
+    def trained(self, path: Path, facts: Facts) -> Outcome:
+        """A trained run in floats; its word table and its activations may be rounded now."""
+        config, components = self.config, self.config.binarize.components
+        model = restore_activations(load(path))
+        asked = facts
+        facts = replace(trained_facts(facts, model), row=RowKind.trained)
+        references = self.setup.references(facts)
+        if config.embeddings is not None:
+            store_words(model, config.embeddings, config.values)
+            facts = replace(facts, embeddings=config.embeddings)
+        if config.activations is not Activations.float:
+            facts = replace(
+                facts, activations=asked.activations, one_bit_inputs=asked.one_bit_inputs
+            )
+        if facts.activations is Activations.int8 or config.one_bit_layers():
+            round_activations(model, components, config.one_bit_layers())
+        return Outcome([*references, self.setup.score(model, facts)], model)
+
+    def packed_model(self, path: Path, facts: Facts) -> Outcome:
+        """A packed model, beside the floats that it stands for."""
+        rounded = self.config.activations is Activations.int8
+        model = packed.load(path, Act.a8 if rounded else Act.f32)
+        facts = replace(trained_facts(facts, model), row=RowKind.packed)
+        one_bit = facts.activations is Activations.bit
+        if not one_bit:
+            facts = replace(facts, activations=self.config.activations)
+        references = self.setup.references(facts)
+        if self.config.references:
+            activations = Activations.bit if one_bit else Activations.float
+            floats = replace(facts, row=RowKind.trained, activations=activations)
+            references.append(self.setup.score(packed.to_float(model), floats))
+        return Outcome([*references, self.setup.score(model, facts)], model)
+
+
+def trained_facts(facts: Facts, model: Bert) -> Facts:
+    """These facts, with what the model says of its own training."""
+    return facts.with_model(model.config.bitmaps or {})

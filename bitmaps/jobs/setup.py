@@ -1,0 +1,233 @@
+"""What both jobs share: the model, the sentences and the devices, found and checked; and how a
+model becomes a row."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from transformers import PreTrainedTokenizerBase
+
+from bitmaps.bert import Bert
+from bitmaps.command.parts import Devices, Model
+from bitmaps.command.schema import Common
+from bitmaps.data.batches import Example
+from bitmaps.data.module import MaskedSentences
+from bitmaps.data.sources import Source
+from bitmaps.data.tokenizing import tokenizer_of
+from bitmaps.errors import InputError
+from bitmaps.jobs.pretrained import Pretrained
+from bitmaps.quantize.calibrate import calibrate
+from bitmaps.quantize.convert import binarize_naive
+from bitmaps.quantize.rotate import rotate_heads
+from bitmaps.runs.folder import ScoredRow
+from bitmaps.runs.records import Facts
+from bitmaps.scoring.predictions import analyse, chosen_sentences, fill, sentence_of
+from bitmaps.scoring.score import score
+from bitmaps.vocabulary import (
+    PLUS_MINUS_ONE,
+    Activations,
+    Component,
+    RowKind,
+    Scale,
+    Scope,
+    Storage,
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job returns.
+
+    Attributes:
+        scored: the rows; the last one is the job's own.
+        model: the model of the last row; ``None`` where another run made the rows.
+    """
+
+    scored: list[ScoredRow]
+    model: Bert | None
+
+    def with_command(self, command: str) -> Outcome:
+        """The same rows, as this command makes them."""
+        scored = [
+            replace(one, row=replace(one.row, facts=replace(one.row.facts, command=command)))
+            for one in self.scored
+        ]
+        return replace(self, scored=scored)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a job needs and that can be checked before weights are read.
+
+    Attributes:
+        shown: the sentences that every model fills in, the user's own first.
+        trainer: the arguments of Lightning's ``Trainer`` that say where it runs.
+        starts_processes: whether Lightning starts the command again for further processes.
+    """
+
+    config: Common
+    pretrained: Pretrained
+    data: MaskedSentences
+    tokenizer: PreTrainedTokenizerBase
+    shown: list[Example]
+    trainer: dict[str, Any]
+    starts_processes: bool
+
+    @classmethod
+    def check(cls, config: Common, devices: Devices, model: Model, *splits: str) -> Setup:
+        """Find and check the model, the devices and the text.
+
+        Args:
+            splits: the parts of the text that are read besides the one that is scored.
+
+        Raises:
+            InputError: for everything that can be found wrong before weights are read.
+        """
+        data = config.data
+        source = Source(
+            data.name, data.dir, data.path, data.configuration, data.column, data.streaming
+        )
+        source.check(*splits, data.split)
+        lengths = {"data.length": data.length}
+        if config.measure.repeats:
+            lengths["measure.length"] = config.measure.length
+        pretrained = Pretrained.find(model, config.seed, lengths)
+        # what is wrong with the devices is found before the text is read
+        arguments, starts_processes = check_devices(devices)
+        sentences = MaskedSentences(
+            source,
+            str(pretrained.folder),
+            batch_size=data.batch_size,
+            eval_batch_size=data.eval_batch_size,
+            length=data.length,
+            limit=config.limit,
+            seed=config.seed,
+            mask_seed=config.mask_seed,
+            mask_sets=config.mask_sets,
+        )
+        tokenizer = tokenizer_of(str(pretrained.folder))
+        positions = pretrained.shape.max_position_embeddings
+        own = [] if config.text is None else [sentence_of(config.text, tokenizer, positions)]
+        for split in {*splits, data.split}:
+            sentences.read(split)
+        shown = own + chosen_sentences(sentences.masked(data.split), config.mask_seed)
+        return cls(config, pretrained, sentences, tokenizer, shown, arguments, starts_processes)
+
+    def score(self, model: Bert, facts: Facts) -> ScoredRow:
+        """A row of the table, with what it is made of."""
+        config, split = self.config, self.config.data.split
+        scored = score(model, facts, self.data, split, config.measure, self.trainer)
+        analysis = analyse(
+            scored.predicted,
+            self.tokenizer,
+            self.data.occurrences(split),
+            fill(model, self.shown, self.tokenizer),
+        )
+        return ScoredRow(scored.row, scored.sentence_sums.cpu().numpy(), analysis)
+
+    def original(self) -> Bert:
+        """The model that is binarized. Its heads are rotated if it will be calibrated for {-1,1}."""
+        config, model = self.config, self.pretrained.load()
+        attention = Component.attention in config.binarize.components
+        if config.calibrate and config.values is PLUS_MINUS_ONE and attention:
+            rotate_heads(model, config.scale)
+        return model
+
+    def calibrate(self, model: Bert, already: bool = False) -> int:
+        """Fit a binarized model to the original on sentences of the train split.
+
+        Args:
+            already: it is fitted, and only the number of sentences is asked for.
+
+        Returns:
+            the number of sentences, 0 where nothing is calibrated.
+        """
+        if not self.config.calibrate or not self.config.binarize.components:
+            return 0
+        batches = self.data.first_batches(self.config.calibrate)
+        if not already:
+            calibrate(model, self.original(), batches)
+        return sum(len(batch["input_ids"]) for batch in batches)
+
+    def references(self, facts: Facts) -> list[ScoredRow]:
+        """The model as it was, and naively binarized as in the blog post; nothing unless wanted."""
+        config, components = self.config, self.config.binarize.components
+        if not config.references:
+            return []
+        plain = replace(
+            facts,
+            recipe=None,
+            loss=None,
+            steps=0,
+            best_step=None,
+            calibrated_on=0,
+            activations=Activations.float,
+            one_bit_inputs=None,
+            settings=Common.settings(config),
+        )
+        unbinarized = replace(
+            plain,
+            row=RowKind.unbinarized,
+            components="none",
+            values=None,
+            scale=None,
+            scope=None,
+            embeddings=Storage.fp32,
+        )
+        rows = [self.score(self.pretrained.load(), unbinarized)]
+        if components:
+            words = Storage.bit if Component.embeddings in components else Storage.fp32
+            naive = replace(
+                plain, row=RowKind.naive, scale=Scale.none, scope=Scope.all, embeddings=words
+            )
+            model = binarize_naive(self.pretrained.load(), components, config.values)
+            rows.append(self.score(model, naive))
+        return rows
+
+
+def make_trainer(**arguments: Any) -> Trainer:
+    """Raises:
+    InputError: when Lightning does not accept the arguments."""
+    try:
+        return Trainer(**arguments)
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"trainer: {error}") from error
+
+
+def check_devices(devices: Devices) -> tuple[dict[str, Any], bool]:
+    """The arguments of Lightning's ``Trainer``, and whether it starts the command again for further
+    processes.
+
+    Raises:
+        InputError: for devices that are not there, or a strategy that is not supported.
+    """
+    arguments: dict[str, Any] = {
+        "accelerator": devices.accelerator,
+        "devices": devices.devices,
+        "num_nodes": devices.num_nodes,
+        "strategy": devices.strategy,
+        "precision": devices.precision,
+        "enable_progress_bar": sys.stdout.isatty(),
+    }
+    strategy = make_trainer(**arguments, logger=False).strategy
+    starts_processes = isinstance(strategy.launcher, _SubprocessScriptLauncher)
+    # processes of another kind would keep the scores to themselves
+    if strategy.launcher is not None and not starts_processes:
+        raise InputError(
+            f"trainer.strategy={devices.strategy} is not supported; "
+            "valid are auto, ddp and others that start the command anew"
+        )
+    # scores are summed in fp64, which not every device has
+    kind = torch.device(strategy.root_device).type
+    if kind not in ("cpu", "cuda"):
+        raise InputError(
+            f"trainer.accelerator={devices.accelerator} is {kind} here; "
+            "valid are cpu, and gpu with CUDA"
+        )
+    return arguments, starts_processes

@@ -1,0 +1,173 @@
+"""``train.py``: binarize a model, train it, and score its best checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import Logger
+
+from bitmaps.bert import Bert
+from bitmaps.bert.checkpoint import save
+from bitmaps.command.schema import Train
+from bitmaps.errors import InputError
+from bitmaps.jobs.setup import Outcome, Setup, make_trainer
+from bitmaps.packed import format as packed
+from bitmaps.quantize.convert import make_trainable, round_activations, to_float
+from bitmaps.quantize.quantizer import Quantization
+from bitmaps.quantize.rounding import one_bit_quantizers
+from bitmaps.runs.records import Facts
+from bitmaps.training.callbacks import OneBitInputs
+from bitmaps.training.losses import LossWeights
+from bitmaps.training.module import MaskedLanguageModel
+from bitmaps.vocabulary import Activations, RowKind, Storage
+
+
+class Training:
+    """Binarize and train a model, and score it beside the unbinarized and the naive one.
+
+    Raises:
+        InputError: for everything that can be found wrong before weights are read.
+    """
+
+    def __init__(self, config: Train) -> None:
+        self.config = config
+        self.setup = Setup.check(config, config.trainer, config.model, "train", "validation")
+        self.setup.pretrained.check_floats()
+        self.optimizer: Callable[..., Any] = partial(instantiate, config.optimizer)
+        self.schedule: Callable[..., Any] = partial(instantiate, config.schedule)
+        try:
+            self.schedule(self.optimizer([torch.nn.Parameter(torch.zeros(1))]))
+            self.callbacks: list[Callback] = [instantiate(c) for c in config.callbacks.values()]
+        except InstantiationException as error:
+            raise InputError(str(error)) from error
+        self.best = best_checkpoint(self.callbacks)
+        make_trainer(**self.arguments(), logger=False)
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of Lightning's ``Trainer``. Steps count, and epochs do not: the training
+        stream is endless."""
+        settings = self.config.trainer
+        arguments = self.setup.trainer | asdict(settings)
+        del arguments["compile"]
+        # Lightning counts this one in batches, and a step may take several
+        batches = settings.validation_steps * settings.accumulate_grad_batches
+        return arguments | {
+            "val_check_interval": batches,
+            "max_epochs": -1,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+            "enable_model_summary": False,
+        }
+
+    def run(self, folder: Path, facts: Facts, loggers: list[Logger]) -> Outcome:
+        """Train, write the model below ``folder``, and score it."""
+        config = self.config
+        seed_everything(config.seed, verbose=False)
+        student, calibrated_on = self.student()
+        loss = LossWeights(**config.loss.weights())
+        module = MaskedLanguageModel(
+            student,
+            self.setup.pretrained.load() if loss.distill else None,
+            loss,
+            self.optimizer,
+            self.schedule,
+            config.loss.shares(),
+            config.seed,
+        )
+        trainer = self.fit(module, folder / "checkpoints", loggers)
+        checkpoint = torch.load(self.best.best_model_path, map_location="cpu", weights_only=True)
+        module.load_state_dict(checkpoint["state_dict"])
+        effective = to_float(module.model.cpu())
+        facts = replace(
+            facts,
+            row=RowKind.trained,
+            steps=trainer.global_step,
+            best_step=checkpoint["global_step"],
+            calibrated_on=calibrated_on,
+        )
+        if trainer.is_global_zero:
+            self.write_model(module.model, effective, folder, facts)
+        rows = [*self.setup.references(facts), self.setup.score(effective, facts)]
+        return Outcome(rows, effective)
+
+    def student(self) -> tuple[Bert, int]:
+        """The binarized model that is trained, and how many sentences it was calibrated on."""
+        config, recipe = self.config, self.config.recipe
+        resumed = config.resume is not None
+        # a checkpoint brings its own heads and its own weights
+        model = self.setup.pretrained.load() if resumed else self.setup.original()
+        model.set_dropout(config.model.dropout)
+        components = config.binarize.components
+        quantization = Quantization(
+            config.values, config.scale, recipe.scaling, recipe.center, recipe.gradient
+        )
+        one_bit = config.one_bit_layers()
+        make_trainable(model, components, quantization, config.word_table(), one_bit)
+        if config.activations is not Activations.float:
+            round_activations(model, components, one_bit)
+        calibrated_on = self.setup.calibrate(model, already=resumed)
+        if config.trainer.compile:
+            # part by part: training takes the logits at masked positions between them
+            for part in (model.embeddings, model.encoder, model.head):
+                part.compile(dynamic=True)
+        return model.train(), calibrated_on
+
+    def fit(self, module: MaskedLanguageModel, checkpoints: Path, loggers: list[Logger]) -> Trainer:
+        """Train from the start, or from ``last.ckpt`` when a run is resumed."""
+        callbacks = list(self.callbacks)
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(checkpoints)
+        if inputs := one_bit_quantizers(module.model):
+            callbacks.append(OneBitInputs(inputs))
+        if self.setup.trainer["enable_progress_bar"]:
+            callbacks.append(RichProgressBar())
+        trainer = make_trainer(**self.arguments(), logger=loggers, callbacks=callbacks)
+        last = checkpoints / "last.ckpt" if self.config.resume else None
+        trainer.fit(module, datamodule=self.setup.data, ckpt_path=last, weights_only=True)
+        return trainer
+
+    def write_model(self, model: Bert, effective: Bert, folder: Path, facts: Facts) -> None:
+        """Write the trained model, with the tokenizer: its effective weights in Hugging Face's
+        layout (``model/``) and, if asked, its real bits (``packed/``). A resumed run replaces both
+        at the end, when the new ones are complete."""
+        model.config = effective.config = replace(model.config, bitmaps=facts.of_model())
+        draft = folder / "model.draft"
+        shutil.rmtree(draft, ignore_errors=True)
+        save(effective, draft)
+        self.setup.tokenizer.save_pretrained(draft)
+        drafts = {folder / "model": draft}
+        in_bits = facts.components != "none" or facts.embeddings is not Storage.fp32
+        if self.config.packed and in_bits:
+            drafts[folder / "packed"] = folder / "packed.draft"
+            shutil.rmtree(folder / "packed.draft", ignore_errors=True)
+            packed.save(model, folder / "packed.draft", self.setup.tokenizer)
+        for final, draft in drafts.items():
+            if final.exists():
+                shutil.rmtree(final)
+            draft.rename(final)
+
+
+def best_checkpoint(callbacks: list[Callback]) -> ModelCheckpoint:
+    """The callback that keeps the best model.
+
+    Raises:
+        InputError: when there is none, or several.
+    """
+    found = [c for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+    if len(found) != 1:
+        raise InputError(
+            "callbacks: one ModelCheckpoint with a monitor keeps the best model; "
+            f"there are {len(found)}"
+        )
+    return found[0]

@@ -1,0 +1,139 @@
+"""One job from its checked configuration to an outcome that is stored and shown.
+
+The run folder stores the outcome first. Then the observers show it: terminal, page, model card and
+tracker. An observer that fails costs a warning, and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from bitmaps.command.inherit import Request
+from bitmaps.command.schema import Evaluate, Train
+from bitmaps.command.sweep import check_sweep, find_duplicate
+from bitmaps.jobs.evaluate import Evaluation
+from bitmaps.jobs.setup import Outcome
+from bitmaps.jobs.train import Training
+from bitmaps.report import terminal
+from bitmaps.report.card import write_card
+from bitmaps.report.comparison import compare, run_folders
+from bitmaps.report.files import write_results
+from bitmaps.runs.folder import RunFolder, read_scored
+from bitmaps.runs.records import Facts
+from bitmaps.tracking.tracking import Tracking, tracking
+from bitmaps.vocabulary import Status
+
+log = logging.getLogger(__name__)
+
+
+def launch(
+    cfg: DictConfig, config: Train | Evaluate, facts: Facts, folder: RunFolder, request: Request
+) -> None:
+    """Do the work of a configuration, store its outcome and show it.
+
+    Args:
+        cfg: the same configuration as it is written to ``config.yaml``.
+        facts: what is run.
+        request: what was typed.
+
+    Raises:
+        InputError: for everything that can be found wrong before weights are read.
+    """
+    quieten_libraries()
+    job = Training(config) if isinstance(config, Train) else Evaluation(config)
+    duplicate = None
+    if request.in_sweep:
+        if job.setup.starts_processes:
+            raise SystemExit(
+                f"error: trainer.strategy={config.trainer.strategy} with trainer.devices="
+                f"{config.trainer.devices} in a multirun: each process that it starts would "
+                "replay the whole sweep. Run the jobs one by one, without -m."
+            )
+        check_sweep(facts, folder.path, request.overrides)
+        if isinstance(config, Evaluate):  # a training leaves a model, which has to be its own
+            duplicate = find_duplicate(cfg, folder.path)
+    resume = isinstance(config, Train) and config.resume is not None
+    if not resume:
+        folder.claim(OmegaConf.to_yaml(cfg), facts)
+    with tracking(config.logger, folder.path, facts, request.group) as track:
+        if resume:  # only now: a logger that does not start costs the run that is there nothing
+            folder.claim(OmegaConf.to_yaml(cfg), facts, resume=True)
+        if duplicate is None:
+            outcome = job.run(folder.path, facts, track.loggers)
+        else:
+            outcome = Outcome(read_scored(duplicate), None).with_command(facts.command)
+        folder.finish(outcome.scored)
+        show(outcome, config, folder, track, request.in_sweep)
+
+
+def show(
+    outcome: Outcome, config: Train | Evaluate, folder: RunFolder, track: Tracking, in_sweep: bool
+) -> None:
+    """Show the outcome of a run that its folder has stored."""
+    packed = folder.path / "packed"
+    rows = [one.row for one in outcome.scored]
+    if folder.writes and packed.is_dir():
+        attempt("model card", folder, lambda: write_card(packed, rows, config.model, config.data))
+    attempt("tracker", folder, lambda: track.summarize(outcome.scored, outcome.model, packed))
+    if not folder.writes or in_sweep:
+        return
+    comparison = compare([folder.path])
+    terminal.print_table(comparison)
+    analyses = {one.row.kind: one.analysis for one in outcome.scored}
+    if config.analysis:
+        terminal.print_analyses(analyses)
+    if config.analysis or config.text is not None:
+        terminal.print_sentences(analyses, None if config.analysis else 1)
+    attempt("page", folder, lambda: write_page(folder.path))
+    print(f"{folder.path}: metrics.json, results.html")
+
+
+def attempt(observer: str, folder: RunFolder, run: Callable[[], object]) -> None:
+    try:
+        run()
+    except Exception as error:
+        log.warning(
+            "the results are in %s, but its %s failed: %s: %s",
+            folder.path, observer, type(error).__name__, error,
+        )  # fmt: skip
+
+
+def write_page(folder: Path) -> None:
+    """Write ``results.html`` of the runs in a folder."""
+    from bitmaps.report import page  # what draws takes seconds to import
+
+    page.write_page(compare(run_folders(folder)), folder / "results.html")
+
+
+def show_sweep(folder: Path) -> list[Status]:
+    """Write and print the table of a sweep. Returns the status of every row."""
+    from bitmaps.report import page
+
+    comparison = compare(run_folders(folder))
+    written = write_results(comparison, folder)
+    page.write_page(comparison, folder / "results.html")
+    terminal.print_table(comparison)
+    print(f"{folder}: results.html, {', '.join(written)}")
+    return [entry.status for entry in comparison.entries]
+
+
+def quieten_libraries() -> None:
+    """Keep the terminal, or a notebook, for what a user can act on."""
+    import lightning.pytorch  # noqa: F401 (it sets the level of its own logger)
+
+    for name in ("lightning.pytorch", "lightning.fabric", "httpx", "httpx2", "gensim"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        "IProgress not found",  # in a notebook without widgets, bars of text will do
+        # batches are made in microseconds: worker processes would only add to the start
+        ".*does not have many workers.*",
+        # a resumed run finds its own checkpoints
+        "Checkpoint directory .* exists and is not empty",
+        ".*isinstance.treespec, LeafSpec.*",  # of Lightning 2.6 on torch 2.13
+    ):
+        warnings.filterwarnings("ignore", message=message)

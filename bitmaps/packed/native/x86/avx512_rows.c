@@ -1,0 +1,142 @@
+/* AVX-512: what is done to one row of numbers at a time. */
+#if defined(__x86_64__)
+#include "avx512_vectors.h"
+
+#include "../rowwise.h"
+
+/* Four vectors of a row, of which `left` numbers are there, or more. */
+INLINE void load_64(const float *x, int64_t left, const int whole, __m512 v[4])
+{
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const float *from = x + 16 * i;
+        if (whole)
+            v[i] = _mm512_loadu_ps(from);
+        else
+            v[i] = left > 16 * i ? load_floats(from, left - 16 * i) : _mm512_setzero_ps();
+    }
+}
+
+INLINE void keep_largest(const float *x, int64_t left, const int whole, __m512i most[4])
+{
+    __m512 v[4];
+    load_64(x, left, whole, v);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const __m512i bits = _mm512_castps_si512(v[i]);
+        const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+        most[i] = _mm512_max_epi32(most[i], magnitude);
+    }
+}
+
+/* `largest` of rowwise.h. */
+static float largest_64(const float *x, int64_t k)
+{
+    const int64_t whole = k / 64 * 64;
+    __m512i most[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        most[i] = _mm512_setzero_si512();
+    for (int64_t j = 0; j < whole; j += 64)
+        keep_largest(x + j, 64, 1, most);
+    if (whole < k)
+        keep_largest(x + whole, k - whole, 0, most);
+    const __m512i a = _mm512_max_epi32(most[0], most[1]), b = _mm512_max_epi32(most[2], most[3]);
+    const int bits = _mm512_reduce_max_epi32(_mm512_max_epi32(a, b));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits)));
+}
+
+INLINE __m512i to_bytes(const float *x, int64_t left, const int whole, __m512 inverse)
+{
+    const __m512i order
+        = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512 v[4];
+    __m512i q[4];
+    load_64(x, left, whole, v);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        q[i] = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], inverse));
+    const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]),
+                                             _mm512_packs_epi32(q[2], q[3]));
+    return _mm512_permutexvar_epi32(order, bytes);
+}
+
+/* `round_row` of rowwise.h, 64 numbers at a time. */
+static void round_row_64(const float *x, const struct rows *rows, int offset, uint8_t *q,
+                         float *scale, float *sum)
+{
+    const int64_t k = rows->k, whole = k / 64 * 64;
+    const float most = largest_64(x, k), inverse = 127.0f / most;
+    if (rows->planes == 2 || !isfinite(most) || !isfinite(inverse)) {
+        round_row(x, rows, offset, q, scale, sum);
+        return;
+    }
+    const __m512 times = _mm512_set1_ps(inverse);
+    const __m512i zero = _mm512_set1_epi8(offset ? -128 : 0), ones = _mm512_set1_epi8(1);
+    __m512i total = _mm512_setzero_si512();
+    for (int64_t j = 0; j < k; j += 64) { /* a row is padded to whole vectors */
+        const __m512i bytes
+            = j < whole ? to_bytes(x + j, 64, 1, times) : to_bytes(x + j, k - j, 0, times);
+        total = dot4(total, ones, bytes);
+        _mm512_storeu_si512(q + j, _mm512_xor_si512(bytes, zero));
+    }
+    *scale = most / 127.0f;
+    *sum = (float)_mm512_reduce_add_epi32(total);
+}
+
+/* q = the bits of x >= 0, scale = mean(|x|). */
+static void sign_row(const float *x, const struct rows *rows, uint8_t *q, float *scale, float *sum)
+{
+    const int64_t k = rows->k;
+    __m512 total = _mm512_setzero_ps();
+    int64_t set = 0;
+    memset(q, 0, rows->stride);
+    for (int64_t j = 0; j < k; j += 16) {
+        const __mmask16 there = lanes_of(k - j);
+        const __m512 v = _mm512_maskz_loadu_ps(there, x + j);
+        const uint16_t bits
+            = _mm512_mask_cmp_ps_mask(there, v, _mm512_setzero_ps(), _CMP_GE_OQ);
+        memcpy(q + j / 8, &bits, 2);
+        set += __builtin_popcount(bits);
+        total = _mm512_add_ps(total, _mm512_abs_ps(v));
+    }
+    const float mean = _mm512_reduce_add_ps(total) / (float)k;
+    *scale = isfinite(mean) ? mean : NAN;
+    *sum = (float)(2 * set - k);
+}
+
+/* GELU as rowwise.h describes it, with a reciprocal, because a division takes as long as the
+ * rest. */
+static void gelu_16(float *x, int64_t n)
+{
+    const __m512 zero = _mm512_setzero_ps(), one = _mm512_set1_ps(1.0f);
+    const __m512 end = _mm512_set1_ps(GELU_END);
+    for (int64_t j = 0; j < n; j += 16) {
+        const __mmask16 there = lanes_of(n - j);
+        const __m512 v = _mm512_maskz_loadu_ps(there, x + j), t = _mm512_mul_ps(v, v);
+        __m512 p = _mm512_set1_ps(GELU_P[0]), q = _mm512_set1_ps(GELU_Q[0]);
+#pragma GCC unroll 5
+        for (int i = 1; i < GELU_TERMS; i++) {
+            p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(GELU_P[i]));
+            q = _mm512_fmadd_ps(q, t, _mm512_set1_ps(GELU_Q[i]));
+        }
+        __m512 r = _mm512_rcp14_ps(q);
+        r = _mm512_fmadd_ps(r, _mm512_fnmadd_ps(q, r, one), r); /* Newton: 14 bits become 28 */
+        const __m512 erf = _mm512_mul_ps(_mm512_mul_ps(v, p), r);
+        const __m512 half = _mm512_mul_ps(v, _mm512_set1_ps(0.5f));
+        const __mmask16 above = _mm512_cmp_ps_mask(v, end, _CMP_GT_OQ);
+        const __mmask16 below = _mm512_cmp_ps_mask(v, _mm512_sub_ps(zero, end), _CMP_LT_OQ);
+        __m512 y = _mm512_fmadd_ps(half, erf, half);
+        y = _mm512_mask_mov_ps(y, above, v);
+        y = _mm512_mask_mov_ps(y, below, zero);
+        _mm512_mask_storeu_ps(x + j, there, y);
+    }
+}
+
+const struct row_operations avx512_row_operations = {
+    .round = round_row_64,
+    .sign = sign_row,
+    .gelu = gelu_16,
+    .add_norm = add_norm,
+};
+#endif

@@ -1,0 +1,165 @@
+"""``results.html`` in a browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+from report.examples import facts, finished, log, row, unfinished
+
+from bitmaps.report.comparison import compare
+from bitmaps.report.page import write_page
+
+
+def chromium() -> str | None:
+    names = [os.environ.get("BITMAPS_CHROME"), "chromium", "chromium-browser", "google-chrome"]
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = chromium()
+    if path is None:
+        pytest.skip("no Chromium on PATH, nor named by BITMAPS_CHROME")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a sweep with references, seeds, a long label, a failure, another text and
+    training curves."""
+    path = tmp_path_factory.mktemp("report")
+    long_names = {"scale": "rank_one", "recipe": "a_long_name" * 3}
+    folders = [
+        finished(
+            path / "0",
+            row("none", "unbinarized", memory_mib=86.8, cross_entropy=4.1, inference_ms=None),
+        ),
+        finished(path / "1", row("all", memory_mib=2.7, cross_entropy=41.0, inference_ms=101.25)),
+        finished(
+            path / "2", row("attention+embeddings+ffnn+head", "trained", steps=9, **long_names)
+        ),
+        finished(path / "3", row("layers", "trained", seed=0, accuracy=0.5, steps=100)),
+        finished(path / "4", row("layers", "trained", seed=1, accuracy=0.25, steps=100)),
+        finished(path / "5", row("layers", data="ptb", command=f"python evaluate.py {'x' * 300}")),
+    ]
+    for number in (2, 3, 4):
+        steps = range(0, 60, 10)
+        points = {step: {"train/loss": 9.0 / (step + number), "flips/all": 0.1} for step in steps}
+        log(path / str(number), 0, points)
+    failed = unfinished(path / "failed", facts("ffnn"), RuntimeError("<b>out of paper</b>"))
+    write_page(compare([*folders, failed]), path / "results.html")
+    return path / "results.html"
+
+
+def opened(
+    browser: Browser, report: Path, width: int = 1200, scheme: Any = "light"
+) -> tuple[Page, list[str]]:
+    """The page with its charts drawn, and its complaints and requests to the network."""
+    page = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
+    ).new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "request",
+        lambda request: complaints.append(request.url) if request.url.startswith("http") else None,
+    )
+    page.goto(report.as_uri())
+    charts = page.locator(".chart").count()
+    assert charts > 8
+    page.wait_for_function(f"document.querySelectorAll('.chart svg').length === {charts}")
+    return page, complaints
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_browser_shows_the_page_without_a_complaint(
+    browser: Browser, report: Path, width: int, scheme: str
+) -> None:
+    page, complaints = opened(browser, report, width, scheme)
+    assert (
+        page.evaluate("document.documentElement.scrollWidth") <= width
+    )  # wide tables scroll in frames of their own
+    for box in (svg.bounding_box() for svg in page.locator(".chart svg").all()):
+        assert box is not None
+        assert box["width"] > 150
+        assert box["height"] > 50
+        assert box["x"] + box["width"] <= width
+    assert page.locator(".chart svg .mark-rect path, .chart svg .mark-symbol path").count() > 20
+    for details in page.locator("details").all():
+        details.evaluate("details => details.open = true")
+    found = Axe().run(page)
+    assert not found.response["violations"], found.generate_report()
+    assert complaints == []
+    page.context.close()
+
+
+def column(page: Page, heading: str) -> list[str]:
+    """A column of the table, from the top."""
+    headings = page.locator("#table thead th").all_inner_texts()
+    (place,) = (n for n, text in enumerate(headings) if text.strip() == heading)
+    return [
+        text.strip()
+        for text in page.locator(f"#table tbody tr td:nth-child({place + 1})").all_inner_texts()
+    ]
+
+
+@pytest.mark.parametrize("heading", ["CE", "ms", "accuracy", "MiB (pseudo)"])
+def test_a_click_sorts_by_a_number(browser: Browser, report: Path, heading: str) -> None:
+    page, complaints = opened(browser, report)
+    before = column(page, heading)
+    numbers = sorted(float(text.split(" ±")[0]) for text in before if text)
+    blanks = before.count("")
+    assert blanks >= 1
+    button = page.locator("#table").get_by_role("button", name=heading, exact=True)
+    for expected, direction in (
+        (numbers, "ascending"),
+        (numbers[::-1], "descending"),
+        (numbers, "ascending"),
+    ):
+        button.click()
+        shown = column(page, heading)
+        assert [float(text.split(" ±")[0]) for text in shown[: len(numbers)]] == expected
+        assert shown[len(numbers) :] == [""] * blanks
+        assert page.locator("#table th[aria-sort]").count() == 1
+        assert page.locator("#table th[aria-sort]").get_attribute("aria-sort") == direction
+    assert sorted(column(page, heading)) == sorted(before)
+    assert complaints == []
+    page.context.close()
+
+
+def test_a_key_sorts_by_a_name(browser: Browser, report: Path) -> None:
+    page, _ = opened(browser, report)
+    button = page.locator("#table").get_by_role("button", name="components", exact=True)
+    button.focus()
+    page.keyboard.press("Enter")
+    ascending = column(page, "components")
+    assert ascending == sorted(ascending)
+    page.keyboard.press("Space")
+    assert column(page, "components") == ascending[::-1]
+    page.locator("#table").get_by_role("button", name="steps", exact=True).click()
+    # as text, the order would be the opposite
+    assert [steps for steps in column(page, "steps") if steps != "0"] == ["9", "100"]
+    page.context.close()
+
+
+def test_it_prints_with_every_sentence_open(browser: Browser, report: Path) -> None:
+    page, complaints = opened(browser, report)
+    assert page.locator("details:not([open])").count() > 0
+    assert page.pdf().startswith(b"%PDF")
+    assert page.locator("details:not([open])").count() == 0
+    page.emulate_media(media="print")
+    assert not page.locator("nav").is_visible()
+    assert complaints == []
+    page.context.close()

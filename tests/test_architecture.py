@@ -1,0 +1,73 @@
+"""The rooms of the package: imports go one way, and a packed model opens without the framework."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "bitmaps"
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+# the rows of the table of rooms, from the bottom of the house to the top
+ROOMS = re.findall(r"^\| `(\w+)/` \|", PAGE, re.M)
+SHARED = ["__init__", "vocabulary", "errors", "metrics"]
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of the package that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+    return {name for name in found if name.split(".")[0] == "bitmaps"}
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def test_the_page_lists_every_room() -> None:
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_rooms_below_it(room: str) -> None:
+    below = {*ROOMS[: ROOMS.index(room) + 1], *SHARED, "ADAPTERS", "__version__"}
+    wrong = {
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in (PACKAGE / room).rglob("*.py")
+        if path.name != "__main__.py"  # a command, which may use the whole house
+        for name in imports_of(path)
+        if room_of(name) not in below
+    }
+    assert not wrong
+
+
+def test_shared_modules_import_no_room() -> None:
+    for module in SHARED[1:]:
+        rooms = {room_of(name) for name in imports_of(PACKAGE / f"{module}.py")}
+        assert rooms <= set(SHARED)
+
+
+def test_every_room_says_what_lives_in_it() -> None:
+    for room in ROOMS:
+        says = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text()))
+        assert says, room
+        assert "import" in says.lower(), room
+
+
+def test_the_shared_words_import_nothing_heavy() -> None:
+    code = (
+        "import sys, bitmaps, bitmaps.vocabulary, bitmaps.errors;"
+        "assert not {'torch', 'numpy', 'hydra', 'pydantic'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
