@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitmaps.bert.config import BertConfig
-from bitmaps.bert.model import Bert, without_numbers
+from bitmaps.bert.model import Bert, on_meta
 from bitmaps.errors import InputError
 from bitmaps.vocabulary import HeadSource
 
@@ -215,7 +215,7 @@ def build(
     Raises:
         InputError: when a tensor is missing, unknown or of another shape, or the body comes without a head.
     """
-    with without_numbers():
+    with on_meta():
         model = Bert(config)
     tied = config.tie_word_embeddings
     wanted = {

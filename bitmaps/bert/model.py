@@ -112,7 +112,7 @@ class SkipInit(TorchFunctionMode):
 
 
 @contextmanager
-def without_numbers() -> Iterator[None]:
+def on_meta() -> Iterator[None]:
     """Modules that are made inside have shapes, but no numbers and no memory.
 
     Their initialization is skipped: on the meta device it would import PyTorch's compiler, which

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.bert.checkpoint import hugging_face_name
-from bitmaps.bert.model import without_numbers
+from bitmaps.bert.model import on_meta
 from bitmaps.errors import InputError
 from bitmaps.packed import kernels as native
 from bitmaps.packed.discover import fewest_bits
@@ -273,7 +273,7 @@ def load(folder: Path, act: Act) -> Bert:
     tensors, shapes = read(path)
     parts: dict[str, PackedWeight | Tensor] = {}
     try:
-        for name, parameter in on_meta(config).named_parameters():
+        for name, parameter in without_numbers(config).named_parameters():
             theirs, shape = hugging_face_name(name), tuple(parameter.shape)
             if theirs in shapes and tuple(shapes.pop(theirs)) != shape:
                 raise InputError(f"{theirs} has another shape than the {shape} of config.json")
@@ -285,9 +285,9 @@ def load(folder: Path, act: Act) -> Bert:
     return assemble(config, parts, act)
 
 
-def on_meta(config: BertConfig) -> Bert:
+def without_numbers(config: BertConfig) -> Bert:
     """A model with the blocks that can run packed, on the meta device."""
-    with without_numbers():
+    with on_meta():
         model = Bert(config)
         for layer in model.encoder.layers:
             layer.attention = PackedAttention(config)
@@ -297,7 +297,7 @@ def on_meta(config: BertConfig) -> Bert:
 
 def assemble(config: BertConfig, parts: Mapping[str, PackedWeight | Tensor], act: Act) -> Bert:
     """A model of these parameters (``pack_model``), in evaluation mode."""
-    model, one_bit = on_meta(config), config.one_bit_inputs()
+    model, one_bit = without_numbers(config), config.one_bit_inputs()
     for name, part in parts.items():
         place(model, name, part, Act.a1 if name.split(".")[-2] in one_bit else act)
     return model.requires_grad_(False).eval()
