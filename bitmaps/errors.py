@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Something that a user named is wrong or missing. The message names the bad value and the valid ones.
+    """A wrong or missing input. The message names the bad value and the valid ones.
 
-    The commands print it without a traceback; anything else that is raised is a defect of ours and keeps its traceback.
+    The commands print the message without a traceback. Every other exception is a defect of the
+    package, and keeps its traceback.
     """

@@ -1,32 +1,16 @@
-"""Models of this package behind the interface of ``transformers``.
-
-Importing this module registers packed folders with ``transformers``, so that their tokenizers open.
-"""
+"""Models of this package behind the interface of ``transformers``."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
 from transformers import BertConfig as TransformersConfig
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
+import bitmaps.packed.registration  # noqa: F401 (so that the tokenizer of a packed folder opens)
 from bitmaps.bert import Bert
-from bitmaps.packed.format import MODEL_TYPE
-
-
-class PackedConfig(TransformersConfig):
-    """A packed folder's ``config.json`` as ``transformers`` reads it.
-
-    Tokenizers open in such a folder. ``transformers`` has no model for this configuration and says
-    so, instead of starting with random weights.
-    """
-
-    model_type = MODEL_TYPE
-
-
-AutoConfig.register(PackedConfig.model_type, PackedConfig, exist_ok=True)
 
 
 class TransformersBert(PreTrainedModel):

@@ -1,10 +1,12 @@
-"""Masked-language modelling, scored: cross entropy, accuracy and mean reciprocal rank over the masked positions.
+"""Scores of masked-language models: cross entropy (CE), accuracy and mean reciprocal rank (MRR).
 
-Why our own: torchmetrics' ``Perplexity`` is infinite above 88.7 nats a token (binarized models reach 262), and its
-``RetrievalMRR`` gives 0 to a right answer whose logit is negative.
+torchmetrics has similar classes that do not suit binarized models. Its ``Perplexity`` is infinite
+above 88.7 nats per token, and binarized models reach 262. Its ``RetrievalMRR`` scores a correct
+answer 0 if its logit is negative.
 
-All three take ``update(logits, labels)`` with logits (..., vocabulary) and labels (...), -100 where a position is not scored,
-and keep two sums, which are added up across processes. Before any scored position ``compute()`` is NaN.
+The three metrics take ``update(logits, labels)`` with logits (..., vocabulary) and labels (...). A
+label is ``IGNORE`` (-100) where a position is not scored. Each metric keeps two sums, which are
+added up across processes. ``compute()`` is NaN before the first scored position.
 """
 
 from __future__ import annotations
@@ -16,36 +18,38 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-IGNORE = -100  # the label of a position that is not scored, as in torch's cross entropy
+from bitmaps.vocabulary import IGNORE as IGNORE  # part of this module's interface
 
 
 def scored(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The scored positions: logits (n, vocabulary) in fp32 and labels (n,).
+    """The n scored positions: logits (n, vocabulary) in fp32, and labels (n,).
 
     Raises:
-        ValueError: when the shapes do not fit, or a label is outside the vocabulary.
+        ValueError: when the shapes do not match, or a label is outside the vocabulary.
         FloatingPointError: when a logit at a scored position is NaN or infinite.
     """
     if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"logits {tuple(logits.shape)} do not fit labels {tuple(labels.shape)}")
+        raise ValueError(f"logits {tuple(logits.shape)} do not match labels {tuple(labels.shape)}")
     kept = labels != IGNORE
-    if kept.all():  # a view, where picking would copy
+    if kept.all():  # a view; indexing would copy
         logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
     else:
         logits, labels = logits[kept], labels[kept]
     logits = logits.float()
     if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < logits.shape[-1]):
-        raise ValueError(f"labels must lie in 0..{logits.shape[-1] - 1} or be {IGNORE}")
-    # the sum is not finite if one logit is not, and cheaper to look at; it may overflow without one
+        raise ValueError(f"labels must be in 0..{logits.shape[-1] - 1} or equal {IGNORE}")
+    # One bad logit makes the sum non-finite, and the sum is cheap. It can also overflow, so a
+    # non-finite sum alone proves nothing.
     if not torch.isfinite(logits.sum()) and not torch.isfinite(logits).all():
         raise FloatingPointError("logits that are NaN or infinite")
     return logits, labels
 
 
 def ranks(logits: Tensor, labels: Tensor) -> Tensor:
-    """The rank of each true token: how many tokens score at least as high, itself included. (n, v), (n,) -> (n,).
+    """The rank of each true token: the number of tokens that score as high or higher.
 
-    A tie never helps: a model that scores all tokens alike ranks the true one last.
+    The true token itself counts, so the best rank is 1. A tie never helps: a model that gives all
+    tokens the same score ranks the true token last. Shapes: (n, vocabulary), (n,) -> (n,).
 
     >>> ranks(torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 0.0]]), torch.tensor([2, 0]))
     tensor([2, 3])
@@ -54,7 +58,7 @@ def ranks(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class _MaskedMean(Metric):
-    """The mean of a number for each scored position; sums in fp64."""
+    """The mean of one value per scored position, summed in fp64."""
 
     full_state_update = False
     is_differentiable = False
@@ -68,7 +72,7 @@ class _MaskedMean(Metric):
 
     @abstractmethod
     def each(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(n, vocabulary), (n,) -> (n,)."""
+        """The value at each scored position: (n, vocabulary), (n,) -> (n,)."""
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         logits, labels = scored(logits, labels)
@@ -80,7 +84,7 @@ class _MaskedMean(Metric):
 
 
 class MaskedCrossEntropy(_MaskedMean):
-    """Mean of ``-log softmax(logits)[label]`` in nats: finite, however unlikely the true token is.
+    """Mean of ``-log softmax(logits)[label]`` in nats. Finite, however unlikely the true token is.
 
     >>> metric = MaskedCrossEntropy()
     >>> metric.update(torch.tensor([[0.0, 1000.0], [0.0, 0.0]]), torch.tensor([0, -100]))
@@ -95,7 +99,7 @@ class MaskedCrossEntropy(_MaskedMean):
 
 
 class MaskedAccuracy(_MaskedMean):
-    """Share of scored positions whose true token alone has the highest score (rank 1; a tie for it does not count).
+    """Share of scored positions whose true token has rank 1: the highest score, without a tie.
 
     >>> metric = MaskedAccuracy()
     >>> metric.update(torch.tensor([[0.0, 1.0], [2.0, 2.0]]), torch.tensor([1, 1]))
@@ -110,7 +114,7 @@ class MaskedAccuracy(_MaskedMean):
 
 
 class MaskedMRR(_MaskedMean):
-    """Mean of 1/rank, 0 where the rank (``ranks``) is beyond ``top``.
+    """Mean of 1/rank (``ranks``), with 0 in place of 1/rank where the rank is above ``top``.
 
     >>> metric = MaskedMRR()
     >>> metric.update(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([1]))
@@ -130,9 +134,10 @@ class MaskedMRR(_MaskedMean):
 
 
 class SentenceSums(Metric):
-    """What the masked tokens of each sentence add up to, for differences that are paired by sentence.
+    """Sums over the masked tokens of each sentence. They give differences paired by sentence.
 
-    ``compute()`` is (sentences, 4) in fp64: the count of masked tokens, and the sums of cross entropy, hits and reciprocal ranks.
+    ``compute()`` returns (sentences, 4) in fp64: the number of masked tokens, and the sums of cross
+    entropy, hits (rank 1) and reciprocal ranks.
     """
 
     full_state_update = False
@@ -145,7 +150,7 @@ class SentenceSums(Metric):
         self.add_state("sums", torch.zeros(sentences, 4, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor, sentences: Tensor) -> None:
-        """(n, vocabulary), (n,), and (n,) numbers of sentences."""
+        """Take logits (n, vocabulary), labels (n,), and the number of each sentence, (n,)."""
         columns = [torch.ones_like(labels), *(score.each(logits, labels) for score in self.scores)]
         self.sums.index_add_(0, sentences, torch.stack([column.double() for column in columns], -1))
 

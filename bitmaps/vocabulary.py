@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from enum import StrEnum, auto
 
+IGNORE = -100
+"""The label of a position that is not scored: the default ``ignore_index`` of torch's cross
+entropy. Data sets it, and losses and metrics skip it."""
+
 
 class Component(StrEnum):
     """A part of a BERT that can be binarized on its own."""

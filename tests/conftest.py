@@ -15,7 +15,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.packed import format as folder
-from bitmaps.packed.weights import Kind
+from bitmaps.vocabulary import Storage
 
 Pack = Callable[..., Path]
 
@@ -52,7 +52,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
 def pack(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Pack:
     """Writes a model as a packed folder, a new one each time."""
 
-    def write(model: Bert, embeddings: Kind | None = None, head: Kind | None = None) -> Path:
+    def write(model: Bert, embeddings: Storage | None = None, head: Storage | None = None) -> Path:
         target = tmp_path / f"packed{len(list(tmp_path.glob('packed*')))}"
         folder.save(model, target, tokenizer, embeddings, head)
         return target

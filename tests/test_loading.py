@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,17 @@ from torch import Tensor
 import bitmaps
 from bitmaps.bert import Bert, checkpoint
 from bitmaps.errors import InputError
-from bitmaps.packed.kernels import ACTS, Act
+from bitmaps.packed.kernels import ACTS
 from bitmaps.packed.layers import PackedLinear
-from bitmaps.quantize.convert import binarize_naive, store_words
+from bitmaps.quantize.convert import (
+    binarize_naive,
+    make_trainable,
+    round_activations,
+    store_words,
+    to_float,
+)
+from bitmaps.quantize.quantizer import Quantization
+from bitmaps.vocabulary import Act
 
 KINDS = ("floats", "packed")
 
@@ -73,7 +85,7 @@ def test_a_packed_model_rounds_to_int8_unless_something_else_is_said(
 def test_act_is_of_packed_models(folders: dict[str, Path], act: Any) -> None:
     with pytest.raises(
         InputError,
-        match=rf"act={act} is of packed models, which .*model is not: python -m bitmaps.packed",
+        match=rf"act={act} is for packed models, and .*model is not packed: python -m bitmaps.packed",
     ):
         bitmaps.load(folders["floats"], act=act)
 
@@ -93,7 +105,9 @@ def test_neither_an_adapter_nor_a_head_goes_onto_a_packed_model(
 ) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "adapter.safetensors", {"base_sha256": "0" * 64})
     for options in ({"adapter": tmp_path / "adapter.safetensors"}, {"head": "new"}):
-        with pytest.raises(InputError, match=r"is packed: neither an adapter nor a new head"):
+        with pytest.raises(
+            InputError, match=r"is packed: it takes neither an adapter nor a new head"
+        ):
             bitmaps.load(folders["packed"], **options)  # type: ignore[arg-type]
 
 
@@ -176,3 +190,64 @@ def test_a_pipeline_takes_sentences_of_different_lengths_at_once(folders: dict[s
         [alone] = pipe(sentence, top_k=1)
         assert answer["token"] == alone["token"]
         assert answer["score"] == pytest.approx(alone["score"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("head", ["", "fresh"])
+def test_another_head_is_refused(kind: str, head: str, folders: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match=f"^head='{head}' is unknown; valid are checkpoint, new$"):
+        bitmaps.load(folders[kind], head=head)
+
+
+def test_a_run_trained_with_one_bit_inputs_is_opened_with_them(
+    tiny: Bert, ids: Tensor, tmp_path: Path
+) -> None:
+    layers, one_bit = ("attention", "ffnn"), ("query", "contract")
+    make_trainable(tiny, layers, Quantization(), one_bit=one_bit)
+    without = to_float(tiny)(ids)
+    expected = to_float(round_activations(tiny, layers, one_bit))
+    trained = {"components": "layers", "activations": "bit", "one_bit_inputs": "query+contract"}
+    expected.config = replace(expected.config, bitmaps=trained)
+    checkpoint.save(expected, tmp_path / "run" / "model")
+    found = bitmaps.load(tmp_path / "run")
+    assert torch.equal(found(ids), expected(ids))
+    assert not torch.allclose(found(ids), without, atol=1e-2)
+
+
+HEAVY = (
+    "hydra", "omegaconf", "lightning", "wandb", "transformers", "tokenizers", "torchmetrics",
+    "huggingface_hub", "datasets", "pandas", "rich", "matplotlib", "bitmaps.command",
+)  # fmt: skip
+LIGHT = """
+import json, os, sys
+from pathlib import Path
+import torch
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+before = resident()
+import bitmaps
+model = bitmaps.load(sys.argv[1])
+after = resident()
+model(torch.tensor([[2, 7, 4, 3]]))
+print(json.dumps([after - before, list(sys.modules)]))
+"""
+
+
+def test_a_packed_model_opens_and_predicts_without_the_framework(folders: dict[str, Path]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, str(folders["packed"])],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    taken, modules = json.loads(done.stdout)
+    assert not [name for name in modules if name.startswith(HEAVY)]
+    assert taken < 40 * 2**20
+
+
+def test_the_hub_is_imported_for_its_ids_alone(folders: dict[str, Path]) -> None:
+    code = "import sys, bitmaps; bitmaps.load(sys.argv[1]); assert 'huggingface_hub' not in sys.modules"
+    for folder in folders.values():
+        subprocess.run([sys.executable, "-c", code, str(folder)], check=True)

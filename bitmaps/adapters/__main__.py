@@ -24,8 +24,10 @@ from transformers import get_linear_schedule_with_warmup
 
 from bitmaps.bert import Bert
 from bitmaps.bert.checkpoint import hugging_face_name, load, locate, sha256
-from bitmaps.data.module import MaskedSentences, TrainingStream, tokenized
+from bitmaps.data.module import MaskedSentences
 from bitmaps.data.sources import Source
+from bitmaps.data.stream import TrainingStream
+from bitmaps.data.tokenizing import tokenized
 from bitmaps.errors import InputError
 from bitmaps.metrics import IGNORE, MaskedAccuracy, MaskedCrossEntropy, MaskedMRR
 from bitmaps.vocabulary import HeadSource

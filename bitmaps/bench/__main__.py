@@ -217,7 +217,7 @@ def linears(rounds: int, quick: bool, there: set[str]) -> Iterator[Ratio]:
 
 def packed_model(model: Bert, act: Act) -> Bert:
     """Its layers in one bit with row scales, and the word table, as it suits the activations, in int8 or one bit."""
-    components = ("attention", "ffnn", "embeddings") if act == "a1" else ("attention", "ffnn")
+    components = ("attention", "ffnn", "embeddings") if act == Act.a1 else ("attention", "ffnn")
     binary = Bert(model.config)
     binary.load_state_dict(model.state_dict())
     binarize_naive(binary, components, PLUS_MINUS_ONE, Scale.row, Scope.matrices)
@@ -241,8 +241,8 @@ def models(rounds: int, quick: bool, there: set[str]) -> Iterator[Ratio]:
     theirs = transformers_model(fair.config).eval()
     others = {
         "torch int8 dynamic": int8_dynamic(fair),
-        "one bit, a8": packed_model(fair, "a8"),
-        "one bit, a1": packed_model(fair, "a1"),
+        "one bit, a8": packed_model(fair, Act.a8),
+        "one bit, a1": packed_model(fair, Act.a1),
     }
     for batch in BATCHES[quick]:
         ids = torch.randint(fair.config.vocab_size, (batch, LENGTH), generator=generator)

@@ -11,13 +11,12 @@ import json
 import re
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from bitmaps.bert.config import BertConfig
-from bitmaps.bert.model import Bert
+from bitmaps.bert.model import Bert, on_meta
 from bitmaps.errors import InputError
 from bitmaps.vocabulary import HeadSource
 
@@ -216,7 +215,7 @@ def build(
     Raises:
         InputError: when a tensor is missing, unknown or of another shape, or the body comes without a head.
     """
-    with torch.device("meta"):
+    with on_meta():
         model = Bert(config)
     tied = config.tie_word_embeddings
     wanted = {

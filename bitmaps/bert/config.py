@@ -10,6 +10,7 @@ from typing import Any
 
 from bitmaps.bert.activations import check_activation
 from bitmaps.errors import InputError
+from bitmaps.vocabulary import LinearName
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,20 @@ class BertConfig:
         check_activation(self.hidden_act)
         if not isinstance(self.bitmaps, dict | None):
             raise InputError(f"bitmaps must be an object or null, not {self.bitmaps!r}")
+
+    def one_bit_inputs(self) -> list[LinearName]:
+        """The linear layers that were trained with one-bit inputs, by ``bitmaps``.
+
+        Raises:
+            InputError: for the name of any other layer.
+        """
+        given = (self.bitmaps or {}).get("one_bit_inputs") or ""
+        names = str(given).split("+") if given else []
+        if unknown := [name for name in names if name not in list(LinearName)]:
+            raise InputError(
+                f"one_bit_inputs {unknown[0]!r} is unknown; valid are {', '.join(LinearName)}"
+            )
+        return [LinearName(name) for name in names]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BertConfig:

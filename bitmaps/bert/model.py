@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bitmaps.bert.attention import Attention
 from bitmaps.bert.config import BertConfig
@@ -89,3 +94,29 @@ class Bert(nn.Module):
         true, the logits (n, vocabulary) there alone: the vocabulary product is the largest single cost of a BERT."""
         hidden = self.encode(input_ids, attention_mask, token_type_ids)[-1]
         return self.head(hidden if positions is None else hidden[positions])
+
+
+class SkipInit(TorchFunctionMode):
+    """Skips ``torch.nn.init``."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Modules that are made inside have shapes, but no numbers and no memory.
+
+    Their initialization is skipped: on the meta device it would import PyTorch's compiler, which
+    takes 80 MiB and a second.
+    """
+    with torch.device("meta"), SkipInit():
+        yield

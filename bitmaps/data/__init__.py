@@ -1,1 +1,4 @@
-"""Text, cut into sentences, tokenized and masked."""
+"""Text: its sources, tokens, masks and batches. Imports ``vocabulary.py`` and ``errors.py`` only.
+
+Add a source of text in ``sources.py``. Every mask is drawn in ``masking.py``; never change a draw.
+"""

@@ -1,35 +1,40 @@
-"""Which word pieces are masked, and by what: Devlin et al. 2019, section 3.1 and appendix C.2.
+"""Which tokens are masked, and by what: Devlin et al. 2019, section 3.1 and appendix C.2.
 
-Fifteen in a hundred of the pieces, [CLS], [SEP] and padding apart, become targets. Of those, 80 % are replaced by [MASK],
-10 % by a random piece that is not special, and 10 % stay. [UNK] may be a target, as in the blog post.
+15 % of the tokens become targets; [CLS], [SEP] and padding never do. Of the targets, 80 % are
+replaced by [MASK], 10 % by a random token that is not special, and 10 % stay. [UNK] can be a
+target, as in the blog post.
 
-The draws are made from ``numpy.random.RandomState``, the one generator whose stream numpy has frozen: the same masks on
-every machine, for good.
+The draws of ``mask_sentence`` come from ``numpy.random.RandomState``, the generator whose stream
+numpy has frozen. The masks are therefore the same on every machine and with every version.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from bitmaps.metrics import IGNORE
+from bitmaps.vocabulary import IGNORE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TARGETS, MASKED, RANDOM = 0.15, 0.8, 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """What masking needs to know of a tokenizer."""
+    """The token ids of a tokenizer that masking needs."""
 
     mask: int
     pad: int
     unknown: int
     untouched: tuple[int, ...]  # [CLS] and [SEP]
-    replacements: np.ndarray  # every piece that is not special
+    replacements: np.ndarray  # every token that is not special
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
@@ -46,9 +51,16 @@ class Vocabulary:
 def mask_sentence(
     ids: np.ndarray, seed: list[int], vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mask one sentence: (length,) ids -> (length,) ids with some replaced, and (length,) labels, ``IGNORE`` elsewhere.
+    """Mask one sentence.
 
-    The result depends on the ids and ``seed`` alone (a list of numbers, such as the mask seed and the sentence's number).
+    Args:
+        ids: the sentence, (length,).
+        seed: integers, such as the mask seed and the number of the sentence. The masks depend on
+            them and on ``ids`` alone.
+
+    Returns:
+        the ids after masking, and the labels: the original id at a target, ``IGNORE`` elsewhere.
+        Both are (length,).
     """
     generator = np.random.RandomState(seed)
     target, kind = generator.random_sample((2, len(ids)))
@@ -67,12 +79,25 @@ def mask_more(
     targets: Tensor,
     share: float,
     vocabulary: Vocabulary,
-    seed: tuple[int, ...],
+    seed_parts: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """A batch with a ``share`` of its other tokens masked too, special ones apart, and which tokens
-    are masked or targets then; (batch, length) each. The draw depends on ``seed`` alone."""
-    state = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    draw = torch.rand(input_ids.shape, generator=torch.Generator().manual_seed(state))
+    """Mask a share of the non-target tokens of a training batch too.
+
+    Special tokens stay, and so does every token that is [MASK] already. Targets stay as they are.
+
+    Args:
+        input_ids: the batch after ``mask_sentence``, (batch, length).
+        targets: true at targets, (batch, length).
+        share: probability of each other token to be masked, 0 to 1.
+        seed_parts: integers of 0 or more, such as the seed, the number of the batch and the rank of
+            the process. The draw depends on them and on the shape of the batch alone.
+
+    Returns:
+        the ids with more of them replaced by [MASK], and true where a token is a target or was
+        masked here.
+    """
+    seed = np.random.SeedSequence(list(seed_parts)).generate_state(1)[0]
+    draw = torch.rand(input_ids.shape, generator=torch.Generator().manual_seed(int(seed)))
     special = torch.tensor(
         [vocabulary.pad, vocabulary.mask, *vocabulary.untouched], device=input_ids.device
     )

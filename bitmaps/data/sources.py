@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# the one whose errors its client raises
+# the httpx whose errors the client of the Hub raises
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from bitmaps.data.treebank import detokenize
@@ -28,13 +28,16 @@ TEXT_FILES = {
 
 @dataclass(frozen=True)
 class Source:
-    """A text that is split into train, validation and test.
+    """A text with a train, a validation and a test split.
 
     Attributes:
-        name: ``wiki``, the articles in the gensim wheel; ``ptb``, the Penn Treebank in Mikolov's preparation, from
-            ``dir`` or the Hub; ``text``, a user's own files in ``dir``; ``hub``, a data set of the Hub.
+        name: ``wiki``, the articles in the gensim wheel; ``ptb``, the Penn Treebank as Mikolov
+            prepared it, from ``dir`` or the Hub; ``text``, a user's files in ``dir``; or ``hub``, a
+            data set of the Hub.
         dir: the folder of ``ptb`` or ``text``.
-        path, configuration, column: the Hub data set, its configuration if it has several, and the column to read.
+        path: the Hub id of the data set.
+        configuration: the configuration of a data set that has several.
+        column: the column of the data set that holds the text.
         streaming: fetch only the rows that are used.
     """
 
@@ -46,21 +49,31 @@ class Source:
     streaming: bool = False
 
     def check(self, *splits: str) -> None:
-        """Find what can be seen to be wrong before anything is loaded.
+        """Report mistakes before anything is loaded. The files of ``splits`` are read.
 
         Raises:
-            InputError: for an unknown source, a missing setting, or a file that is missing, empty or not UTF-8.
+            InputError: for an unknown source, a missing setting, a setting that the source does not
+                read, or a file that is missing, empty or not UTF-8.
         """
         if self.name not in NAMES:
             raise InputError(f"unknown data set {self.name!r}; valid are {', '.join(NAMES)}")
         if self.name == "wiki" and importlib.util.find_spec("gensim") is None:
             raise InputError(
-                "data=wiki reads its articles from the gensim wheel, which is not installed: "
+                "data=wiki needs the articles in the gensim wheel, which is not installed: "
                 "pip install -c constraints.txt -e '.[offline]'"
             )
+        self.check_settings()
+        if self.name in ("ptb", "text") and self.dir is not None:
+            for split in splits:
+                read_lines(self.file(split))
+
+    def check_settings(self) -> None:
+        """Raises:
+        InputError: for a missing setting, or one that this source does not read."""
         if self.dir is not None and self.name not in ("ptb", "text"):
             raise InputError(
-                f"data.dir={self.dir} is not read by data={self.name}; what reads it are data=text and data=ptb"
+                f"data.dir={self.dir} has no effect with data={self.name}; "
+                "only data=text and data=ptb read it"
             )
         of_the_hub = {
             "path": self.path,
@@ -70,7 +83,8 @@ class Source:
         for key, value in of_the_hub.items() if self.name != "hub" else ():
             if value is not None:
                 raise InputError(
-                    f"data.{key}={value} is not read by data={self.name}; what reads it is data=hub"
+                    f"data.{key}={value} has no effect with data={self.name}; "
+                    "only data=hub reads it"
                 )
         if self.name == "text" and self.dir is None:
             raise InputError(
@@ -78,9 +92,6 @@ class Source:
             )
         if self.name == "hub" and self.path is None:
             raise InputError("data=hub needs data.path=<Hub id of a data set>")
-        if self.name in ("ptb", "text") and self.dir is not None:
-            for split in splits:
-                read_lines(self.file(split))
 
     def file(self, split: str) -> Path:
         """The file of a split in ``dir``.
@@ -91,11 +102,8 @@ class Source:
         folder = Path(self.dir or "").expanduser()
         if not folder.is_dir():
             raise InputError(f"data.dir={self.dir} is not a folder")
-        names = (
-            [PTB_FILES[split]]
-            if self.name == "ptb"
-            else [f"{stem}.txt" for stem in TEXT_FILES[split]]
-        )
+        of_text = [f"{stem}.txt" for stem in TEXT_FILES[split]]
+        names = [PTB_FILES[split]] if self.name == "ptb" else of_text
         for name in names:
             if (folder / name).is_file():
                 return folder / name
@@ -103,10 +111,13 @@ class Source:
         raise InputError(f"data.dir={self.dir} has no {' or '.join(names)} (found: {found})")
 
     def sentences(self, split: str, unknown: str, limit: int | None = None) -> list[str]:
-        """The first ``limit`` sentences of a split, or all. ``unknown`` is the tokenizer's unknown token.
+        """The first ``limit`` sentences of a split, or all of them.
+
+        Args:
+            unknown: the tokenizer's unknown token, which replaces ``<unk>`` in ``ptb``.
 
         Raises:
-            InputError: when they cannot be had.
+            InputError: when the text cannot be read.
         """
         match self.name:
             case "wiki":
@@ -114,9 +125,8 @@ class Source:
 
                 texts = wiki(split)
             case "ptb" if self.dir is None:
-                rows = load_from_hub(
-                    "parquet", split, "sentence", data_files={split: PTB_HUB.format(split=split)}
-                )
+                files = {split: PTB_HUB.format(split=split)}
+                rows = load_from_hub("parquet", split, "sentence", data_files=files)
                 texts = [detokenize(text, unknown) for text in rows]
             case "ptb":
                 texts = [detokenize(text, unknown) for text in read_lines(self.file(split))]
@@ -135,7 +145,7 @@ class Source:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file, without surrounding white space; empty ones are left out.
+    """The lines of a UTF-8 text file that are not blank, without surrounding white space.
 
     Raises:
         InputError: when the file is empty or not UTF-8.
@@ -155,20 +165,18 @@ def read_lines(path: Path) -> list[str]:
 def load_from_hub(
     path: str, split: str, column: str, limit: int | None = None, **options: Any
 ) -> list[str]:
-    """One column of a Hub data set, empty texts left out.
+    """The first ``limit`` texts in one column of a Hub data set, or all. Blank ones are left out.
 
     Raises:
-        InputError: when the Hub does not give it, or the split or column does not exist.
+        InputError: when the Hub cannot deliver the data set, or the split or column does not exist.
     """
-    from datasets import load_dataset  # takes a second, so only when it is needed
+    from datasets import load_dataset  # importing it takes a second
     from datasets.exceptions import DatasetsError
 
     texts: list[str] = []
     try:
-        rows = load_dataset(path, split=split, **options)
-        for row in (
-            rows
-        ):  # when streaming, this is where they are fetched, and where columns are first known
+        # a streamed data set fetches its rows in this loop, and may not know its columns before
+        for row in load_dataset(path, split=split, **options):
             if column not in row:
                 raise InputError(f"{path} has no column {column!r}; valid are {', '.join(row)}")
             if not isinstance(row[column], str):
@@ -181,10 +189,12 @@ def load_from_hub(
                 break
     except InputError:
         raise
-    # not reachable or not found; unknown configuration or split; a script, which datasets no longer runs; damaged files
+    # unreachable or not found; an unknown configuration or split; damaged files; or a data set that
+    # is a script, which `datasets` no longer runs
     except (OSError, ValueError, RuntimeError, httpx.HTTPError, DatasetsError) as error:
         raise InputError(
-            f"the Hub did not give the data set {options.get('data_files', path)!r}: {error}. Without the Hub: data=wiki, "
-            "data=text data.dir=<folder>, or data=ptb data.dir=<folder with ptb.{train,valid,test}.txt>"
+            f"the Hub did not deliver the data set {options.get('data_files', path)!r}: {error}. "
+            "Sources that work offline: data=wiki, data=text data.dir=<folder>, "
+            "data=ptb data.dir=<folder with ptb.{train,valid,test}.txt>"
         ) from error
     return texts

@@ -1,15 +1,16 @@
-"""Undo the Penn Treebank's tokenization, so that its text looks like what BERT was trained on."""
+"""Undo the tokenization of the Penn Treebank: its text then looks like BERT's training text."""
 
 from __future__ import annotations
 
 import re
 
-OPENING, CLOSING = "“", "”"  # stand-ins while we join; both become "
+OPENING, CLOSING = "“", "”"  # they tell the two sides apart while words are joined; then both are "
 
 BRACKETS = {"-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]", "-lcb-": "{", "-rcb-": "}"}
 QUOTES = {"``": OPENING, "''": CLOSING, "`": "‘"}
 
-# joined to the word before: clitics, closing quotes and brackets, punctuation; a lone ' is a possessive or closes a quote
+# joined to the word before: clitics, closing quotes and brackets, punctuation; a lone ' is a
+# possessive or closes a quote
 TO_THE_LEFT = re.compile(
     rf" (?=(?:n't|'(?:s|m|d|re|ve|ll)?|[,.;:?!%]|\.\.\.|[)\]}}]|{CLOSING})(?: |$))", re.IGNORECASE
 )
@@ -18,7 +19,9 @@ TO_THE_RIGHT = re.compile(rf"(?<![^ ])((?:[a-z]{{0,2}}\$|#|[(\[{{]|{OPENING}|‘
 
 
 def detokenize(sentence: str, unknown: str) -> str:
-    """One treebank sentence as running text; ``<unk>`` becomes ``unknown``, the tokenizer's own unknown token.
+    """A sentence of the treebank as running text.
+
+    ``<unk>`` becomes ``unknown``, the unknown token of the tokenizer.
 
     >>> detokenize("`` it was n't $ N -lrb- yet -rrb- , '' mr. <unk> 's friend said .", "[UNK]")
     '"it wasn\\'t $N (yet)," mr. [UNK]\\'s friend said.'

@@ -11,7 +11,7 @@ from bitmaps import ADAPTERS
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.bert.checkpoint import check_sha256, load, locate
 from bitmaps.command.parts import Model
-from bitmaps.data.module import tokenizer_of
+from bitmaps.data.tokenizing import tokenizer_of
 from bitmaps.errors import InputError
 from bitmaps.packed.format import is_packed
 from bitmaps.vocabulary import Activations, Weights

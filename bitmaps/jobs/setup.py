@@ -16,8 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from bitmaps.bert import Bert
 from bitmaps.command.parts import Devices, Model
 from bitmaps.command.schema import Common
-from bitmaps.data.module import Example, MaskedSentences, tokenizer_of
+from bitmaps.data.batches import Example
+from bitmaps.data.module import MaskedSentences
 from bitmaps.data.sources import Source
+from bitmaps.data.tokenizing import tokenizer_of
 from bitmaps.errors import InputError
 from bitmaps.jobs.pretrained import Pretrained
 from bitmaps.quantize.calibrate import calibrate

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bitmaps.bert import checkpoint
 from bitmaps.command.schema import Train
-from bitmaps.data.module import tokenizer_of
+from bitmaps.data.tokenizing import tokenizer_of
 from bitmaps.errors import InputError
 from bitmaps.packed import format as folder
 from bitmaps.packed import kernels as native
@@ -72,7 +72,7 @@ def to_float(packed: Path, to: Path) -> None:
     if not folder.is_packed(packed):
         raise InputError(f"{packed} is not a packed folder")
     if to.exists():
-        raise InputError(f"{to} is there already: choose another folder")
+        raise InputError(f"{to} exists already: choose another folder")
     model = folder.to_float(folder.load(packed, Act.f32))
     try:
         to.mkdir(parents=True)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bitmaps.packed.rank_one import fit_rank_one
 from bitmaps.packed.weights import PackedWeight
-from bitmaps.quantize.quantizer import rank_one
-from bitmaps.quantize.rounding import Rounding
 from bitmaps.vocabulary import PLUS_MINUS_ONE, ZERO_ONE, Storage, ValueSet
 
 FEW = 64  # rows that are examined before all of them are
@@ -29,8 +28,9 @@ def fewest_bits(weight: Tensor, table: bool) -> PackedWeight | None:
     few = weight[:FEW]  # most matrices fit none of these, which a few rows show
     for storage in (Storage.int4, Storage.int8):
         if is_integer(few, storage.bits) and is_integer(weight, storage.bits):
-            return Rounding(storage).pack(weight)
-    return Rounding(Storage.fp16).pack(weight) if is_half(few) and is_half(weight) else None
+            return PackedWeight.rounded(weight, storage)
+    half = is_half(few) and is_half(weight)
+    return PackedWeight.rounded(weight, Storage.fp16) if half else None
 
 
 @torch.no_grad()
@@ -90,7 +90,8 @@ def rank_one_parts(weight: Tensor) -> tuple[Tensor, Tensor, ValueSet] | None:
         row_sign[sign @ sign[sign.abs().sum(-1).argmax()] < 0] = -1
         column_sign[row_sign @ sign < 0] = -1
     upright = weight * row_sign[:, None] * column_sign
-    row, column = rank_one(upright, values)
+    unit = torch.where(upright > 0, 1.0, 0.0 if values == ZERO_ONE else -1.0)
+    row, column = fit_rank_one(upright, unit)
     low = 0 if values == ZERO_ONE else -row * column
     found = torch.where(upright > 0, row * column, low)
     if not torch.allclose(found, upright, rtol=1e-5, atol=0):

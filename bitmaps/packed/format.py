@@ -19,15 +19,12 @@ from torch import Tensor, nn
 
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.bert.checkpoint import hugging_face_name
+from bitmaps.bert.model import on_meta
 from bitmaps.errors import InputError
 from bitmaps.packed import kernels as native
 from bitmaps.packed.discover import fewest_bits
 from bitmaps.packed.layers import PackedAttention, PackedEmbedding, PackedFeedForward, PackedLinear
-from bitmaps.packed.weights import PackedWeight
-from bitmaps.quantize.convert import one_bit_inputs, restore_activations
-from bitmaps.quantize.layers import QuantizedEmbedding, QuantizedLinear
-from bitmaps.quantize.quantizer import Quantizer
-from bitmaps.quantize.rounding import Rounding
+from bitmaps.packed.weights import PackedWeight, PacksItself
 from bitmaps.vocabulary import Act, Storage
 
 if TYPE_CHECKING:
@@ -63,33 +60,22 @@ def pack_model(
     Raises:
         InputError: for a weight that is not finite, or would not be after rounding.
     """
-    quantized = {
-        id(layer.weight): layer
-        for layer in model.modules()
-        if isinstance(layer, QuantizedLinear | QuantizedEmbedding) and layer.quantizer is not None
-    }
-    of_quantizers = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, Quantizer)
-        for parameter in module.parameters()
-    }
+    layers = {id(m.weight): m for m in model.modules() if isinstance(m, PacksItself)}
     parts: dict[str, PackedWeight | Tensor] = {}
     for name, parameter in model.named_parameters():
-        if id(parameter) in of_quantizers:
+        if ".quantizer." in name:  # a learned scale, which is part of the packed weight
             continue
-        layer, packed = quantized.get(id(parameter)), None
-        weight = (parameter if layer is None else layer.effective_weight).detach().cpu().float()
+        layer = layers.get(id(parameter))
+        packed = None if layer is None else layer.pack()
+        weight = parameter.detach().cpu().float() if packed is None else packed.dense()
         if not weight.isfinite().all():
             raise InputError(f"{name} holds a number that is not finite")
-        if layer is not None and layer.quantizer is not None:
-            packed = layer.quantizer.pack(layer.weight)
-        elif weight.ndim == 2:
+        if packed is None and weight.ndim == 2:
             packed = fewest_bits(weight, table=name == "embeddings.word.weight")
         asked = storage_asked(name, embeddings, head) if weight.ndim == 2 else None
         has = Storage.fp32 if packed is None else packed.storage
         if asked is not None and asked.bits < has.bits:
-            packed = Rounding(asked).pack(weight)
+            packed = PackedWeight.rounded(weight, asked)
             if not packed.data.isfinite().all():
                 raise InputError(f"{name} holds a number that {asked} cannot hold")
         parts[name] = weight if packed is None or packed.nbytes >= weight.nbytes else packed
@@ -287,21 +273,21 @@ def load(folder: Path, act: Act) -> Bert:
     tensors, shapes = read(path)
     parts: dict[str, PackedWeight | Tensor] = {}
     try:
-        for name, parameter in on_meta(config).named_parameters():
+        for name, parameter in without_numbers(config).named_parameters():
             theirs, shape = hugging_face_name(name), tuple(parameter.shape)
             if theirs in shapes and tuple(shapes.pop(theirs)) != shape:
                 raise InputError(f"{theirs} has another shape than the {shape} of config.json")
             parts[name] = take(tensors, theirs, shape)
         if left := sorted({*tensors, *shapes}):
-            raise InputError(f"no BERT of its config.json has these tensors: {', '.join(left[:5])}")
+            raise InputError(f"no BERT of its config.json has: {', '.join(left[:5])}")
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return assemble(config, parts, act)
 
 
-def on_meta(config: BertConfig) -> Bert:
+def without_numbers(config: BertConfig) -> Bert:
     """A model with the blocks that can run packed, on the meta device."""
-    with torch.device("meta"):
+    with on_meta():
         model = Bert(config)
         for layer in model.encoder.layers:
             layer.attention = PackedAttention(config)
@@ -311,7 +297,7 @@ def on_meta(config: BertConfig) -> Bert:
 
 def assemble(config: BertConfig, parts: Mapping[str, PackedWeight | Tensor], act: Act) -> Bert:
     """A model of these parameters (``pack_model``), in evaluation mode."""
-    model, one_bit = on_meta(config), one_bit_inputs(config)
+    model, one_bit = without_numbers(config), config.one_bit_inputs()
     for name, part in parts.items():
         place(model, name, part, Act.a1 if name.split(".")[-2] in one_bit else act)
     return model.requires_grad_(False).eval()
@@ -341,10 +327,13 @@ def place(model: Bert, name: str, part: PackedWeight | Tensor, act: Act) -> None
 
 @torch.no_grad()
 def to_float(model: Bert) -> Bert:
-    """The ordinary ``Bert`` in fp32 that a packed one stands for, one-bit inputs included."""
+    """An ordinary ``Bert`` in fp32 with the weights that a packed one stands for.
+
+    Its inputs are not rounded; ``bitmaps.quantize.convert.restore_activations`` restores that.
+    """
     plain = Bert(model.config)
     for name, parameter in plain.named_parameters():
         path, _, last = name.rpartition(".")
         part = getattr(model.get_submodule(path), last)
         parameter.copy_(part.dense() if isinstance(part, PackedWeight) else part)
-    return restore_activations(plain).eval()
+    return plain.eval()

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitmaps.packed.operations import pack, unpack
 from bitmaps.vocabulary import Storage
+
+
+def to_integers(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Signed integers of ``bits`` bits, in fp32, and the scales (..., 1) to multiply them by.
+
+    Every vector along the last dimension has a scale of its own.
+    """
+    largest, exact = 2 ** (bits - 1) - 1, x.float()
+    tiny = torch.finfo(torch.float32).tiny
+    scale = (exact.abs().amax(-1, keepdim=True) / largest).clamp(min=tiny)
+    return (exact / scale).round(), scale
 
 
 class PackedWeight(nn.Module):
@@ -59,12 +72,17 @@ class PackedWeight(nn.Module):
         return cls(Storage.bit, bits.shape[1], pack(bits), high, low, column)
 
     @classmethod
-    def of_integers(cls, storage: Storage, integers: Tensor, high: Tensor) -> PackedWeight:
-        """The matrix ``high[:, None] * integers`` for ``integers`` of type int8 (rows, columns)."""
-        columns = integers.shape[1]
+    @torch.no_grad()
+    def rounded(cls, weight: Tensor, storage: Storage) -> PackedWeight:
+        """A matrix rounded to fp16, or to int8 or int4 with a scale per row (``to_integers``)."""
+        columns = weight.shape[1]
+        if storage == Storage.fp16:
+            return cls(storage, columns, weight.half())
+        integers, scale = to_integers(weight, Storage(storage).bits)
+        data, high = integers.to(torch.int8), scale[:, 0]
         if storage == Storage.int8:
-            return cls(storage, columns, integers, high)
-        nibbles = F.pad((integers + 8).to(torch.uint8), (0, columns % 2)).unflatten(-1, (-1, 2))
+            return cls(storage, columns, data, high)
+        nibbles = F.pad((data + 8).to(torch.uint8), (0, columns % 2)).unflatten(-1, (-1, 2))
         return cls(storage, columns, nibbles[..., 0] | nibbles[..., 1] << 4, high)
 
     @property
@@ -97,3 +115,13 @@ class PackedWeight(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.storage}, {tuple(self.shape)}"
+
+
+@runtime_checkable
+class PacksItself(Protocol):
+    """A layer that packs its own weight, as those of ``bitmaps.quantize.layers`` do."""
+
+    weight: nn.Parameter
+
+    def pack(self) -> PackedWeight | None:
+        """The effective weight, exactly; ``None`` if it is the parameter as it is."""

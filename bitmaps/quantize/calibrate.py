@@ -6,7 +6,7 @@ Both steps are in closed form and take a few hundred sentences.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +17,20 @@ from bitmaps.quantize.layers import QuantizedLinear
 from bitmaps.quantize.quantizer import Quantizer, units
 from bitmaps.vocabulary import ZERO_ONE
 
-if TYPE_CHECKING:
-    from bitmaps.data.module import Batch
-
 # Added to the mean square of every input, as a share of their mean: Frantar et al. 2022, section 3.3
 DAMPING = 0.01
 BLOCK = 64  # columns after which the weights to their right are brought up to date
 
 
+class Tokens(TypedDict):
+    """What is read of a batch: (batch, length) each; the mask is true for tokens."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+
+
 @torch.no_grad()
-def calibrate(model: Bert, original: Bert, batches: Sequence[Batch]) -> Bert:
+def calibrate(model: Bert, original: Bert, batches: Sequence[Tokens]) -> Bert:
     """Fit a model that ``make_trainable`` made to the original model, in place, from the bottom up.
 
     The encoder's linear layers of one bit and the head's transform are fitted. Let x be the input

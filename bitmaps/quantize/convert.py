@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from bitmaps.bert import Bert, BertConfig
+from bitmaps.bert import Bert
 from bitmaps.errors import InputError
 from bitmaps.quantize.layers import QuantizedEmbedding, QuantizedLinear
 from bitmaps.quantize.quantizer import Quantization, Quantizer, two_values
@@ -19,7 +19,6 @@ from bitmaps.vocabulary import (
     GROUPS,
     PLUS_MINUS_ONE,
     Component,
-    LinearName,
     Scale,
     Scope,
     Storage,
@@ -186,21 +185,6 @@ def round_activations(model: Bert, components: Iterable[str], one_bit: Container
     return model
 
 
-def one_bit_inputs(config: BertConfig) -> list[LinearName]:
-    """The linear layers that were trained with one-bit inputs, by the model's ``config.json``.
-
-    Raises:
-        InputError: for the name of any other layer.
-    """
-    given = (config.bitmaps or {}).get("one_bit_inputs") or ""
-    names = str(given).split("+") if given else []
-    if unknown := [name for name in names if name not in list(LinearName)]:
-        raise InputError(
-            f"one_bit_inputs {unknown[0]!r} is unknown; valid are {', '.join(LinearName)}"
-        )
-    return [LinearName(name) for name in names]
-
-
 def restore_activations(model: Bert) -> Bert:
     """Give a model trained with ``activations=bit`` its input quantizers back, in place.
 
@@ -210,7 +194,7 @@ def restore_activations(model: Bert) -> Bert:
     trained = model.config.bitmaps or {}
     if trained.get("activations") == "bit":
         name = trained["components"]
-        round_activations(model, GROUPS.get(name, name.split("+")), one_bit_inputs(model.config))
+        round_activations(model, GROUPS.get(name, name.split("+")), model.config.one_bit_inputs())
     return model
 
 

@@ -7,6 +7,7 @@ from typing import Self
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitmaps.packed.weights import PackedWeight
 from bitmaps.quantize.quantizer import Quantizer
 from bitmaps.quantize.rounding import InputQuantizer, Rounding
 
@@ -44,6 +45,10 @@ class QuantizedLinear(nn.Linear):
         """q(W), in the shape of ``weight``."""
         return self.weight if self.quantizer is None else self.quantizer(self.weight)
 
+    def pack(self) -> PackedWeight | None:
+        """q(W) packed, exactly; ``None`` without a weight quantizer."""
+        return None if self.quantizer is None else self.quantizer.pack(self.weight)
+
     def effective_input(self, x: Tensor) -> Tensor:
         """r(x)."""
         return x if self.input_quantizer is None else self.input_quantizer(x)
@@ -70,6 +75,10 @@ class QuantizedEmbedding(nn.Embedding):
     def effective_weight(self) -> Tensor:
         """q(W), in the shape of ``weight``."""
         return self.quantizer(self.weight)
+
+    def pack(self) -> PackedWeight:
+        """q(W) packed, exactly."""
+        return self.quantizer.pack(self.weight)
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.effective_weight, self.padding_idx)

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from bitmaps.errors import InputError
+from bitmaps.packed.rank_one import fit_rank_one
 from bitmaps.packed.weights import PackedWeight
 from bitmaps.vocabulary import PLUS_MINUS_ONE, ZERO_ONE, Center, Gradient, Scale, Scaling, ValueSet
 
 SMALLEST = 1e-5  # lower bound of a scale under lsq, as in ParetoQ's code
-TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True)
@@ -85,35 +85,13 @@ def scale_of(weight: Tensor, values: ValueSet, scale: Scale) -> tuple[Tensor, Te
     if scale == Scale.none:
         return torch.ones((1,) * weight.ndim, dtype=weight.dtype, device=weight.device), None
     if scale == Scale.rank_one and weight.ndim > 1:
-        return rank_one(weight, values)
+        return fit_rank_one(weight, units(weight, values))
     over = tuple(range(weight.ndim)) if scale == Scale.tensor else (-1,)
     if values == PLUS_MINUS_ONE:
         return weight.abs().mean(over, keepdim=True, dtype=torch.float64).to(weight.dtype), None
     high = bits(weight, values)
     total = torch.where(high, weight, 0.0).sum(over, keepdim=True, dtype=torch.float64)
     return (total / high.sum(over, keepdim=True).clamp(min=1)).to(weight.dtype), None
-
-
-def rank_one(weight: Tensor, values: ValueSet) -> tuple[Tensor, Tensor]:
-    """Row scales u (..., 1) and column scales v (n,) with mean 1 that fit the weight best.
-
-    ``u v * units(weight)`` is closest to the weight in the least squares. The two are solved in
-    turn, each given the other. For {-1,1} this is the power iteration for the first singular
-    vectors of ``|W|`` (Xu et al. 2024, OneBit, proposition 1), which settles within a few rounds.
-    {0,1} takes some dozens.
-    """
-    unit = units(weight, values).double().flatten(0, -2)
-    along, covered = weight.double().flatten(0, -2) * unit, unit.square()
-    v = torch.ones_like(along[0])
-    for _ in range(100):
-        before = v
-        u = along @ v / (covered @ v.square()).clamp(min=TINY)
-        v = u @ along / (u.square() @ covered).clamp(min=TINY)
-        v = v / v.mean().clamp(min=TINY)
-        if (v - before).abs().max() < 1e-10:
-            break
-    u = along @ v / (covered @ v.square()).clamp(min=TINY)
-    return u.reshape(*weight.shape[:-1], 1).to(weight.dtype), v.to(weight.dtype)
 
 
 def bounded(scale: Tensor, scaling: Scaling) -> Tensor:

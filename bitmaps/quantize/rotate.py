@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from bitmaps.bert import Bert
 from bitmaps.bert.attention import Attention
-from bitmaps.quantize.quantizer import TINY, two_values
+from bitmaps.quantize.quantizer import two_values
 from bitmaps.vocabulary import PLUS_MINUS_ONE, Scale
 
 ROUNDS = 50
+TINY = torch.finfo(torch.float64).tiny
 
 
 @torch.no_grad()

@@ -7,19 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitmaps.packed.weights import PackedWeight
+from bitmaps.packed.weights import PackedWeight, to_integers
 from bitmaps.vocabulary import Storage
-
-
-def to_integers(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Signed integers of ``bits`` bits, in fp32, and the scales (..., 1) to multiply them by.
-
-    Every vector along the last dimension has a scale of its own.
-    """
-    largest, exact = 2 ** (bits - 1) - 1, x.float()
-    tiny = torch.finfo(torch.float32).tiny
-    scale = (exact.abs().amax(-1, keepdim=True) / largest).clamp(min=tiny)
-    return (exact / scale).round(), scale
 
 
 def rounded(x: Tensor, storage: Storage) -> Tensor:
@@ -68,14 +57,9 @@ class Rounding(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return RoundThrough.apply(weight, self.storage)
 
-    @torch.no_grad()
     def pack(self, weight: Tensor) -> PackedWeight:
         """The effective weight of a latent matrix, packed: ``forward``, exactly."""
-        weight = weight.detach().cpu()
-        if self.storage == Storage.fp16:
-            return PackedWeight(Storage.fp16, weight.shape[1], weight.half())
-        integers, scale = to_integers(weight, Storage(self.storage).bits)
-        return PackedWeight.of_integers(self.storage, integers.to(torch.int8), scale[:, 0])
+        return PackedWeight.rounded(weight.detach().cpu(), self.storage)
 
     def extra_repr(self) -> str:
         return str(self.storage)

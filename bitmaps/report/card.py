@@ -10,8 +10,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 
 from bitmaps import ADAPTERS
-from bitmaps.bert import BertConfig
+from bitmaps.bert import Bert, BertConfig
 from bitmaps.bert.checkpoint import locate
+from bitmaps.bert.model import on_meta
 from bitmaps.command.parts import Data, Model
 from bitmaps.errors import InputError
 from bitmaps.packed import format as packed
@@ -94,7 +95,8 @@ def write_card(folder: Path, rows: list[Row], model: Model, data: Data) -> None:
     words = str((shape.bitmaps or {}).get("embeddings", own.facts.embeddings))
     front = front_matter(own, model, data, words, licence)
     comparison = comparison_of(Entry.of(row, folder) for row in rows)
-    as_floats = 4 * sum(parameter.numel() for parameter in packed.on_meta(shape).parameters())
+    with on_meta():
+        as_floats = 4 * sum(parameter.numel() for parameter in Bert(shape).parameters())
     on_disk = (folder / packed.FILE).stat().st_size
     two_values = own.facts.values is not None
     text = CARD.format(

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection, SumMetric
 
 from bitmaps.bert import Bert
+from bitmaps.data.batches import Batch
 from bitmaps.data.masking import Vocabulary
-from bitmaps.data.module import Batch
 from bitmaps.metrics import IGNORE, MaskedAccuracy, MaskedCrossEntropy, MaskedMRR, SentenceSums
 from bitmaps.scoring.predictions import Predicted, Predictions
 

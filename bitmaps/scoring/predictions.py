@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
 from bitmaps.bert import Bert
-from bitmaps.data.module import Example, collate
+from bitmaps.data.batches import Example, collate
 from bitmaps.errors import InputError
 from bitmaps.metrics import IGNORE, ranks
 from bitmaps.runs.analysis import (

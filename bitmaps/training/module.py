@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from bitmaps.bert import Bert
+from bitmaps.data.batches import Batch
 from bitmaps.data.masking import mask_more
-from bitmaps.data.module import Batch
 from bitmaps.metrics import IGNORE
 from bitmaps.scoring.module import ScoredModel
 from bitmaps.training.losses import LossWeights, distances, run

@@ -84,3 +84,18 @@ def test_unreadable_file_is_an_input_error_that_names_it(tmp_path: Path, content
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"config\.json"):
         BertConfig.from_file(path)
+
+
+def test_layers_with_one_bit_inputs_are_read_from_the_config() -> None:
+    assert BertConfig().one_bit_inputs() == []
+    assert BertConfig(bitmaps={"one_bit_inputs": None}).one_bit_inputs() == []
+    config = BertConfig(bitmaps={"one_bit_inputs": "query+expand"})
+    assert config.one_bit_inputs() == ["query", "expand"]
+
+
+@pytest.mark.parametrize("wrong", ["nonsense", "query+", 3, ["query"]])
+def test_what_is_no_linear_layer_is_refused(wrong: Any) -> None:
+    with pytest.raises(
+        InputError, match=r"one_bit_inputs .* valid are query, key, value, output, expand, contract"
+    ):
+        BertConfig(bitmaps={"one_bit_inputs": wrong}).one_bit_inputs()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -299,7 +300,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def snapshot_download(*_: Any, **__: Any) -> str:
         raise AssertionError("the Hub was asked")
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
 
 
 def http_error() -> HfHubHTTPError:
@@ -316,7 +317,7 @@ def test_unreachable_hub_names_the_ways_without_it(
     def snapshot_download(*_: Any, **__: Any) -> str:
         raise error
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(
         InputError,
         match=r"'some/model'.*model=minilm.*model\.source=<folder>.*model\.weights=random",
@@ -328,7 +329,7 @@ def test_what_cannot_be_a_hub_id_is_an_input_error(monkeypatch: pytest.MonkeyPat
     def snapshot_download(*_: Any, **__: Any) -> str:
         raise HFValidationError("bad characters")
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(InputError, match=r"'no id!'.*bad characters"):
         locate("no id!")
 
@@ -342,7 +343,7 @@ def test_hub_id_is_downloaded_without_pickles(
         asked.append((source, allow_patterns))
         return str(folder)
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert locate("some/model") == folder
     [(source, patterns)] = asked
     assert source == "some/model"

@@ -28,11 +28,11 @@ import bitmaps
 from bitmaps import cli
 from bitmaps.bert import Bert
 from bitmaps.dashboard import CURVES, MEASURES
-from bitmaps.data.module import masked
+from bitmaps.data.evaluation import masked
 from bitmaps.data.sources import Source
 from bitmaps.packed.__main__ import main as packed_main
 from bitmaps.quantize.rotate import rotate_heads
-from bitmaps.quantize.rounding import RoundInputs
+from bitmaps.quantize.rounding import signs
 from bitmaps.report.page import read_curves
 from bitmaps.runs.folder import Row
 
@@ -394,9 +394,9 @@ def test_random_weights_need_no_checkpoint(command: Command, model_folder: Path)
         (
             "evaluate",
             ["data=wiki", "data.dir=/no/such/folder"],
-            "what reads it are data=text and data=ptb",
+            "only data=text and data=ptb read it",
         ),
-        ("evaluate", ["data.path=me/text"], "what reads it is data=hub"),
+        ("evaluate", ["data.path=me/text"], "only data=hub reads it"),
         ("evaluate", ["binarize=[embeddings,ffnn]"], "'binarize.components=[embeddings,ffnn]'"),
         ("train", ["loss=[common,bwn]"], "several options where one is valid"),
         ("train", ["callbacks.signs=null"], "~callbacks.signs"),
@@ -1033,7 +1033,7 @@ def test_a_run_may_be_trained_on_the_signs_of_its_inputs(
     ids, exact = torch.tensor([[2, 7, 4, 9, 3]]), bitmaps.bert.checkpoint.load("r")
     for name, layer in exact.encoder.named_modules():
         if name.endswith(("query", "key", "value", "contract")):
-            layer.register_forward_pre_hook(RoundInputs("bit"))
+            layer.register_forward_pre_hook(lambda _, inputs: (signs(inputs[0]),))
     torch.testing.assert_close(
         bitmaps.load("r/packed", act="f32")(ids), exact(ids), atol=1e-3, rtol=0
     )

@@ -18,18 +18,13 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from bitmaps.bert.checkpoint import locate
+from bitmaps.data.batches import Batch, Example, collate
+from bitmaps.data.evaluation import masked
 from bitmaps.data.masking import Vocabulary
-from bitmaps.data.module import (
-    Batch,
-    Example,
-    MaskedSentences,
-    TrainingStream,
-    collate,
-    masked,
-    tokenized,
-    tokenizer_of,
-)
+from bitmaps.data.module import MaskedSentences
 from bitmaps.data.sources import Source
+from bitmaps.data.stream import TrainingStream
+from bitmaps.data.tokenizing import tokenized, tokenizer_of
 from bitmaps.errors import InputError
 
 PAD, UNKNOWN, CLS, SEP, MASK = 0, 1, 2, 3, 4

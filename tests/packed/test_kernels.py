@@ -299,7 +299,7 @@ def test_failures_of_the_library_are_raised(
     """Of every function that may run out of memory: with a library of which all do."""
     names = re.findall(
         r"^EXPORT int (bitmaps_\w+)\(const struct plan\b",
-        (SOURCES / "binary_linear.c").read_text(),
+        (SOURCES / "operations.c").read_text(),
         re.MULTILINE,
     )
     assert len(names) == 4
@@ -598,25 +598,25 @@ def test_the_sums_stay_in_registers(name: str) -> None:
     [
         # eight rows of four vectors are all registers that there are
         (
-            "avx512.c",
+            "avx512_many.c",
             "many rows, bits and bytes",
             {r"\bTILE = 6\b": "TILE = 8", "unroll 6": "unroll 8"},
         ),
-        ("avx2.c", "many rows, AVX2", {r"\bTILE = 4\b": "TILE = 8", "unroll 4": "unroll 8"}),
+        ("avx2_many.c", "many rows, AVX2", {r"\bTILE = 4\b": "TILE = 8", "unroll 4": "unroll 8"}),
     ],
     ids=["avx512", "avx2"],
 )
 def test_sums_that_do_not_stay_in_registers_are_noticed(
     tmp_path: Path, file: str, name: str, changes: dict[str, str]
 ) -> None:
-    text = (SOURCES / file).read_text(encoding="utf-8")
+    text = (SOURCES / "x86" / file).read_text(encoding="utf-8")
     for pattern, replacement in changes.items():
         text, changed = re.subn(pattern, replacement, text)
         assert changed >= 1
     (tmp_path / "spilling.c").write_text(text, encoding="utf-8")
     compiled(
         *compile_arguments(),
-        f"-I{SOURCES}",
+        f"-I{SOURCES / 'x86'}",
         "-c",
         tmp_path / "spilling.c",
         "-o",
@@ -663,7 +663,7 @@ def test_kernels_keep_within_their_arrays_and_agree(
     if call(tmp_path / "empty").returncode:
         pytest.skip(f"programs of {' '.join(flags)} do not start here")
     source, program = Path(__file__).with_name("kernels_driver.c"), tmp_path / "driver"
-    sources = sorted(set(SOURCES.glob("*.c")) - {SOURCES / "python.c"})
+    sources = sorted(set(SOURCES.rglob("*.c")) - {SOURCES / "python.c"})
     compiled(
         *flags, "-std=gnu11", f"-I{SOURCES}", *sources, source, "-lm", "-lpthread", "-o", program
     )

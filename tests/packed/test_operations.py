@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bitmaps.packed import kernels as native
 from bitmaps.packed import operations
-from bitmaps.packed.kernels import ACTS, LARGEST_K, REFERENCE, Act, Packed, Part
+from bitmaps.packed.kernels import ACTS, LARGEST_K, REFERENCE, Packed, Part
 from bitmaps.packed.operations import (
     attends,
     attention,
@@ -36,6 +36,7 @@ from bitmaps.packed.operations import (
     pack,
     unpack,
 )
+from bitmaps.vocabulary import Act
 
 Array = NDArray[Any]
 KERNELS = list(native.instruction_sets())
@@ -294,7 +295,7 @@ def test_any_shape_is_the_formula_and_all_backends_agree(
 @pytest.mark.parametrize("act", TOP)
 def test_the_reference_rounds_activations_as_the_kernels_do(act: Act) -> None:
     x = random_inputs(5000, 770)
-    planes, _ = operations.whole_numbers(torch.from_numpy(x), act)
+    planes, _ = operations.round_inputs(torch.from_numpy(x), act)
     q = planes[0] if act == "a8" else 256 * planes[0] + planes[1]
     assert np.array_equal(q.numpy(), whole_numbers(x, act)[0])
 

@@ -27,18 +27,22 @@ from torch import Tensor, nn
 
 from bitmaps.bert import Bert, BertConfig, checkpoint
 from bitmaps.errors import InputError
+from bitmaps.packed import format as folder_format
 from bitmaps.packed import kernels as native
-from bitmaps.packed.format import FILE, digest, is_packed, load, save, to_float
-from bitmaps.packed.weights import Kind, PackedWeight
+from bitmaps.packed.format import FILE, digest, is_packed, load, pack_model, save, to_float
+from bitmaps.packed.layers import PackedLinear
+from bitmaps.packed.weights import PackedWeight
 from bitmaps.quantize.convert import (
     COMPONENTS,
-    WordTable,
     binarize_naive,
     make_trainable,
+    restore_activations,
+    round_activations,
     store_words,
 )
 from bitmaps.quantize.convert import to_float as effective
-from bitmaps.quantize.quantizer import Quantization, Scale, Values
+from bitmaps.quantize.quantizer import Quantization
+from bitmaps.vocabulary import Scale, Storage, ValueSet
 
 LAYERS = ("attention", "ffnn")
 QUERY = "bert.encoder.layer.1.attention.self.query.weight"
@@ -47,7 +51,7 @@ NORM = "bert.encoder.layer.0.output.LayerNorm.bias"
 
 
 def trained(
-    model: Bert, components: tuple[str, ...], quantization: Quantization, words: WordTable | None
+    model: Bert, components: tuple[str, ...], quantization: Quantization, words: Storage | None
 ) -> Bert:
     """What a training of the model might leave: other latent weights, other scales, and what they come to."""
     make_trainable(model, components, quantization, words)
@@ -62,8 +66,16 @@ def trained(
     return effective(model).eval()
 
 
+def quantized(
+    model: Bert, components: tuple[str, ...], quantization: Quantization, words: Storage | None
+) -> Bert:
+    """``trained``, with the layers that it was trained with."""
+    trained(model, components, quantization, words)  # changes it in place
+    return model.eval()
+
+
 def layers_of(
-    values: Values = "pm1", scale: Scale = "row", words: WordTable | None = None
+    values: ValueSet = "pm1", scale: Scale = "row", words: Storage | None = None
 ) -> Callable[[Bert], Bert]:
     return lambda model: trained(model, LAYERS, Quantization(values, scale), words)
 
@@ -102,10 +114,10 @@ def assert_same_model(found: Bert, model: Bert, ids: Tensor) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_trained_model_comes_back(
-    values: Values,
+    values: ValueSet,
     scale: Scale,
     components: tuple[str, ...],
-    words: WordTable | None,
+    words: Storage | None,
     tied: bool,
     tiny: Bert,
     ids: Tensor,
@@ -120,7 +132,7 @@ def test_a_trained_model_comes_back(
     assert_same_model(found, model, ids)
     assert replace(found.config, bitmaps=None) == model.config
     kinds = {
-        name: part.kind for name, part in found.named_modules() if isinstance(part, PackedWeight)
+        name: part.storage for name, part in found.named_modules() if isinstance(part, PackedWeight)
     }
     in_bits = {
         n
@@ -137,10 +149,85 @@ def test_a_trained_model_comes_back(
     assert isinstance(found.head.decoder, nn.Linear) is not (of_words or "head" in components)
 
 
+@pytest.mark.parametrize("values", ["pm1", "01"])
+@pytest.mark.parametrize("scale", ["none", "row", "rank_one"])
+@pytest.mark.parametrize("words", [None, "fp16", "int8", "int4", "bit"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_quantized_model_is_packed_from_its_quantizers(
+    values: ValueSet, scale: Scale, words: Storage | None, tied: bool, tiny: Bert,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Exactly: no bits are looked for in what a quantizer made."""
+    tiny = Bert(replace(tiny.config, tie_word_embeddings=tied)).randomize()
+    model = quantized(tiny, LAYERS, Quantization(values, scale), words)
+    expected = effective(model)
+    looked_at = []
+    monkeypatch.setattr(
+        folder_format, "fewest_bits", lambda weight, table: looked_at.append(weight.shape)
+    )
+    parts = pack_model(model)
+    assert list(parts) == [name for name, _ in expected.named_parameters()]
+    for name, parameter in expected.named_parameters():
+        part = parts[name]
+        found = part.dense() if isinstance(part, PackedWeight) else part
+        assert torch.equal(found, parameter), name
+        in_layers = name.startswith("encoder") and parameter.ndim == 2
+        assert isinstance(part, PackedWeight) is (in_layers or (words and "word" in name) or False)
+    tables = [(60, 16)] * (words is None) + [(12, 16), (2, 16), (16, 16)] + [(60, 16)] * (not tied)
+    assert looked_at == tables
+
+
+@pytest.mark.parametrize(
+    ("quantization", "words"),
+    [
+        (Quantization("pm1", "row"), "int8"),
+        (Quantization("01", "row"), None),
+        (Quantization("pm1", "none"), "fp16"),
+        (Quantization("01", "tensor", "computed", "row"), "bit"),
+        (Quantization("pm1", "row", "lsq", "tensor"), "int4"),
+    ],
+)
+def test_a_quantized_model_and_its_floats_make_the_same_file(
+    quantization: Quantization, words: Storage | None, tiny: Bert, pack: Pack
+) -> None:
+    model = quantized(tiny, LAYERS, quantization, words)
+    files = [load_file(pack(each, head="int8") / FILE) for each in (model, effective(model))]
+    assert files[0].keys() == files[1].keys()
+    for name in files[0]:
+        torch.testing.assert_close(files[0][name], files[1][name], rtol=1e-6, atol=0)
+
+
+def test_one_bit_inputs_survive_packing(tiny: Bert, ids: Tensor, pack: Pack) -> None:
+    make_trainable(tiny, LAYERS, Quantization("pm1", "rank_one"), one_bit=("query", "contract"))
+    round_activations(tiny, LAYERS, ("query", "contract"))
+    trained = {"components": "layers", "activations": "bit", "one_bit_inputs": "query+contract"}
+    tiny.config = replace(tiny.config, bitmaps=trained)
+    found = load(pack(tiny), "a8")
+    acts = {name: m.act for name, m in found.named_modules() if isinstance(m, PackedLinear)}
+    for name, act in acts.items():
+        assert act == ("a1" if name.endswith(("query", "contract")) else "a8"), name
+    floats = restore_activations(to_float(found))
+    torch.testing.assert_close(floats(ids), tiny(ids), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("part", ["scale", "column"])
+def test_a_scale_that_is_not_finite_is_refused(
+    value: float, part: str, tiny: Bert, pack: Pack
+) -> None:
+    make_trainable(tiny, LAYERS, Quantization("pm1", "rank_one"))
+    with torch.no_grad():
+        getattr(tiny.encoder.layers[1].ffnn.expand.quantizer, part)[2] = value
+    with pytest.raises(
+        InputError, match=r"encoder.layers.1.ffnn.expand.weight holds a number that is not finite"
+    ):
+        pack(tiny)
+
+
 @pytest.mark.parametrize("scope", ["all", "matrices"])
 @pytest.mark.parametrize("values", ["pm1", "01"])
 def test_a_naively_binarized_model_comes_back(
-    scope: Any, values: Values, tiny: Bert, ids: Tensor, pack: Pack
+    scope: Any, values: ValueSet, tiny: Bert, ids: Tensor, pack: Pack
 ) -> None:
     model = binarize_naive(tiny, COMPONENTS, values, "none", scope)
     assert_same_model(load(pack(model), "f32"), model, ids)
@@ -162,19 +249,19 @@ def test_scales_below_zero_come_back(tiny: Bert, ids: Tensor, pack: Pack) -> Non
 
 @pytest.mark.parametrize("kind", ["fp16", "int8", "int4"])
 def test_tables_and_head_are_rounded_where_that_is_asked_for(
-    kind: Kind, tiny: Bert, pack: Pack
+    kind: Storage, tiny: Bert, pack: Pack
 ) -> None:
     model = layers_of()(tiny)
     found = load(pack(model, kind, "fp16" if kind == "fp16" else "int8"), "f32")
     plain = to_float(found)
     for name in ("word", "position", "token_type"):
         weight = model.get_parameter(f"embeddings.{name}.weight")
-        assert getattr(found.embeddings, name).weight.kind == kind
+        assert getattr(found.embeddings, name).weight.storage == kind
         torch.testing.assert_close(
             plain.get_parameter(f"embeddings.{name}.weight"),
             PackedWeight.rounded(weight, kind).dense(),
         )
-    assert found.head.transform.weight.kind == ("fp16" if kind == "fp16" else "int8")  # type: ignore[union-attr]
+    assert found.head.transform.weight.storage == ("fp16" if kind == "fp16" else "int8")  # type: ignore[union-attr]
     torch.testing.assert_close(
         plain.head.transform.weight, model.head.transform.weight, atol=0.01, rtol=0
     )
@@ -183,10 +270,10 @@ def test_tables_and_head_are_rounded_where_that_is_asked_for(
 
 @pytest.mark.parametrize("words", ["bit", "int4", "int8"])
 def test_what_is_in_fewer_bits_already_is_not_rounded(
-    words: WordTable, tiny: Bert, pack: Pack
+    words: Storage, tiny: Bert, pack: Pack
 ) -> None:
     model = layers_of(words=words)(tiny)
-    assert load(pack(model, "int8"), "f32").embeddings.word.weight.kind == words  # type: ignore[union-attr]
+    assert load(pack(model, "int8"), "f32").embeddings.word.weight.storage == words  # type: ignore[union-attr]
 
 
 def test_packing_again_what_came_back_gives_the_same_tensors(tiny: Bert, pack: Pack) -> None:
@@ -252,7 +339,7 @@ def weight_by_numpy(
 @pytest.mark.parametrize("scale", ["none", "row", "rank_one"])
 @pytest.mark.parametrize("words", [None, "int8", "int4", "fp16", "bit"])
 def test_ten_lines_of_numpy_read_the_file(
-    values: Values, scale: Scale, words: WordTable | None, tiny: Bert, pack: Pack
+    values: ValueSet, scale: Scale, words: Storage | None, tiny: Bert, pack: Pack
 ) -> None:
     folder = pack(trained(tiny, LAYERS, Quantization(values, scale), words), "int4")
     tensors, metadata = tensors_by_numpy(folder / FILE)
@@ -297,7 +384,7 @@ def test_the_digest_is_sha256_over_names_and_bytes(tiny: Bert, pack: Pack) -> No
     ],
 )
 def test_a_file_has_the_names_of_hugging_face_with_what_each_part_is(
-    values: Values, scale: Scale, parts: dict[str, torch.dtype], tiny: Bert, pack: Pack
+    values: ValueSet, scale: Scale, parts: dict[str, torch.dtype], tiny: Bert, pack: Pack
 ) -> None:
     model = trained(tiny, LAYERS, Quantization(values, scale), "int8")
     folder = pack(model, head="fp16")
@@ -390,7 +477,7 @@ def test_nothing_is_written_over(taken: str, tiny: Bert, tokenizer: Any, tmp_pat
         target.mkdir()
     else:
         target.write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match=r"taken is there already"):
+    with pytest.raises(InputError, match=r"taken exists already"):
         save(tiny, target, tokenizer)
     assert list(tmp_path.rglob("*")) == [target]
 
@@ -550,15 +637,15 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, str]], object], 
     "fewer words": (lambda t, m: t.update({f"{WORDS}.int4": t[f"{WORDS}.int4"][1:].clone()}), r"\(59, 8\).*\(60, 8\)"),
     "a longer norm": (lambda t, m: t.update({NORM: torch.zeros(17)}), r"\(17,\).*\(16,\)"),
     "signed bits": (
-        lambda t, m: t.update({f"{QUERY}.bits": t[f"{QUERY}.bits"].view(torch.int8)}), "int8 .*asks for torch.uint8"
+        lambda t, m: t.update({f"{QUERY}.bits": t[f"{QUERY}.bits"].view(torch.int8)}), "int8 .*needs torch.uint8"
     ),
     "a scale in fp16": (
-        lambda t, m: t.update({f"{QUERY}.scale": t[f"{QUERY}.scale"].half()}), "float16 .*asks for torch.float32"
+        lambda t, m: t.update({f"{QUERY}.scale": t[f"{QUERY}.scale"].half()}), "float16 .*needs torch.float32"
     ),
-    "a norm in fp16": (lambda t, m: t.update({NORM: t[NORM].half()}), "float16 .*asks for torch.float32"),
-    "a norm in fp64": (lambda t, m: t.update({NORM: t[NORM].double()}), "float64 .*asks for torch.float32"),
+    "a norm in fp16": (lambda t, m: t.update({NORM: t[NORM].half()}), "float16 .*needs torch.float32"),
+    "a norm in fp64": (lambda t, m: t.update({NORM: t[NORM].double()}), "float64 .*needs torch.float32"),
     "nibbles of a sign": (
-        lambda t, m: t.update({f"{WORDS}.int4": t[f"{WORDS}.int4"].view(torch.int8)}), "int8 .*asks for torch.uint8"
+        lambda t, m: t.update({f"{WORDS}.int4": t[f"{WORDS}.int4"].view(torch.int8)}), "int8 .*needs torch.uint8"
     ),
     "an empty tensor more": (lambda t, m: t.update(more=torch.zeros(0)), "has: more"),
     "a number more": (lambda t, m: t.update(more=torch.tensor(1.0)), "has: more"),
@@ -600,17 +687,18 @@ def test_bits_beyond_the_last_column_are_refused(folder: Path, bit: int) -> None
 def test_a_changed_tensor_does_not_have_its_digest(folder: Path) -> None:
     rewrite(folder, lambda tensors, _: tensors[NORM].add_(1e-3), right_digest=False)
     refused(
-        folder, "is damaged: its content has digest [0-9a-f]{64}, but was written with [0-9a-f]{64}"
+        folder,
+        "is damaged: its content has digest [0-9a-f]{64}, but it was written with [0-9a-f]{64}",
     )
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"hidden_size": 18}, "has another shape|asks for"),
-        ({"vocab_size": 61}, "has another shape|asks for"),
-        ({"intermediate_size": 22}, "has another shape|asks for"),
-        ({"max_position_embeddings": 13}, "has another shape|asks for"),
+        ({"hidden_size": 18}, "has another shape|needs"),
+        ({"vocab_size": 61}, "has another shape|needs"),
+        ({"intermediate_size": 22}, "has another shape|needs"),
+        ({"max_position_embeddings": 13}, "has another shape|needs"),
         ({"num_hidden_layers": 3}, r"bert\.encoder\.layer\.2\..* is missing"),
         ({"num_hidden_layers": 1}, r"no BERT of its config.json has: bert\.encoder\.layer\.1\."),
         ({"tie_word_embeddings": False}, r"cls\.predictions\.decoder\.weight.* is missing"),
@@ -647,7 +735,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
         initializer_range=0.3,
     )  # fmt: skip
 
-    def write(model: Bert, embeddings: Kind, head: Kind) -> Path:
+    def write(model: Bert, embeddings: Storage, head: Storage) -> Path:
         save(model, target, tokenizer, embeddings, head)
         return target
 

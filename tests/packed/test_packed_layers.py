@@ -26,17 +26,12 @@ from bitmaps.bert.ffnn import FeedForward
 from bitmaps.errors import InputError
 from bitmaps.packed import format as folder
 from bitmaps.packed import layers, native, operations
-from bitmaps.packed.kernels import ACTS, Act
+from bitmaps.packed.discover import one_bit
+from bitmaps.packed.kernels import ACTS
 from bitmaps.packed.layers import PackedAttention, PackedEmbedding, PackedLinear
-from bitmaps.packed.weights import Kind, PackedWeight
-from bitmaps.quantize.convert import (
-    COMPONENTS,
-    WordTable,
-    binarize_naive,
-    round_activations,
-    store_words,
-)
-from bitmaps.quantize.quantizer import Scale, Values
+from bitmaps.packed.weights import PackedWeight
+from bitmaps.quantize.convert import COMPONENTS, binarize_naive, round_activations, store_words
+from bitmaps.vocabulary import Act, Scale, Storage, ValueSet
 
 WAYS = ("auto", "reference")
 KINDS = ("pm1", "01", "two values", "rank one", "int8", "int4", "fp16")
@@ -85,7 +80,7 @@ def weight_of(kind: str, rows: int, columns: int, seed: int = 0) -> PackedWeight
     if kind in ("int8", "int4", "fp16"):
         return PackedWeight.rounded(weight, kind)  # type: ignore[arg-type]
     low = {"pm1": -per_row, "01": 0 * per_row}.get(kind, per_row - 1)
-    packed = PackedWeight.one_bit(torch.where(weight > 0, per_row, low))
+    packed = one_bit(torch.where(weight > 0, per_row, low))
     assert packed is not None
     column = normal(columns, seed=seed + 2).exp() if kind == "rank one" else None
     return PackedWeight("bit", columns, packed.data, packed.high, packed.low, column)
@@ -95,7 +90,9 @@ def linear_of(kind: str, rows: int, columns: int, act: Act, seed: int = 0) -> Pa
     return PackedLinear(weight_of(kind, rows, columns, seed), normal(rows, seed=seed + 3), act)
 
 
-def packed(model: Bert, act: Act, embeddings: Kind | None = None, head: Kind | None = None) -> Bert:
+def packed(
+    model: Bert, act: Act, embeddings: Storage | None = None, head: Storage | None = None
+) -> Bert:
     return folder.assemble(model.config, folder.pack_model(model, embeddings, head), act)
 
 
@@ -107,7 +104,7 @@ def shaped(**changes: Any) -> Bert:
     return Bert(config).randomize(torch.Generator().manual_seed(0)).eval()
 
 
-def binary(group: str, scale: Scale = "row", values: Values = "pm1", **changes: Any) -> Bert:
+def binary(group: str, scale: Scale = "row", values: ValueSet = "pm1", **changes: Any) -> Bert:
     """One of which a group of components is in one bit."""
     return binarize_naive(shaped(**changes), GROUPS[group], values, scale, "matrices")
 
@@ -141,7 +138,7 @@ def test_a_product_is_that_of_the_dense_matrix_with_rounded_inputs(
         weight, inputs = weight / column.double(), inputs * column.double()
     rounds: str = (
         act
-        if layer.weight.kind == "bit"
+        if layer.weight.storage == "bit"
         else "a8"
         if kind == "int8" and act in ("a8", "a1")
         else "f32"
@@ -391,7 +388,7 @@ either_size = pytest.mark.parametrize("hidden", [20, 64])
 @pytest.mark.parametrize("values", ["pm1", "01"])
 @either_size
 def test_a_block_computes_what_it_does_in_floats(
-    name: str, group: str, scale: Scale, values: Values, hidden: int
+    name: str, group: str, scale: Scale, values: ValueSet, hidden: int
 ) -> None:
     x = normal(2, 5, hidden, seed=7)
     for act, most in (("f32", 1e-6), ("a16", 1e-4), ("a8", 0.03)):
@@ -503,7 +500,7 @@ def test_a_block_with_one_matrix_in_floats_agrees(mixed: str, ids: Tensor) -> No
 @pytest.mark.parametrize("scale", ["row", "rank_one"])
 @pytest.mark.parametrize("values", ["pm1", "01"])
 def test_a_packed_model_computes_what_it_does_in_floats(
-    group: str, scale: Scale, values: Values, ids: Tensor
+    group: str, scale: Scale, values: ValueSet, ids: Tensor
 ) -> None:
     model = binary(group, scale, values)
     mask = torch.ones_like(ids)
@@ -521,7 +518,7 @@ def test_a_packed_model_computes_what_it_does_in_floats(
 def test_what_is_in_one_bit_is_packed_and_nothing_else(group: str) -> None:
     found = packed(binary(group), "a8")
     kinds = {
-        name: module.kind
+        name: module.storage
         for name, module in found.named_modules()
         if isinstance(module, PackedWeight)
     }
@@ -549,13 +546,13 @@ def test_what_is_in_one_bit_is_packed_and_nothing_else(group: str) -> None:
 @pytest.mark.parametrize("words", ["int8", "int4", "fp16", "bit"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_word_table_in_few_bits_is_read_and_decoded_with(
-    words: WordTable, tied: bool, ids: Tensor
+    words: Storage, tied: bool, ids: Tensor
 ) -> None:
     model = store_words(binary("layers", tie_word_embeddings=tied), words)
     for act, most in (("f32", 1e-5), ("a16", 1e-3)):
         found = packed(model, act)  # type: ignore[arg-type]
         assert isinstance(found.embeddings.word, PackedEmbedding)
-        assert found.embeddings.word.weight.kind == words
+        assert found.embeddings.word.weight.storage == words
         assert isinstance(found.head.decoder, PackedLinear) is tied
         torch.testing.assert_close(found(ids), model(ids), atol=most, rtol=0)
     assert off(packed(model, "a8")(ids), model(ids)) < 0.04
@@ -777,7 +774,7 @@ def test_a_compiled_encoder_computes_what_it_does_uncompiled(hidden_act: str) ->
 @in_both_ways
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("words", ["fp32", "int8", "int4", "bit"])
-def test_an_exported_model_computes_what_it_does_unexported(words: WordTable, ids: Tensor) -> None:
+def test_an_exported_model_computes_what_it_does_unexported(words: Storage, ids: Tensor) -> None:
     model = Logits(packed(store_words(binary("layers"), words), "a16"))
     batch = torch.export.Dim("batch", min=1, max=16)
     program = torch.export.export(model, (ids,), dynamic_shapes={"ids": {0: batch}})

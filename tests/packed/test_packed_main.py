@@ -99,9 +99,9 @@ def test_what_stays_in_floats_may_be_rounded(
     assert packed(run_folder, tmp_path / "rounded", *options)[0] == 0
     found = bitmaps.load(tmp_path / "rounded")
     tables = [getattr(found.embeddings, name).weight for name in ("word", "position", "token_type")]
-    assert {table.kind for table in tables} == {embeddings}
+    assert {table.storage for table in tables} == {embeddings}
     transform = found.head.transform.weight
-    assert (transform.kind if isinstance(transform, PackedWeight) else None) == head
+    assert (transform.storage if isinstance(transform, PackedWeight) else None) == head
     sizes = [
         (folder / FILE).stat().st_size for folder in (tmp_path / "rounded", run_folder / "packed")
     ]
@@ -164,11 +164,11 @@ def test_without_a_compiler_the_reference_is_in_use(
 
 def test_a_folder_that_is_there_is_refused(packed: Run, run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
-    refused(packed(run_folder, tmp_path / "taken"), f"error: {tmp_path / 'taken'} is there already")
+    refused(packed(run_folder, tmp_path / "taken"), f"error: {tmp_path / 'taken'} exists already")
     assert packed(run_folder)[0] == 0
     before = (run_folder / "packed" / FILE).read_bytes()
-    refused(packed(run_folder), f"error: {run_folder / 'packed'} is there already")
-    refused(packed("to_float", run_folder / "packed", tmp_path / "taken"), "taken is there already")
+    refused(packed(run_folder), f"error: {run_folder / 'packed'} exists already")
+    refused(packed("to_float", run_folder / "packed", tmp_path / "taken"), "taken exists already")
     assert (run_folder / "packed" / FILE).read_bytes() == before
     assert not list((tmp_path / "taken").iterdir())
 

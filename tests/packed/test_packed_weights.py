@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from bitmaps.packed.weights import Kind, PackedWeight
-from bitmaps.quantize.rounding import Stored, rounded
+from bitmaps.packed.discover import fewest_bits, one_bit
+from bitmaps.packed.weights import PackedWeight
+from bitmaps.quantize.rounding import rounded
+from bitmaps.vocabulary import Storage
 
 many = settings(max_examples=60, deadline=None)
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 21))
 seeds = st.integers(0, 2**32)
 numbers = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
-kinds: tuple[Kind, ...] = ("bit", "int8", "int4", "fp16")
+kinds: tuple[Storage, ...] = ("bit", "int8", "int4", "fp16")
 
 
 def generator(seed: int) -> torch.Generator:
@@ -33,12 +35,12 @@ def magnitudes(count: int, seed: int) -> Tensor:
     return torch.randn(count, generator=generator(seed)).exp()
 
 
-def some_weight(kind: Kind, rows: int, columns: int, seed: int = 0) -> PackedWeight:
+def some_weight(kind: Storage, rows: int, columns: int, seed: int = 0) -> PackedWeight:
     """With column scales and two values a row where there is a bit a weight."""
     weight = torch.randn(rows, columns, generator=generator(seed))
     if kind != "bit":
         return PackedWeight.rounded(weight, kind)
-    packed = PackedWeight.one_bit(torch.where(weight > 0, 3.0, weight[:, :1].abs() - 1))
+    packed = one_bit(torch.where(weight > 0, 3.0, weight[:, :1].abs() - 1))
     assert packed is not None
     return PackedWeight(
         "bit", columns, packed.data, packed.high, packed.low, magnitudes(columns, seed)
@@ -62,7 +64,7 @@ def bytes_of_bits(weight: Tensor, scales: int) -> int:
 
 def is_given_back_to_the_bit(packed: PackedWeight | None, weight: Tensor) -> PackedWeight:
     assert packed is not None
-    assert packed.kind == "bit"
+    assert packed.storage == "bit"
     assert packed.shape == weight.shape
     assert packed.dense().dtype == torch.float32
     assert torch.equal(packed.dense(), weight)
@@ -74,7 +76,7 @@ def is_given_back_to_the_bit(packed: PackedWeight | None, weight: Tensor) -> Pac
 def test_rows_of_a_number_and_its_opposite_take_a_bit_a_weight_and_a_number_a_row(
     weight: Tensor,
 ) -> None:
-    packed = is_given_back_to_the_bit(PackedWeight.one_bit(weight), weight)
+    packed = is_given_back_to_the_bit(one_bit(weight), weight)
     assert packed.nbytes == bytes_of_bits(weight, len(weight))
     assert packed.low is packed.column is None
 
@@ -82,7 +84,7 @@ def test_rows_of_a_number_and_its_opposite_take_a_bit_a_weight_and_a_number_a_ro
 @many
 @given(two_valued("{0, a}"))
 def test_rows_of_0_and_a_number_are_given_back(weight: Tensor) -> None:
-    packed = is_given_back_to_the_bit(PackedWeight.one_bit(weight), weight)
+    packed = is_given_back_to_the_bit(one_bit(weight), weight)
     assert packed.column is None
     assert packed.low is None or not packed.low.any()  # so that the file does without it
 
@@ -92,7 +94,7 @@ def test_rows_of_0_and_a_number_are_given_back(weight: Tensor) -> None:
 def test_rows_of_any_two_numbers_take_a_bit_a_weight_and_at_most_two_numbers_a_row(
     weight: Tensor,
 ) -> None:
-    packed = is_given_back_to_the_bit(PackedWeight.one_bit(weight), weight)
+    packed = is_given_back_to_the_bit(one_bit(weight), weight)
     a_row = 1 if torch.equal(weight.abs().amin(1), weight.abs().amax(1)) else 2
     assert packed.nbytes == bytes_of_bits(weight, a_row * len(weight))
     assert packed.column is None
@@ -115,13 +117,13 @@ def test_rows_of_different_kinds_may_be_mixed(data: st.DataObject, rows: list[st
         )
     low, high = (np.array(column, dtype=np.float32)[:, None] for column in zip(*pairs, strict=True))
     weight = torch.from_numpy(np.where(bits, high, low))
-    is_given_back_to_the_bit(PackedWeight.one_bit(weight), weight)
+    is_given_back_to_the_bit(one_bit(weight), weight)
 
 
 @pytest.mark.parametrize("value", [0.0, 2.0, -2.0])
 def test_a_constant_matrix_takes_a_number_a_row(value: float) -> None:
     weight = torch.full((3, 9), value)
-    packed = is_given_back_to_the_bit(PackedWeight.one_bit(weight), weight)
+    packed = is_given_back_to_the_bit(one_bit(weight), weight)
     assert packed.nbytes == 3 * 2 + 3 * 4
 
 
@@ -135,7 +137,7 @@ def test_signs_times_a_number_a_row_and_one_a_column_are_given_back_up_to_roundi
         * magnitudes(columns, seed + 2)
         * signs(rows, columns, seed)
     )
-    packed = PackedWeight.one_bit(weight)
+    packed = one_bit(weight)
     assert packed is not None
     torch.testing.assert_close(packed.dense(), weight, rtol=1e-6, atol=0)
     assert packed.nbytes == bytes_of_bits(weight, rows + columns)
@@ -148,7 +150,7 @@ def test_zeros_and_magnitudes_of_rank_one_are_given_back_up_to_rounding(
 ) -> None:
     row, column = (0.1 + torch.rand(n, generator=generator(seed + n)) for n in (rows, columns))
     weight = row[:, None] * column * (signs(rows, columns, seed) > 0)
-    packed = PackedWeight.one_bit(weight)
+    packed = one_bit(weight)
     assert packed is not None
     assert packed.column is not None
     assert torch.equal(packed.dense() == 0, weight == 0)
@@ -162,7 +164,7 @@ def test_a_matrix_of_other_numbers_does_not_go_into_a_bit_each(
     rows: int, columns: int, seed: int
 ) -> None:
     weight = torch.randn(rows, columns, generator=generator(seed))
-    assert PackedWeight.one_bit(weight) is None
+    assert one_bit(weight) is None
 
 
 @many
@@ -173,21 +175,21 @@ def test_one_number_that_is_another_keeps_a_matrix_from_a_bit_each(
     weight = magnitudes(rows, seed)[:, None] * signs(rows, columns, seed)
     weight[:, :2] = torch.tensor([-1.0, 1.0]) * weight[:, :1].abs()  # two values are there already
     weight[data.draw(st.integers(0, rows - 1)), data.draw(st.integers(2, columns - 1))] *= 1.001
-    assert PackedWeight.one_bit(weight) is None
+    assert one_bit(weight) is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_among_other_numbers_is_no_bit(value: float) -> None:
     weight = torch.randn(6, 9, generator=generator(0))
     weight[2, 3] = value
-    assert PackedWeight.exactly(weight, table=True) is None
+    assert fewest_bits(weight, table=True) is None
 
 
 def test_the_lowest_bit_and_the_lower_nibble_come_first() -> None:
     weight = torch.tensor(
         [[3.0, -3, -3, -3, -3, -3, -3, 3, 3], [-1, 1, -1, -1, -1, -1, -1, -1, -1]]
     )
-    packed = PackedWeight.one_bit(weight)
+    packed = one_bit(weight)
     assert packed is not None
     assert packed.data.tolist() == [[0b10000001, 1], [0b10, 0]]
     assert packed.high is not None
@@ -202,12 +204,12 @@ def test_the_lowest_bit_and_the_lower_nibble_come_first() -> None:
 @many
 @given(size=sizes, seed=seeds, exponent=st.integers(-4, 4))
 def test_what_is_rounded_is_what_a_table_is_trained_with(
-    stored: Stored, size: tuple[int, int], seed: int, exponent: int
+    stored: Storage, size: tuple[int, int], seed: int, exponent: int
 ) -> None:
     (rows, columns), weight = size, torch.randn(size, generator=generator(seed)) * 10**exponent
     weight[0] = 0
     packed = PackedWeight.rounded(weight, stored)
-    assert packed.kind == stored
+    assert packed.storage == stored
     assert packed.shape == size
     assert packed.dense().dtype == torch.float32
     torch.testing.assert_close(packed.dense(), rounded(weight, stored), rtol=2e-7, atol=0)
@@ -218,7 +220,7 @@ def test_what_is_rounded_is_what_a_table_is_trained_with(
 @pytest.mark.parametrize("stored", ["int8", "int4", "fp16"])
 @many
 @given(size=sizes, seed=seeds)
-def test_rounding_twice_is_rounding_once(stored: Stored, size: tuple[int, int], seed: int) -> None:
+def test_rounding_twice_is_rounding_once(stored: Storage, size: tuple[int, int], seed: int) -> None:
     once = PackedWeight.rounded(torch.randn(size, generator=generator(seed)), stored)
     again = PackedWeight.rounded(once.dense(), stored)
     assert torch.equal(again.data, once.data)
@@ -229,7 +231,7 @@ def test_rounding_twice_is_rounding_once(stored: Stored, size: tuple[int, int], 
 @many
 @given(size=sizes, seed=seeds, shape=st.lists(st.integers(0, 4), max_size=3))
 def test_rows_are_those_of_the_whole_matrix_whatever_the_shape_of_their_numbers(
-    kind: Kind, size: tuple[int, int], seed: int, shape: list[int]
+    kind: Storage, size: tuple[int, int], seed: int, shape: list[int]
 ) -> None:
     packed = some_weight(kind, *size, seed)
     ids = torch.randint(size[0], shape, generator=generator(seed))
@@ -245,7 +247,7 @@ def row_of(whole: Tensor, largest: int, seed: int) -> Tensor:
     return whole * magnitudes(len(whole), seed)[:, None]
 
 
-EXACT: dict[Kind | None, Callable[[int, int, int], Tensor]] = {
+EXACT: dict[Storage | None, Callable[[int, int, int], Tensor]] = {
     "bit": lambda r, c, seed: magnitudes(r, seed)[:, None] * signs(r, c, seed),
     "int4": lambda r, c, seed: row_of(
         torch.randint(-7, 8, (r, c), generator=generator(seed)).float(), 7, seed
@@ -262,12 +264,12 @@ EXACT: dict[Kind | None, Callable[[int, int, int], Tensor]] = {
 @many
 @given(rows=st.integers(3, 12), columns=st.integers(16, 40), seed=seeds)
 def test_the_fewest_bits_that_give_a_table_back_are_found(
-    kind: Kind | None, rows: int, columns: int, seed: int
+    kind: Storage | None, rows: int, columns: int, seed: int
 ) -> None:
     weight = EXACT[kind](rows, columns, seed)
-    packed = PackedWeight.exactly(weight, table=True)
+    packed = fewest_bits(weight, table=True)
     possible = [
-        PackedWeight.one_bit(weight),
+        one_bit(weight),
         *(PackedWeight.rounded(weight, stored) for stored in kinds[1:]),
     ]
     exact = [
@@ -279,26 +281,26 @@ def test_the_fewest_bits_that_give_a_table_back_are_found(
         assert kind is None
         assert not exact
     else:
-        assert packed.kind == kind
+        assert packed.storage == kind
         assert packed.nbytes == min(other.nbytes for other in exact)
         torch.testing.assert_close(packed.dense(), weight, rtol=2e-6, atol=0)
 
 
 @pytest.mark.parametrize("kind", EXACT)
-def test_a_matrix_that_is_no_table_is_in_one_bit_or_in_none(kind: Kind | None) -> None:
-    packed = PackedWeight.exactly(EXACT[kind](10, 30, 0), table=False)
-    assert (packed and packed.kind) == ("bit" if kind == "bit" else None)
+def test_a_matrix_that_is_no_table_is_in_one_bit_or_in_none(kind: Storage | None) -> None:
+    packed = fewest_bits(EXACT[kind](10, 30, 0), table=False)
+    assert (packed and packed.storage) == ("bit" if kind == "bit" else None)
 
 
 def test_a_table_whose_end_is_different_is_seen_whole() -> None:
     for kind in kinds:
         weight = EXACT[kind](100, 30, 0)
         weight[-1] = torch.randn(30, generator=generator(1))
-        assert PackedWeight.exactly(weight, table=True) is None
+        assert fewest_bits(weight, table=True) is None
 
 
 @pytest.mark.parametrize("kind", kinds)
-def test_it_is_a_module_of_buffers(kind: Kind) -> None:
+def test_it_is_a_module_of_buffers(kind: Storage) -> None:
     packed, other = some_weight(kind, 6, 11), some_weight(kind, 6, 11, seed=1)
     assert not list(packed.parameters())
     assert packed.nbytes == sum(tensor.nbytes for tensor in packed.state_dict().values())
@@ -315,7 +317,7 @@ def test_scales_that_became_negative_are_still_those_of_one_bit(negative: int) -
     row, column = torch.randn(40, 1, generator=generator), 0.1 + torch.rand(70, generator=generator)
     column[torch.randperm(70, generator=generator)[:negative]] *= -1
     weight = row * column * (torch.rand(40, 70, generator=generator) < 0.5)
-    packed = PackedWeight.one_bit(weight)
+    packed = one_bit(weight)
     assert packed is not None
     torch.testing.assert_close(packed.dense(), weight, rtol=1e-5, atol=0)
 
@@ -324,7 +326,4 @@ def test_three_values_a_row_are_no_bit() -> None:
     """{-1,0,1} times a scale a row and one a column: the magnitudes alone would do for {0,1}."""
     generator = torch.Generator().manual_seed(0)
     row, column = torch.randn(40, 1, generator=generator), 0.1 + torch.rand(70, generator=generator)
-    assert (
-        PackedWeight.one_bit(row * column * torch.randint(-1, 2, (40, 70), generator=generator))
-        is None
-    )
+    assert one_bit(row * column * torch.randint(-1, 2, (40, 70), generator=generator)) is None

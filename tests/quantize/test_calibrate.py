@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitmaps.bert import Bert, BertConfig
-from bitmaps.data.module import Batch
+from bitmaps.data.batches import Batch
 from bitmaps.quantize.calibrate import BLOCK, DAMPING, calibrate, choose_bits
 from bitmaps.quantize.convert import make_trainable
 from bitmaps.quantize.layers import QuantizedLinear
-from bitmaps.quantize.quantizer import Quantization, Quantizer, Scale, Values, two_values
+from bitmaps.quantize.quantizer import Quantization, Quantizer, two_values
+from bitmaps.vocabulary import Scale, ValueSet
 
 Array = NDArray[np.float64]
 
@@ -34,7 +35,7 @@ def weight_of(seed: int, rows: int, columns: int) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
-def linear_of(weight: Tensor, values: Values, scale: Scale) -> QuantizedLinear:
+def linear_of(weight: Tensor, values: ValueSet, scale: Scale) -> QuantizedLinear:
     linear = nn.Linear(weight.shape[1], weight.shape[0])
     with torch.no_grad():
         linear.weight.copy_(weight)
@@ -62,7 +63,7 @@ def weighted_error(weight: Tensor, quantized: Tensor, h: Tensor) -> float:
     return ((difference @ h) * difference).sum().item()
 
 
-def errors_of(seed: int, values: Values, scale: Scale, h: Tensor) -> tuple[float, float]:
+def errors_of(seed: int, values: ValueSet, scale: Scale, h: Tensor) -> tuple[float, float]:
     """Of rounding to the nearest, and of the bits that are chosen."""
     weight = weight_of(seed, 8, len(h))
     linear = linear_of(weight, values, scale)
@@ -77,7 +78,7 @@ def errors_of(seed: int, values: Values, scale: Scale, h: Tensor) -> tuple[float
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_strongly_correlated_inputs_have_much_less_error_than_rounding_leaves(
-    values: Values, scale: Scale, seed: int
+    values: ValueSet, scale: Scale, seed: int
 ) -> None:
     nearest, chosen = errors_of(seed, values, scale, second_moment(seed, 24, causes=3, noise=0.3))
     assert chosen < 0.9 * nearest
@@ -87,7 +88,7 @@ def test_strongly_correlated_inputs_have_much_less_error_than_rounding_leaves(
 @each_scale
 @pytest.mark.parametrize("causes", [48, 24, 6])
 def test_correlated_inputs_have_no_more_error_than_rounding_leaves(
-    values: Values, scale: Scale, causes: int
+    values: ValueSet, scale: Scale, causes: int
 ) -> None:
     for seed in range(5):
         nearest, chosen = errors_of(seed, values, scale, second_moment(seed, 48, causes, noise=0.5))
@@ -95,7 +96,7 @@ def test_correlated_inputs_have_no_more_error_than_rounding_leaves(
 
 
 def gptq(
-    weight: Array, h: Array, values: Values, row: Array, column: Array | None
+    weight: Array, h: Array, values: ValueSet, row: Array, column: Array | None
 ) -> tuple[Array, Array, Array]:
     """Optimal brain quantization in a fixed order, one column after the other, the inverse of what is left of H computed anew
     for each: what was rounded, what it became, and the scales of the rows."""
@@ -126,7 +127,7 @@ def gptq(
 @each_scale
 @pytest.mark.parametrize("columns", [BLOCK, BLOCK + 16, 2 * BLOCK + 8])
 def test_bits_are_those_of_a_loop_without_blocks(
-    values: Values, scale: Scale, columns: int
+    values: ValueSet, scale: Scale, columns: int
 ) -> None:
     weight, h = weight_of(0, 5, columns), second_moment(1, columns, causes=10, noise=0.3)
     linear = linear_of(weight, values, scale)
@@ -182,7 +183,7 @@ def test_uncorrelated_inputs_leave_the_nearer_of_zero_and_the_scale(
 
 @each_values
 @each_scale
-def test_the_latent_weight_has_the_bits_that_were_chosen(values: Values, scale: Scale) -> None:
+def test_the_latent_weight_has_the_bits_that_were_chosen(values: ValueSet, scale: Scale) -> None:
     weight = weight_of(0, 6, 40)
     linear = linear_of(weight, values, scale)
     parameter = linear.weight
@@ -209,7 +210,7 @@ def test_the_latent_weight_has_the_bits_that_were_chosen(values: Values, scale: 
 
 @each_values
 @each_scale
-def test_dead_and_copied_inputs_are_no_trouble(values: Values, scale: Scale) -> None:
+def test_dead_and_copied_inputs_are_no_trouble(values: ValueSet, scale: Scale) -> None:
     h = second_moment(0, 12, causes=3, noise=0.0)
     h[:, 4] = h[4] = 0
     h[5], h[:, 5] = h[6], h[:, 6]
@@ -269,7 +270,7 @@ def batches_of(seed: int = 0, count: int = 3, rows: int = 8) -> list[Batch]:
 def binary_of(
     original: Bert,
     components: Sequence[str] = ENCODER,
-    values: Values = "pm1",
+    values: ValueSet = "pm1",
     scale: Scale = "row",
 ) -> Bert:
     return make_trainable(copy.deepcopy(original), components, Quantization(values, scale))
@@ -319,7 +320,7 @@ FITTED = {
 @each_values
 @each_scale
 def test_every_fitted_output_has_mean_and_deviation_of_the_original(
-    values: Values, scale: Scale
+    values: ValueSet, scale: Scale
 ) -> None:
     original, batches = model_of(), batches_of()
     model = binary_of(original, (*ENCODER, "head"), values, scale)
@@ -337,7 +338,7 @@ def test_every_fitted_output_has_mean_and_deviation_of_the_original(
 
 
 @each_values
-def test_before_calibration_the_moments_are_others(values: Values) -> None:
+def test_before_calibration_the_moments_are_others(values: ValueSet) -> None:
     original, batches = model_of(), batches_of()
     ours, theirs = (
         outputs_of(binary_of(original, values=values), batches),
@@ -367,7 +368,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 @each_values
-def test_padding_does_not_matter(values: Values) -> None:
+def test_padding_does_not_matter(values: ValueSet) -> None:
     original, batches = model_of(), batches_of()
     plain = calibrate(binary_of(original, values=values), original, batches).state_dict()
     padded = [longer(batch, by=4, token=17) for batch in batches]
@@ -452,7 +453,7 @@ def distance(model: Bert, original: Bert, batches: Sequence[Batch]) -> float:
 @each_values
 @each_scale
 def test_calibrated_states_are_nearer_to_the_original_also_on_other_sentences(
-    values: Values, scale: Scale
+    values: ValueSet, scale: Scale
 ) -> None:
     original = model_of(hidden=32)
     model, others = binary_of(original, values=values, scale=scale), batches_of(seed=9)
@@ -463,7 +464,7 @@ def test_calibrated_states_are_nearer_to_the_original_also_on_other_sentences(
 
 @each_values
 @each_scale
-def test_dead_inputs_and_constant_outputs_leave_no_nan(values: Values, scale: Scale) -> None:
+def test_dead_inputs_and_constant_outputs_leave_no_nan(values: ValueSet, scale: Scale) -> None:
     original, batches = model_of(), batches_of()
     with torch.no_grad():
         for block in original.encoder.layers:

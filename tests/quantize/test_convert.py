@@ -3,40 +3,39 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from bitmaps.bert import Bert, BertConfig
-from bitmaps.command.schema import GROUPS
 from bitmaps.errors import InputError
 from bitmaps.quantize.convert import (
     COMPONENTS,
-    Scope,
-    WordTable,
     binarize_naive,
     center_words,
     make_trainable,
     matrices,
+    restore_activations,
     round_activations,
     selected,
     store_words,
     to_float,
 )
 from bitmaps.quantize.layers import QuantizedEmbedding, QuantizedLinear
-from bitmaps.quantize.quantizer import (
-    Gradient,
-    Quantization,
-    Quantizer,
-    Scale,
-    Scaling,
-    Values,
-    two_values,
+from bitmaps.quantize.quantizer import Quantization, Quantizer, two_values
+from bitmaps.quantize.rounding import (
+    InputQuantizer,
+    Rounding,
+    one_bit_quantizers,
+    rounded,
+    signs,
 )
-from bitmaps.quantize.rounding import Rounding, Stored, rounded, signs
+from bitmaps.vocabulary import GROUPS, Gradient, Scale, Scaling, Scope, Storage, ValueSet
 
 EMBEDDINGS = {
     "embeddings.word.weight",
@@ -207,7 +206,7 @@ def test_unknown_component_is_named_with_the_valid_ones(
 @pytest.mark.parametrize("scale", ["none", "tensor", "row"])
 @pytest.mark.parametrize("scope", ["all", "matrices"])
 def test_naive_makes_the_components_two_valued_and_changes_nothing_else(
-    tiny: Bert, values: Values, group: str, scale: Scale, scope: Scope
+    tiny: Bert, values: ValueSet, group: str, scale: Scale, scope: Scope
 ) -> None:
     before = {name: p.detach().clone() for name, p in tiny.named_parameters()}
     assert binarize_naive(tiny, GROUPS[group], values, scale, scope) is tiny
@@ -228,7 +227,7 @@ def test_naive_makes_the_components_two_valued_and_changes_nothing_else(
 
 @each_values
 @pytest.mark.parametrize("scope", ["all", "matrices"])
-def test_naive_with_scales_of_rank_one(tiny: Bert, values: Values, scope: Scope) -> None:
+def test_naive_with_scales_of_rank_one(tiny: Bert, values: ValueSet, scope: Scope) -> None:
     before = {name: p.detach().clone() for name, p in tiny.named_parameters()}
     binarize_naive(tiny, ["ffnn"], values, "rank_one", scope)
     for name, parameter in tiny.named_parameters():
@@ -260,7 +259,7 @@ def test_naive_accepts_parameters_of_zeros_and_ones() -> None:
 @each_recipe
 @pytest.mark.parametrize("words", [None, "fp32"])
 def test_make_trainable_without_components_changes_nothing(
-    tiny: Bert, ids: Tensor, quantization: Quantization, words: WordTable | None
+    tiny: Bert, ids: Tensor, quantization: Quantization, words: Storage | None
 ) -> None:
     before, types = state_of(tiny), [type(module) for module in tiny.modules()]
     logits = tiny(ids)
@@ -325,7 +324,7 @@ def test_make_trainable_adds_what_is_learned_and_no_other_parameter(
 @pytest.mark.parametrize("scaling", ["computed", "learned", "lsq"])
 @pytest.mark.parametrize("scale", ["none", "tensor", "row", "rank_one"])
 def test_naive_matrices_and_the_start_of_training_are_the_same_function(
-    tiny: Bert, ids: Tensor, values: Values, scale: Scale, scaling: Scaling
+    tiny: Bert, ids: Tensor, values: ValueSet, scale: Scale, scaling: Scaling
 ) -> None:
     naive = copy.deepcopy(tiny)
     center_words(naive)
@@ -363,7 +362,7 @@ def test_untied_decoder_is_the_heads_and_has_its_own_quantizer() -> None:
 @each_stored
 @pytest.mark.parametrize("group", ["none", "layers"])
 def test_words_in_fewer_bits_are_rounded_for_lookup_and_decoder_alike(
-    tiny: Bert, ids: Tensor, stored: Stored, group: str
+    tiny: Bert, ids: Tensor, stored: Storage, group: str
 ) -> None:
     before, table = state_of(tiny), tiny.embeddings.word.weight
     make_trainable(tiny, GROUPS[group], Quantization(), stored)
@@ -373,7 +372,7 @@ def test_words_in_fewer_bits_are_rounded_for_lookup_and_decoder_alike(
     assert word.weight is decoder.weight is table
     assert word.quantizer is decoder.quantizer
     assert isinstance(word.quantizer, Rounding)
-    assert word.quantizer.stored == stored
+    assert word.quantizer.storage == stored
     assert torch.equal(
         word.weight, before["embeddings.word.weight"]
     )  # as it was: the latent weight
@@ -387,7 +386,7 @@ def test_words_in_fewer_bits_are_rounded_for_lookup_and_decoder_alike(
 
 
 @each_stored
-def test_words_in_fewer_bits_win_over_the_components(tiny: Bert, stored: Stored) -> None:
+def test_words_in_fewer_bits_win_over_the_components(tiny: Bert, stored: Storage) -> None:
     make_trainable(tiny, ["embeddings"], Quantization(), stored)
     kinds = {name: type(layer.quantizer) for name, layer in quantized(tiny).items()}
     assert kinds == {
@@ -422,7 +421,7 @@ def test_words_in_one_bit_are_centered_first(
 
 
 @pytest.mark.parametrize("words", [None, "bit"])
-def test_words_are_centered_once(tiny: Bert, words: WordTable | None) -> None:
+def test_words_are_centered_once(tiny: Bert, words: Storage | None) -> None:
     before = state_of(tiny)
     make_trainable(tiny, ["embeddings"], Quantization(), words)
     mean = before["embeddings.word.weight"].mean(0)
@@ -453,7 +452,7 @@ def test_centering_the_words_changes_neither_hidden_states_nor_predictions(tied:
 
 
 @each_stored
-def test_stored_words_are_rounded(tiny: Bert, stored: Stored) -> None:
+def test_stored_words_are_rounded(tiny: Bert, stored: Storage) -> None:
     before = state_of(tiny)
     assert store_words(tiny, stored) is tiny
     assert_state(tiny, before, *WORDS)
@@ -464,7 +463,7 @@ def test_stored_words_are_rounded(tiny: Bert, stored: Stored) -> None:
 
 
 @each_values
-def test_stored_words_of_one_bit_are_centered_first(tiny: Bert, values: Values) -> None:
+def test_stored_words_of_one_bit_are_centered_first(tiny: Bert, values: ValueSet) -> None:
     before = state_of(tiny)
     assert store_words(tiny, "bit", values) is tiny
     assert_state(tiny, before, *WORDS, "embeddings.token_type.weight")
@@ -484,7 +483,7 @@ def test_words_stored_in_fp32_are_as_they_were(tiny: Bert) -> None:
 
 
 @each_stored
-def test_words_of_an_untied_model_are_stored_without_the_decoder(stored: Stored) -> None:
+def test_words_of_an_untied_model_are_stored_without_the_decoder(stored: Storage) -> None:
     for convert in (
         lambda model: store_words(model, stored),
         lambda model: to_float(make_trainable(model, (), Quantization(), stored)),
@@ -495,18 +494,18 @@ def test_words_of_an_untied_model_are_stored_without_the_decoder(stored: Stored)
 
 
 @pytest.mark.parametrize("stored", ["fp16", "int8", "int4", "bit"])
-def test_stored_and_trained_words_start_alike(tiny: Bert, ids: Tensor, stored: WordTable) -> None:
+def test_stored_and_trained_words_start_alike(tiny: Bert, ids: Tensor, stored: Storage) -> None:
     trainable = make_trainable(copy.deepcopy(tiny), (), Quantization(), stored)
     torch.testing.assert_close(trainable(ids), store_words(tiny, stored)(ids), atol=1e-5, rtol=1e-5)
 
 
-def inputs_of_linears(model: Bert, ids: Tensor) -> dict[str, Tensor]:
-    """What each linear layer multiplies its weight with: after all pre-hooks."""
-    caught: dict[str, Tensor] = {}
+def products_of_linears(model: Bert, ids: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """What enters each linear layer of a model, and what leaves it."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-            caught[name] = inputs[0].detach().clone()
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[name] = inputs[0].detach().clone(), output.detach().clone()
 
         return hook
 
@@ -515,7 +514,26 @@ def inputs_of_linears(model: Bert, ids: Tensor) -> dict[str, Tensor]:
     model(ids)
     for handle in handles:
         handle.remove()
-    return caught
+    return seen
+
+
+def assert_inputs_are(
+    model: Bert, ids: Tensor, rounding: Callable[[str], Callable[[Tensor], Tensor]]
+) -> None:
+    """Each linear layer multiplies its effective weight with ``rounding(name)`` of its inputs."""
+    for name, (x, output) in products_of_linears(model, ids).items():
+        layer: Any = model.get_submodule(name)
+        weight = getattr(layer, "effective_weight", layer.weight)
+        assert torch.equal(output, F.linear(rounding(name)(x), weight, layer.bias)), name
+        assert torch.equal(output, F.linear(x, weight, layer.bias)) is (rounding(name)(x) is x)
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+def in_int8(x: Tensor) -> Tensor:
+    return rounded(x, Storage.int8)
 
 
 @pytest.mark.parametrize("trainable", [False, True])
@@ -525,45 +543,87 @@ def test_rounded_activations_enter_the_components_linear_layers_alone(
 ) -> None:
     if trainable:
         make_trainable(tiny, GROUPS[group], Quantization())
-    raw: dict[str, Tensor] = {}
-    for name, module in tiny.named_modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_pre_hook(
-                lambda _m, inputs, name=name: raw.__setitem__(name, inputs[0].clone())
-            )
     assert round_activations(tiny, GROUPS[group]) is tiny
-    entered = inputs_of_linears(tiny, ids)
     chosen = {name.removesuffix(".weight") for name in matrices_of(group)}
-    if group == "all":
-        chosen |= {"head.decoder"}
-    assert raw.keys() == entered.keys() >= chosen - {"embeddings.word", "embeddings.position"}
-    for name, x in entered.items():
-        expected = rounded(raw[name], "int8") if name in chosen else raw[name]
-        assert torch.equal(x, expected), name
-        assert torch.equal(x, raw[name]) is (name not in chosen), name
+    chosen |= {"head.decoder"} if group == "all" else set()
+    assert_inputs_are(tiny, ids, lambda name: in_int8 if name in chosen else same)
+
+
+def sign_layers(name: str) -> Callable[[Tensor], Tensor]:
+    """Signs for the queries and the contractions, int8 for the other layers of the encoder."""
+    if not name.startswith("encoder"):
+        return same
+    return signs if name.endswith(("query", "contract")) else in_int8
 
 
 def test_signs_enter_the_layers_of_these_names_and_int8_the_others(tiny: Bert, ids: Tensor) -> None:
-    raw: dict[str, Tensor] = {}
-    for name, module in tiny.named_modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_pre_hook(
-                lambda _m, inputs, name=name: raw.__setitem__(name, inputs[0].clone())
-            )
     round_activations(tiny, ("attention", "ffnn"), ("query", "contract"))
-    for name, x in inputs_of_linears(tiny, ids).items():
-        if not name.startswith("encoder"):
-            expected = raw[name]
-        elif name.endswith(("query", "contract")):
-            expected = signs(raw[name])
-        else:
-            expected = rounded(raw[name], "int8")
-        assert torch.equal(x, expected), name
+    assert_inputs_are(tiny, ids, sign_layers)
+
+
+@pytest.mark.parametrize("order", ["weights first", "inputs first"])
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_conversions_and_copies_keep_the_input_quantizers(
+    tiny: Bert, ids: Tensor, order: str, share: float
+) -> None:
+    layers, one_bit = ("attention", "ffnn"), ("query", "contract")
+    steps = [
+        lambda: make_trainable(tiny, layers, Quantization(), one_bit=one_bit),
+        lambda: round_activations(tiny, layers, one_bit),
+    ]
+    for step in steps if order == "weights first" else reversed(steps):
+        step()
+    for quantizer in one_bit_quantizers(tiny):
+        quantizer.share = torch.tensor(share)
+    expected = tiny(ids)
+    if share == 1:
+        assert_inputs_are(tiny, ids, sign_layers)
+    plain = to_float(tiny)
+    assert {type(layer.quantizer) for layer in quantized(plain).values()} == {type(None)}
+    assert plain.state_dict().keys() == Bert(tiny.config).state_dict().keys()
+    for model in (plain, copy.deepcopy(tiny), to_float(plain)):
+        torch.testing.assert_close(model(ids), expected, atol=1e-6, rtol=0)
+        assert len(one_bit_quantizers(model)) == 4
+        assert set(one_bit_quantizers(model)).isdisjoint(one_bit_quantizers(tiny))
+
+
+def test_rounding_inputs_adds_nothing_to_a_checkpoint(tiny: Bert) -> None:
+    make_trainable(tiny, ("attention", "ffnn"), Quantization("pm1", "rank_one"))
+    names, memory = list(tiny.state_dict()), len(list(tiny.buffers()))
+    round_activations(tiny, ("attention", "ffnn"), ("query",))
+    assert list(tiny.state_dict()) == names
+    assert len(list(tiny.buffers())) == memory
+
+
+def test_activations_are_restored_where_they_were_one_bit_alone(tiny: Bert, ids: Tensor) -> None:
+    trained = {"components": "layers", "activations": "int8", "one_bit_inputs": None}
+    tiny.config = replace(tiny.config, bitmaps=trained)
+    assert not quantized(restore_activations(tiny))
+    trained |= {"activations": "bit", "one_bit_inputs": "query+contract"}
+    tiny.config = replace(tiny.config, bitmaps=trained)
+    assert restore_activations(tiny) is tiny
+    assert_inputs_are(tiny, ids, sign_layers)
+
+
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")
+def test_a_trained_layer_compiles_with_both_quantizers() -> None:
+    """In one graph, whose share of one-bit inputs changes without another compilation."""
+    linear = nn.Linear(16, 8)
+    quantizer = Quantizer(linear.weight, Quantization("pm1", "rank_one", "lsq", "row", "clipped"))
+    layer = QuantizedLinear.from_float(linear, quantizer, InputQuantizer(Storage.bit))
+    graphs = CompileCounter()
+    compiled = torch.compile(layer, backend=graphs, fullgraph=True)
+    x = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    for share in (0.0, 0.5, 1.0):
+        assert layer.input_quantizer is not None
+        layer.input_quantizer.share = torch.full_like(layer.input_quantizer.share, share)
+        torch.testing.assert_close(compiled(x), layer(x))
+    assert graphs.frame_count == 1
 
 
 def test_where_signs_enter_there_is_no_scale_a_column(tiny: Bert) -> None:
     make_trainable(
-        tiny, GROUPS["layers"], Quantization("pm1", "rank_one", "learned"), signed=("query", "key")
+        tiny, GROUPS["layers"], Quantization("pm1", "rank_one", "learned"), one_bit=("query", "key")
     )
     for name, module in tiny.named_modules():
         if isinstance(module, QuantizedLinear):
@@ -591,7 +651,7 @@ def test_rounded_activations_hardly_change_the_predictions_and_pass_the_gradient
 @each_group
 @pytest.mark.parametrize("words", [None, "bit", "int4"])
 def test_to_float_is_the_same_function_in_a_copy(
-    tiny: Bert, ids: Tensor, quantization: Quantization, group: str, words: WordTable | None
+    tiny: Bert, ids: Tensor, quantization: Quantization, group: str, words: Storage | None
 ) -> None:
     make_trainable(tiny, GROUPS[group], quantization, words)
     before = state_of(tiny)
@@ -636,7 +696,7 @@ def test_conversions_keep_the_mode(tiny: Bert, training: bool) -> None:
 def test_training_reaches_every_latent_weight_and_scale_and_flips_bits(
     tiny: Bert,
     ids: Tensor,
-    values: Values,
+    values: ValueSet,
     scale: Scale,
     scaling: Scaling,
     component: str,
@@ -662,7 +722,7 @@ def test_training_reaches_every_latent_weight_and_scale_and_flips_bits(
 
 
 @each_stored
-def test_training_reaches_words_in_fewer_bits(tiny: Bert, ids: Tensor, stored: Stored) -> None:
+def test_training_reaches_words_in_fewer_bits(tiny: Bert, ids: Tensor, stored: Storage) -> None:
     make_trainable(tiny, (), Quantization(), stored)
     before = tiny.embeddings.word.weight.detach().clone()
     loss = F.cross_entropy(tiny(ids).flatten(0, 1), ids.flatten())

@@ -6,18 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitmaps.quantize.layers import QuantizedEmbedding, QuantizedLinear
-from bitmaps.quantize.quantizer import (
-    Center,
-    Gradient,
-    Quantization,
-    Quantizer,
-    Scale,
-    Scaling,
-    Values,
-)
-from bitmaps.quantize.rounding import Rounding, Stored, rounded
+from bitmaps.quantize.quantizer import Quantization, Quantizer
+from bitmaps.quantize.rounding import Rounding, rounded
+from bitmaps.vocabulary import Center, Gradient, Scale, Scaling, Storage, ValueSet
 
-SCALED_VALUES: list[tuple[Values, Scale]] = [
+SCALED_VALUES: list[tuple[ValueSet, Scale]] = [
     ("01", "none"), ("01", "tensor"), ("01", "row"), ("01", "rank_one"),
     ("pm1", "none"), ("pm1", "tensor"), ("pm1", "row"), ("pm1", "rank_one"),
 ]  # fmt: skip
@@ -35,7 +28,7 @@ each_stored = pytest.mark.parametrize("stored", ["fp16", "int8", "int4"])
 
 def quantizer_of(
     weight: Tensor,
-    values: Values,
+    values: ValueSet,
     scale: Scale,
     scaling: Scaling = "learned",
     center: Center = "none",
@@ -50,7 +43,7 @@ def quantizer_of(
 
 
 def embedding_of(
-    values: Values,
+    values: ValueSet,
     scale: Scale,
     scaling: Scaling = "learned",
     center: Center = "none",
@@ -80,7 +73,7 @@ def gradients(layer: nn.Module, output: Tensor, g: Tensor) -> dict[str, Tensor]:
 @each_center
 @pytest.mark.parametrize("bias", [False, True])
 def test_linear_is_f_linear_with_the_effective_weight(
-    values: Values, scale: Scale, scaling: Scaling, center: Center, bias: bool
+    values: ValueSet, scale: Scale, scaling: Scaling, center: Center, bias: bool
 ) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(7, 4, bias=bias)
@@ -102,7 +95,7 @@ def test_linear_is_f_linear_with_the_effective_weight(
 @each_center
 @pytest.mark.parametrize("rows", [1, 6])
 def test_lookup_reads_rows_of_the_effective_weight(
-    values: Values, scale: Scale, scaling: Scaling, center: Center, rows: int
+    values: ValueSet, scale: Scale, scaling: Scaling, center: Center, rows: int
 ) -> None:
     layer = embedding_of(values, scale, scaling, center, rows=rows)
     ids = torch.tensor([[0, 3, 3], [5, 0, 2]]) % rows
@@ -115,7 +108,7 @@ def test_lookup_reads_rows_of_the_effective_weight(
 @each_gradient
 @pytest.mark.parametrize("padding", [None, 0, 3])
 def test_lookup_gradients_are_those_of_indexing_the_effective_weight(
-    values: Values, scale: Scale, gradient: Gradient, center: Center, padding: int | None
+    values: ValueSet, scale: Scale, gradient: Gradient, center: Center, padding: int | None
 ) -> None:
     layer = embedding_of(values, scale, "learned", center, gradient, padding)
     ids = torch.tensor([[0, 3, 3, 1], [5, 0, 2, 3]])
@@ -146,7 +139,7 @@ def test_lookup_of_padding_trains_nothing(scale: Scale, center: Center, gradient
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("stored", [None, "int8"])
 def test_quantized_layers_keep_the_parameters_and_the_mode(
-    training: bool, stored: Stored | None
+    training: bool, stored: Storage | None
 ) -> None:
     linear, embedding = (
         nn.Linear(3, 2).train(training),
@@ -177,7 +170,7 @@ def test_the_bias_is_the_linear_layers_or_none(bias: bool) -> None:
 
 
 @each_stored
-def test_linear_with_a_rounded_weight(stored: Stored) -> None:
+def test_linear_with_a_rounded_weight(stored: Storage) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(7, 4)
     layer = QuantizedLinear.from_float(linear, Rounding(stored))
@@ -193,7 +186,7 @@ def test_linear_with_a_rounded_weight(stored: Stored) -> None:
 
 
 @each_stored
-def test_lookup_of_rounded_rows(stored: Stored) -> None:
+def test_lookup_of_rounded_rows(stored: Storage) -> None:
     torch.manual_seed(0)
     embedding = nn.Embedding(6, 5, padding_idx=3)
     layer = QuantizedEmbedding.from_float(embedding, Rounding(stored))
@@ -206,7 +199,7 @@ def test_lookup_of_rounded_rows(stored: Stored) -> None:
 
 
 @each_values
-def test_linear_under_autocast_multiplies_in_bf16_and_trains_in_fp32(values: Values) -> None:
+def test_linear_under_autocast_multiplies_in_bf16_and_trains_in_fp32(values: ValueSet) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(16, 8)
     layer = QuantizedLinear.from_float(linear, quantizer_of(linear.weight, values, "row"))
@@ -224,7 +217,7 @@ def test_linear_under_autocast_multiplies_in_bf16_and_trains_in_fp32(values: Val
 
 @each_scaled_values
 @each_scaling
-def test_lookup_under_autocast_stays_fp32(values: Values, scale: Scale, scaling: Scaling) -> None:
+def test_lookup_under_autocast_stays_fp32(values: ValueSet, scale: Scale, scaling: Scaling) -> None:
     layer = embedding_of(values, scale, scaling, "row", "identity", padding=0)
     ids = torch.tensor([0, 1, 5])
     expected = layer(ids)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -11,30 +12,29 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bitmaps.errors import InputError
+from bitmaps.packed.weights import PackedWeight
 from bitmaps.quantize.quantizer import (
-    Center,
-    Gradient,
+    SMALLEST,
     Quantization,
     Quantizer,
-    Scale,
-    Scaling,
     StraightThrough,
-    Values,
     bits,
     scale_of,
     two_values,
     units,
 )
+from bitmaps.vocabulary import Center, Gradient, Scale, Scaling, ValueSet
 
 LOW_AND_HIGH = {"01": (0.0, 1.0), "pm1": (-1.0, 1.0)}
 TINIEST = 2**-149
 LARGEST = float(np.finfo(np.float32).max)
-BOTH: tuple[Values, ...] = ("01", "pm1")
+BOTH: tuple[ValueSet, ...] = ("01", "pm1")
 SCALES: tuple[Scale, ...] = ("none", "tensor", "row")  # one number for what shares them
 SCALINGS: tuple[Scaling, ...] = ("computed", "learned", "lsq")
 CENTERS: tuple[Center, ...] = ("none", "tensor", "row")
 GRADIENTS: tuple[Gradient, ...] = ("identity", "scaled", "clipped", "clamp", "product")
-SCALED_VALUES: list[tuple[Values, Scale]] = [(v, s) for v in BOTH for s in (*SCALES, "rank_one")]
+SCALED_VALUES: list[tuple[ValueSet, Scale]] = [(v, s) for v in BOTH for s in (*SCALES, "rank_one")]
 
 awkward = st.sampled_from([0.0, -0.0, TINIEST, -TINIEST, LARGEST, -LARGEST])
 weights = arrays(
@@ -64,17 +64,17 @@ thoroughly = settings(max_examples=150, deadline=None)
 each_scaled_values = pytest.mark.parametrize(("values", "scale"), SCALED_VALUES)
 
 
-def high(weight: NDArray[Any], values: Values) -> NDArray[Any]:
+def high(weight: NDArray[Any], values: ValueSet) -> NDArray[Any]:
     return weight > 0 if values == "01" else weight >= 0
 
 
-def mean_scale(weight: NDArray[Any], values: Values) -> float:
+def mean_scale(weight: NDArray[Any], values: ValueSet) -> float:
     """The scale of all numbers of ``weight`` together."""
     chosen = [abs(float(w)) for w in weight.ravel() if values == "pm1" or w > 0]
     return float(np.mean(chosen)) if chosen else 0.0
 
 
-def reference_scale(weight: NDArray[Any], values: Values, scale: Scale) -> NDArray[Any]:
+def reference_scale(weight: NDArray[Any], values: ValueSet, scale: Scale) -> NDArray[Any]:
     """Of all but ``rank_one``."""
     if scale == "none":
         return np.ones((1,) * weight.ndim)
@@ -83,7 +83,7 @@ def reference_scale(weight: NDArray[Any], values: Values, scale: Scale) -> NDArr
     return np.apply_along_axis(lambda row: np.array([mean_scale(row, values)]), -1, weight)
 
 
-def rank_one_part(weight: NDArray[Any], values: Values = "pm1") -> NDArray[Any]:
+def rank_one_part(weight: NDArray[Any], values: ValueSet = "pm1") -> NDArray[Any]:
     """The matrix M of rank one for which ``M * unit`` is closest to the weight: for {-1,1} by its singular vectors, for {0,1},
     where the numbers that are not positive do not count, by least squares in turn."""
     w = weight.astype(np.float64).reshape(-1, weight.shape[-1])
@@ -195,7 +195,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 @given(weights, values_of, scales_of)
 @thoroughly
-def test_scale_is_the_numpy_reference(weight: NDArray[Any], values: Values, scale: Scale) -> None:
+def test_scale_is_the_numpy_reference(weight: NDArray[Any], values: ValueSet, scale: Scale) -> None:
     actual, column = scale_of(torch.from_numpy(weight), values, scale)
     expected = reference_scale(weight, values, scale)
     assert column is None
@@ -206,7 +206,7 @@ def test_scale_is_the_numpy_reference(weight: NDArray[Any], values: Values, scal
 @given(weights, values_of, scales_of)
 @thoroughly
 def test_each_weight_becomes_its_rows_low_or_high_value(
-    weight: NDArray[Any], values: Values, scale: Scale
+    weight: NDArray[Any], values: ValueSet, scale: Scale
 ) -> None:
     actual = two_values(torch.from_numpy(weight), values, scale)
     low, top = LOW_AND_HIGH[values]
@@ -219,7 +219,7 @@ def test_each_weight_becomes_its_rows_low_or_high_value(
 
 @pytest.mark.parametrize(("values", "expected"), [("01", [0, 0, 1, 0]), ("pm1", [1, 1, 1, -1])])
 def test_zero_is_0_or_plus_1_and_the_smallest_numbers_keep_their_sign(
-    values: Values, expected: list[int]
+    values: ValueSet, expected: list[int]
 ) -> None:
     weight = torch.tensor([0.0, -0.0, TINIEST, -TINIEST])
     assert two_values(weight, values, "none").tolist() == expected
@@ -230,7 +230,7 @@ def test_zero_is_0_or_plus_1_and_the_smallest_numbers_keep_their_sign(
 @given(weights, values_of, scales_of, st.floats(2**-20, 2**20, width=32))
 @thoroughly
 def test_binary_weight_is_a_fixed_point_to_the_bit(
-    weight: NDArray[Any], values: Values, scale: Scale, factor: float
+    weight: NDArray[Any], values: ValueSet, scale: Scale, factor: float
 ) -> None:
     low, top = LOW_AND_HIGH[values]
     binary = np.where(high(weight, values), np.float32(top), np.float32(low))
@@ -246,7 +246,7 @@ def test_binary_weight_is_a_fixed_point_to_the_bit(
 
 @given(arrays(np.float32, (4, 7), elements=st.floats(-100, 100, width=32)), values_of)
 @thoroughly
-def test_row_scale_is_the_least_squares_solution(weight: NDArray[Any], values: Values) -> None:
+def test_row_scale_is_the_least_squares_solution(weight: NDArray[Any], values: ValueSet) -> None:
     low, top = LOW_AND_HIGH[values]
     scales, _ = scale_of(torch.from_numpy(weight), values, "row")
     for row, scale in zip(weight.astype(np.float64), scales, strict=True):
@@ -277,7 +277,7 @@ def test_rank_one_scales_are_the_first_singular_vectors(
 
 @pytest.mark.parametrize("values", BOTH)
 @pytest.mark.parametrize("shape", [(2, 40), (40, 2), (24, 36), (64, 96)])
-def test_rank_one_of_normal_weights(values: Values, shape: tuple[int, int]) -> None:
+def test_rank_one_of_normal_weights(values: ValueSet, shape: tuple[int, int]) -> None:
     weight = normal(*shape)
     row, column = scale_of(weight, values, "rank_one")
     assert column is not None
@@ -345,7 +345,7 @@ def test_rank_one_finds_the_factors_of_which_positive_weights_are_the_products(
 @given(even_magnitudes, values_of)
 @thoroughly
 def test_rank_one_of_rows_with_two_values_is_a_fixed_point(
-    weight: NDArray[Any], values: Values
+    weight: NDArray[Any], values: ValueSet
 ) -> None:
     low, top = np.array(LOW_AND_HIGH[values], dtype=np.float32)
     binary = np.where(weight >= 0, top, low) * np.abs(weight[..., :1])
@@ -372,7 +372,7 @@ def test_rank_one_of_zeros_is_zero_and_that_of_a_vector_its_row_scale() -> None:
 @pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize(("shape", "columns"), [((5, 1), False), ((1, 1), False), ((5, 1), True)])
 def test_straight_through_is_the_numpy_reference(
-    values: Values, gradient: Gradient, scaling: Scaling, shape: tuple[int, int], columns: bool
+    values: ValueSet, gradient: Gradient, scaling: Scaling, shape: tuple[int, int], columns: bool
 ) -> None:
     random = np.random.default_rng(7)
     w, g = (
@@ -438,7 +438,7 @@ def test_all_parts_combine_to_the_numpy_reference(
     gradient: Gradient,
     scaling: Scaling,
     weight: NDArray[Any],
-    values_and_scale: tuple[Values, Scale],
+    values_and_scale: tuple[ValueSet, Scale],
     center: Center,
     seed: int,
 ) -> None:
@@ -476,7 +476,7 @@ def test_clamp_is_the_gradient_of_clamping_the_centered_weight(center: Center) -
 @pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_quantizer_starts_as_two_values(
-    values: Values, scale: Scale, scaling: Scaling, gradient: Gradient
+    values: ValueSet, scale: Scale, scaling: Scaling, gradient: Gradient
 ) -> None:
     weight = normal(6, 5)
     quantizer = Quantizer(weight, Quantization(values, scale, scaling, "none", gradient))
@@ -487,7 +487,7 @@ def test_quantizer_starts_as_two_values(
 @pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("center", CENTERS)
 def test_what_is_learned_and_what_is_stored(
-    values: Values, scale: Scale, scaling: Scaling, center: Center
+    values: ValueSet, scale: Scale, scaling: Scaling, center: Center
 ) -> None:
     weight = normal(6, 5).requires_grad_()
     quantizer = Quantizer(weight, Quantization(values, scale, scaling, center))
@@ -510,7 +510,7 @@ def test_what_is_learned_and_what_is_stored(
 @pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("center", CENTERS)
 def test_scales_are_of_the_weight_now_if_computed_and_else_where_training_left_them(
-    values: Values, scale: Scale, scaling: Scaling, center: Center
+    values: ValueSet, scale: Scale, scaling: Scaling, center: Center
 ) -> None:
     weight, other = normal(6, 5) + 0.2, normal(6, 5, seed=1) - 0.3
     quantizer = Quantizer(weight, Quantization(values, scale, scaling, center))
@@ -537,7 +537,7 @@ def test_scale_none_stays_1(scaling: Scaling) -> None:
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("center", ["tensor", "row"])
 def test_centered_threshold_is_the_mean_and_the_scale_that_of_the_weight_itself(
-    values: Values, gradient: Gradient, center: Center
+    values: ValueSet, gradient: Gradient, center: Center
 ) -> None:
     random = np.random.default_rng(3)
     w = (random.normal(size=(4, 11)) + np.array([[5.0], [-2.0], [0.0], [1.0]])).astype(np.float32)
@@ -557,7 +557,7 @@ def test_centered_threshold_is_the_mean_and_the_scale_that_of_the_weight_itself(
 @given(eighths, st.sampled_from(SCALED_VALUES), st.sampled_from(CENTERS))
 @thoroughly
 def test_bits_say_which_value_each_weight_has(
-    weight: NDArray[Any], values_and_scale: tuple[Values, Scale], center: Center
+    weight: NDArray[Any], values_and_scale: tuple[ValueSet, Scale], center: Center
 ) -> None:
     values, scale = values_and_scale
     quantizer = Quantizer(torch.from_numpy(weight), Quantization(values, scale, "learned", center))
@@ -570,7 +570,7 @@ def test_bits_say_which_value_each_weight_has(
 @pytest.mark.parametrize("start", [0.0, -1.0, 1e-6])
 @pytest.mark.parametrize(("values", "scale"), [pair for pair in SCALED_VALUES if pair[1] != "none"])
 def test_scale_under_lsq_is_never_less_than_1e_minus_5_and_still_trained(
-    values: Values, scale: Scale, start: float
+    values: ValueSet, scale: Scale, start: float
 ) -> None:
     weight = nn.Parameter(normal(6, 5))
     quantizer = Quantizer(weight, Quantization(values, scale, "lsq", "none", "scaled"))
@@ -614,7 +614,7 @@ def test_a_frozen_scale_gets_no_gradient() -> None:
 @pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_effective_weight_is_fp32_under_autocast(
-    values: Values, scale: Scale, center: Center, scaling: Scaling, gradient: Gradient
+    values: ValueSet, scale: Scale, center: Center, scaling: Scaling, gradient: Gradient
 ) -> None:
     weight = nn.Parameter(normal(6, 40))
     quantizer = Quantizer(weight, Quantization(values, scale, scaling, center, gradient))
@@ -632,3 +632,84 @@ def test_a_quantizer_says_what_it_is() -> None:
     parts = Quantization("01", "tensor", "lsq", "row", "clipped")
     text = repr(Quantizer(normal(2, 3), parts))
     assert all(f"{name}={value!r}" in text for name, value in vars(parts).items())
+
+
+# Packing
+
+
+def assert_packs(quantizer: Quantizer, weight: Tensor) -> PackedWeight:
+    """What is packed is what the forward pass computes with, to the bit."""
+    packed = quantizer.pack(weight)
+    assert packed.storage == "bit"
+    assert packed.shape == weight.shape
+    assert torch.equal(packed.dense(), quantizer(weight).detach())
+    return packed
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=seeds,
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 19),
+    values=st.sampled_from(BOTH),
+    scale=st.sampled_from([*SCALES, "rank_one"]),
+    scaling=st.sampled_from(["computed", "learned", "lsq"]),
+    center=st.sampled_from(["none", "tensor", "row"]),
+    moved=st.sampled_from([0.0, 0.3, -1.0, -3.0]),
+)
+def test_a_quantizer_packs_its_own_bits_and_scales(
+    seed: int, rows: int, columns: int, values: ValueSet, scale: Scale, scaling: Scaling,
+    center: Center, moved: float,
+) -> None:  # fmt: skip
+    """Learned scales may be anything by then: 0, negative, below the bound of lsq."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator)
+    quantizer = Quantizer(weight, Quantization(values, scale, scaling, center))
+    weight += 0.5 * torch.randn(rows, columns, generator=generator)
+    weight[0], weight[:, 0] = -weight[0].abs(), 0
+    with torch.no_grad():
+        for parameter in quantizer.parameters():
+            parameter += moved * torch.rand(parameter.shape, generator=generator)
+            parameter.view(-1)[-1] = 0
+    packed = assert_packs(quantizer, weight)
+    assert (packed.low is None) is (values == "pm1")
+    assert (packed.column is not None) is (scale == "rank_one")
+    assert packed.high is not None
+    if scaling == "lsq" and scale != "none":
+        assert (packed.high >= SMALLEST).all()
+
+
+def test_packing_leaves_the_layer_as_it_is() -> None:
+    weight = nn.Parameter(torch.randn(3, 5, generator=torch.Generator().manual_seed(0)))
+    quantizer = Quantizer(weight, Quantization("01", "rank_one"))
+    packed = assert_packs(quantizer, weight)
+    before = packed.dense()
+    with torch.no_grad():
+        quantizer.scale *= 2
+        quantizer.column *= 2
+        weight.neg_()
+    assert torch.equal(packed.dense(), before)
+    assert not any(buffer.requires_grad for buffer in packed.buffers())
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "valid"),
+    [
+        ("values", "pm2", "01, pm1"),
+        ("scale", "column", "none, tensor, row, rank_one"),
+        ("scaling", None, "computed, learned, lsq"),
+        ("center", "mean", "none, tensor, row"),
+        ("gradient", "", "identity, scaled, clipped, clamp, product"),
+    ],
+)
+def test_a_part_of_another_name_is_refused(part: str, wrong: Any, valid: str) -> None:
+    message = re.escape(f"unknown {part} {wrong!r}; valid are {valid}")
+    with pytest.raises(InputError, match=f"^{message}$"):
+        Quantization(**{part: wrong})
+
+
+def test_plain_strings_become_members() -> None:
+    plain = Quantization("01", "tensor", "lsq", "row", "clamp")  # type: ignore[arg-type]
+    members = Quantization(ValueSet("01"), Scale.tensor, Scaling.lsq, Center.row, Gradient.clamp)
+    assert plain == members
+    assert type(plain.scale) is Scale

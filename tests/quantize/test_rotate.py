@@ -15,8 +15,9 @@ from torch import Tensor
 
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.bert.attention import Attention
-from bitmaps.quantize.quantizer import Scale, two_values
+from bitmaps.quantize.quantizer import two_values
 from bitmaps.quantize.rotate import ROUNDS, rotate_heads
+from bitmaps.vocabulary import Scale
 
 Array = NDArray[np.float64]
 

@@ -13,21 +13,18 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 from torch import nn
 
-from bitmaps.bert import BertConfig
-from bitmaps.errors import InputError
+from bitmaps.quantize.layers import QuantizedLinear
 from bitmaps.quantize.rounding import (
-    BITS,
+    InputQuantizer,
     Rounding,
-    RoundInputs,
     RoundThrough,
-    Stored,
-    one_bit_inputs,
+    one_bit_quantizers,
     rounded,
-    signed_inputs,
     signs,
 )
+from bitmaps.vocabulary import Storage
 
-INTEGERS: tuple[Stored, ...] = ("int8", "int4")
+INTEGERS: tuple[Storage, ...] = ("int8", "int4")
 LEVELS = {"int8": 127, "int4": 7}
 TINIEST = 2**-149
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
@@ -40,24 +37,20 @@ vectors = arrays(
 )
 thoroughly = settings(max_examples=150, deadline=None)
 each_integer = pytest.mark.parametrize("stored", INTEGERS)
-each_stored = pytest.mark.parametrize("stored", BITS)
+each_stored = pytest.mark.parametrize("stored", ["fp16", "int8", "int4"])
 
 
-def step_of(x: NDArray[Any], stored: Stored) -> NDArray[Any]:
+def step_of(x: NDArray[Any], stored: Storage) -> NDArray[Any]:
     """The distance of two levels, for each vector, in fp32: not less than its smallest normal number."""
     return np.maximum(
         np.abs(x).max(-1, keepdims=True) / np.float32(LEVELS[stored]), np.float32(SMALLEST_NORMAL)
     )
 
 
-def test_the_widths() -> None:
-    assert BITS == {"fp16": 16, "int8": 8, "int4": 4}
-
-
 @each_integer
 @given(vectors)
 @thoroughly
-def test_integers_are_the_numpy_reference(stored: Stored, x: NDArray[Any]) -> None:
+def test_integers_are_the_numpy_reference(stored: Storage, x: NDArray[Any]) -> None:
     actual, step = rounded(torch.from_numpy(x), stored), step_of(x, stored)
     assert actual.dtype == torch.float32
     assert np.array_equal(actual.numpy(), np.round(x / step) * step)
@@ -67,7 +60,7 @@ def test_integers_are_the_numpy_reference(stored: Stored, x: NDArray[Any]) -> No
 @given(vectors)
 @thoroughly
 def test_integers_are_levels_of_their_vector_and_the_nearest(
-    stored: Stored, x: NDArray[Any]
+    stored: Storage, x: NDArray[Any]
 ) -> None:
     actual, step = (
         rounded(torch.from_numpy(x), stored).numpy().astype(np.float64),
@@ -88,7 +81,7 @@ def test_integers_are_levels_of_their_vector_and_the_nearest(
 @given(arrays(np.float32, (4, 6), elements=st.floats(-8, 8, width=32)), st.integers(-30, 30))
 @thoroughly
 def test_integers_do_not_depend_on_sign_power_of_two_or_other_vectors(
-    stored: Stored, x: NDArray[Any], exponent: int
+    stored: Storage, x: NDArray[Any], exponent: int
 ) -> None:
     x[np.abs(x) < 2**-20] = 0
     expected = rounded(torch.from_numpy(x), stored)
@@ -102,13 +95,13 @@ def test_integers_do_not_depend_on_sign_power_of_two_or_other_vectors(
 @each_stored
 @given(arrays(np.float32, (3, 9), elements=st.floats(-100, 100, width=32)))
 @thoroughly
-def test_rounding_twice_changes_nothing_more(stored: Stored, x: NDArray[Any]) -> None:
+def test_rounding_twice_changes_nothing_more(stored: Storage, x: NDArray[Any]) -> None:
     once = rounded(torch.from_numpy(x), stored)
     torch.testing.assert_close(rounded(once, stored), once, rtol=1e-6, atol=SMALLEST_NORMAL)
 
 
 @each_integer
-def test_all_levels_and_ties_to_even(stored: Stored) -> None:
+def test_all_levels_and_ties_to_even(stored: Storage) -> None:
     largest = LEVELS[stored]
     x = torch.arange(-largest, largest + 1, dtype=torch.float32)
     assert torch.equal(rounded(x, stored), x)
@@ -125,7 +118,7 @@ def test_each_vector_has_a_scale_of_its_own() -> None:
 
 
 @each_stored
-def test_zeros_stay_zeros(stored: Stored) -> None:
+def test_zeros_stay_zeros(stored: Storage) -> None:
     assert torch.equal(rounded(torch.zeros(2, 3), stored), torch.zeros(2, 3))
     assert rounded(torch.zeros(0, 3), stored).shape == (0, 3)
 
@@ -140,7 +133,7 @@ def test_fp16_is_numpys(x: NDArray[Any]) -> None:
 
 
 @each_stored
-def test_rounding_is_rounded_and_passes_the_gradient_as_it_is(stored: Stored) -> None:
+def test_rounding_is_rounded_and_passes_the_gradient_as_it_is(stored: Storage) -> None:
     random = torch.Generator().manual_seed(0)
     weight = nn.Parameter(3 * torch.randn(5, 9, generator=random))
     g = torch.randn(5, 9, generator=random)
@@ -155,7 +148,7 @@ def test_rounding_is_rounded_and_passes_the_gradient_as_it_is(stored: Stored) ->
 
 
 @each_stored
-def test_rounding_has_no_parameters_and_says_what_it_is(stored: Stored) -> None:
+def test_rounding_has_no_parameters_and_says_what_it_is(stored: Storage) -> None:
     rounding = Rounding(stored)
     assert not list(rounding.parameters())
     assert not rounding.state_dict()
@@ -163,7 +156,7 @@ def test_rounding_has_no_parameters_and_says_what_it_is(stored: Stored) -> None:
 
 
 @each_stored
-def test_rounding_is_fp32_under_autocast(stored: Stored) -> None:
+def test_rounding_is_fp32_under_autocast(stored: Storage) -> None:
     weight = nn.Parameter(torch.randn(5, 9, generator=torch.Generator().manual_seed(0)))
     expected = rounded(weight.detach(), stored)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -177,22 +170,26 @@ def test_inputs_are_rounded_for_each_token() -> None:
     linear = nn.Linear(9, 4)
     x = torch.randn(2, 3, 9, generator=random) * torch.tensor([1e-3, 1.0, 1e3])[:, None]
     x.requires_grad_()
-    expected = linear(rounded(x.detach(), "int8"))
-    linear.register_forward_pre_hook(RoundInputs("int8"))
-    actual = linear(x)
+    expected = linear(rounded(x.detach(), Storage.int8))
+    actual = linear(InputQuantizer(Storage.int8)(x))
     assert torch.equal(actual, expected)
     g = torch.randn(2, 3, 4, generator=random)
     actual.backward(g)
     torch.testing.assert_close(x.grad, g @ linear.weight.detach())
-    (entered,) = RoundInputs("int8")(linear, (x,))
+    entered = InputQuantizer(Storage.int8)(x)
     assert ((entered - x).abs().amax(-1) <= x.abs().amax(-1) / 127 * 0.5001).all()
     assert (entered != x).any(-1).all()
 
 
 def test_inputs_without_a_token_are_left_alone() -> None:
-    linear = nn.Linear(9, 4)
-    linear.register_forward_pre_hook(RoundInputs("int8"))
-    assert linear(torch.zeros(0, 9)).shape == (0, 4)
+    assert InputQuantizer(Storage.int8)(torch.zeros(0, 9)).shape == (0, 9)
+
+
+@pytest.mark.parametrize("storage", [Storage.int8, Storage.bit])
+def test_an_input_quantizer_adds_nothing_to_a_checkpoint_or_to_memory(storage: Storage) -> None:
+    quantizer = InputQuantizer(storage)
+    assert not [*quantizer.state_dict(), *quantizer.parameters(), *quantizer.buffers()]
+    assert repr(quantizer) == f"InputQuantizer({storage})"
 
 
 # Signs
@@ -227,9 +224,9 @@ def test_signs_of_signs_are_the_same() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_a_share_of_the_signs_enters_and_the_gradient_passes_through(share: float) -> None:
     x = torch.randn(2, 9, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    hook = RoundInputs("bit")
-    hook.share = torch.tensor(share)
-    (entered,) = hook(nn.Identity(), (x,))
+    quantizer = InputQuantizer(Storage.bit)
+    quantizer.share = torch.tensor(share)
+    entered = quantizer(x)
     expected = (1 - share) * x + share * signs(x)
     torch.testing.assert_close(entered, expected)
     if share == 1:
@@ -238,29 +235,9 @@ def test_a_share_of_the_signs_enters_and_the_gradient_passes_through(share: floa
     torch.testing.assert_close(x.grad, torch.ones_like(x))
 
 
-def test_the_hooks_of_one_bit_are_found() -> None:
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
-    hooks = [RoundInputs("int8"), RoundInputs("bit"), RoundInputs("bit")]
-    for layer, hook in zip(model, hooks, strict=True):
-        layer.register_forward_pre_hook(hook)
-    assert one_bit_inputs(model) == hooks[1:]
-
-
-def test_what_signs_are_taken_of_is_read_from_the_config() -> None:
-    assert (
-        signed_inputs(BertConfig())
-        == signed_inputs(BertConfig(bitmaps={"one_bit_inputs": None}))
-        == []
+def test_the_input_quantizers_of_one_bit_are_found() -> None:
+    quantizers = [InputQuantizer(kind) for kind in (Storage.int8, Storage.bit, Storage.bit)]
+    model = nn.Sequential(
+        *(QuantizedLinear.from_float(nn.Linear(3, 3), None, inputs) for inputs in quantizers)
     )
-    assert signed_inputs(BertConfig(bitmaps={"one_bit_inputs": "query+expand"})) == [
-        "query",
-        "expand",
-    ]
-
-
-@pytest.mark.parametrize("wrong", ["nonsense", "query+", 3, ["query"]])
-def test_what_is_no_linear_layer_is_refused(wrong: Any) -> None:
-    with pytest.raises(
-        InputError, match=r"one_bit_inputs .* valid are query, key, value, output, expand, contract"
-    ):
-        signed_inputs(BertConfig(bitmaps={"one_bit_inputs": wrong}))
+    assert one_bit_quantizers(model) == quantizers[1:]

@@ -29,8 +29,14 @@ from bitmaps.runs.folder import (
 
 FACTS: Row = {"model": "minilm", "components": "ffnn", "seed": 0}
 SCORED: Row = {"cross_entropy": 4.5, "accuracy": 0.5, "mrr": 0.25, "memory_mib": 1.5}
-ROWS: list[Row] = [{**FACTS, **SCORED, "row": "unbinarized"}, {**FACTS, **SCORED, "row": "naive", "accuracy": 0.25}]
-SENTENCES = {"unbinarized": torch.rand(3, 4, dtype=torch.float64), "naive": torch.zeros(3, 4, dtype=torch.float64)}
+ROWS: list[Row] = [
+    {**FACTS, **SCORED, "row": "unbinarized"},
+    {**FACTS, **SCORED, "row": "naive", "accuracy": 0.25},
+]
+SENTENCES = {
+    "unbinarized": torch.rand(3, 4, dtype=torch.float64),
+    "naive": torch.zeros(3, 4, dtype=torch.float64),
+}
 ANALYSES: dict[str, Any] = {"naive": dict.fromkeys(IN_AN_ANALYSIS) | {"verdict": "collapsed"}}
 
 
@@ -67,8 +73,12 @@ def test_a_finished_run_has_what_each_row_predicts(tmp_path: Path) -> None:
     assert read_analyses(tmp_path) == ANALYSES
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "no analysis.json there"), ("{", "analysis.json is not JSON")])
-def test_an_analysis_that_cannot_be_read_is_named(tmp_path: Path, content: str | None, message: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "no analysis.json there"), ("{", "analysis.json is not JSON")]
+)
+def test_an_analysis_that_cannot_be_read_is_named(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / "analysis.json").write_text(content)
     with pytest.raises(InputError, match=message):
@@ -85,7 +95,9 @@ def test_rows_that_are_none_are_named(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize("name", ["row", "cross_entropy", "accuracy", "mrr", "memory_mib"])
 def test_what_a_row_lacks_is_named(tmp_path: Path, name: str) -> None:
     write_json(tmp_path / "rows.json", [ROWS[0], {k: v for k, v in ROWS[1].items() if k != name}])
-    with pytest.raises(InputError, match=rf"rows\.json is damaged or of another version: there is no {name}$"):
+    with pytest.raises(
+        InputError, match=rf"rows\.json is damaged or of another version: there is no {name}$"
+    ):
         read_rows(tmp_path)
 
 
@@ -115,7 +127,9 @@ def test_what_is_of_another_version_is_named(
         (KeyboardInterrupt(), "KeyboardInterrupt: "),
     ],
 )
-def test_a_failed_run_says_why_beside_what_was_to_be_run(tmp_path: Path, error: BaseException, message: str) -> None:
+def test_a_failed_run_says_why_beside_what_was_to_be_run(
+    tmp_path: Path, error: BaseException, message: str
+) -> None:
     claimed(tmp_path).fail(error, FACTS)
     assert read_metrics(tmp_path) == {"format": 1, "status": "failed", "error": message, **FACTS}
     assert not (tmp_path / "rows.json").exists()
@@ -142,10 +156,14 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_folder_in_which_another_run_is_at_work_is_refused_until_it_ends(tmp_path: Path, resume: bool) -> None:
+def test_a_folder_in_which_another_run_is_at_work_is_refused_until_it_ends(
+    tmp_path: Path, resume: bool
+) -> None:
     first = claimed(tmp_path)
     for file in ("config.yaml", "metrics.json"):
-        (tmp_path / file).rename(tmp_path / f"{file}.aside")  # else it is refused for the run that it holds
+        (tmp_path / file).rename(
+            tmp_path / f"{file}.aside"
+        )  # else it is refused for the run that it holds
     other = RunFolder(tmp_path)
     with pytest.raises(InputError, match=f"{tmp_path} is being worked on by another process"):
         other.claim("seed: 1\n", FACTS, resume)
@@ -213,7 +231,9 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
         (b"[]", "is not of format 1"),
     ],
 )
-def test_metrics_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_metrics_that_cannot_be_read_are_named(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / "metrics.json").write_bytes(content)
     with pytest.raises(InputError) as caught:
@@ -239,5 +259,7 @@ def test_the_commit_is_that_of_the_checkout() -> None:
     if not (root / ".git").exists():
         assert commit() is None
         return
-    head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+    head = subprocess.run(
+        ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout
     assert commit() in (head.strip(), f"{head.strip()}-dirty")

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bitmaps.bert import Bert, BertConfig
-from bitmaps.command.schema import GROUPS, Measure
+from bitmaps.command.schema import Measure
+from bitmaps.packed.discover import one_bit, scales_per_row
 from bitmaps.packed.format import FILE, assemble, load, pack_model
-from bitmaps.packed.weights import numbers_per_row
-from bitmaps.quantize.convert import COMPONENTS, WordTable, binarize_naive, matrices, store_words
-from bitmaps.quantize.quantizer import Scale, Values
-from bitmaps.quantize.rounding import Stored, rounded
+from bitmaps.quantize.convert import COMPONENTS, binarize_naive, matrices, store_words
+from bitmaps.quantize.rounding import rounded
 from bitmaps.scoring import measure
 from bitmaps.scoring.measure import inference_time, memory_mib, pseudo_bits, resident_mib
+from bitmaps.vocabulary import GROUPS, Scale, Storage, ValueSet
 
 BLOG_POST = {
     "none": 417,
@@ -40,7 +40,7 @@ def base() -> Bert:
 
 
 @pytest.mark.parametrize("values", ["01", "pm1"])
-def test_memory_of_bert_base_is_the_blog_posts(base: Bert, values: Values) -> None:
+def test_memory_of_bert_base_is_the_blog_posts(base: Bert, values: ValueSet) -> None:
     sizes = {}
     for group, components in GROUPS.items():
         model = binarize_naive(copy.deepcopy(base), components, values)
@@ -62,7 +62,8 @@ def test_memory_of_bert_base_is_the_blog_posts(base: Bert, values: Values) -> No
 )
 def test_row_rule(rows: list[list[float]], numbers: int | None) -> None:
     weight = torch.tensor(rows)
-    assert numbers_per_row(weight) == numbers
+    packed = one_bit(weight)
+    assert (packed and scales_per_row(packed)) == numbers
     assert pseudo_bits(weight) == (6 * 32 if numbers is None else 6 + 2 * 32 * numbers)
 
 
@@ -191,7 +192,9 @@ def test_no_tensor_costs_more_than_its_own_width(
 @given(
     rows=many_rows, columns=columns, seed=seeds, stored=st.sampled_from(["fp16", "int8", "int4"])
 )
-def test_what_was_rounded_is_seen_to_be(rows: int, columns: int, seed: int, stored: Stored) -> None:
+def test_what_was_rounded_is_seen_to_be(
+    rows: int, columns: int, seed: int, stored: Storage
+) -> None:
     weight = rounded(normal(rows, columns, torch.Generator().manual_seed(seed)), stored)
     n = rows * columns
     assert (
@@ -220,7 +223,7 @@ TABLE = {  # bits of a word table of 60 words and 16 numbers each
 
 
 @pytest.mark.parametrize(("stored", "bits"), TABLE.items())
-def test_memory_of_a_stored_word_table(tiny: Bert, stored: WordTable, bits: int) -> None:
+def test_memory_of_a_stored_word_table(tiny: Bert, stored: Storage, bits: int) -> None:
     rest = sum(p.numel() for p in tiny.parameters()) - 960
     assert memory_mib(store_words(tiny, stored)) * 2**20 * 8 == 32 * rest + bits
 
@@ -334,7 +337,7 @@ def test_memory_of_a_packed_model_is_what_its_bits_take(tiny: Bert, scale: Scale
 
 @pytest.mark.parametrize("values", ["pm1", "01"])
 def test_a_packed_model_occupies_what_is_in_its_file(
-    tiny: Bert, pack: Pack, values: Values
+    tiny: Bert, pack: Pack, values: ValueSet
 ) -> None:
     folder = pack(binarize_naive(tiny, COMPONENTS, values, "row", "matrices"))
     size = (folder / FILE).stat().st_size

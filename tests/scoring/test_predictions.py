@@ -18,7 +18,7 @@ from sklearn.metrics import accuracy_score
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from bitmaps.bert import Bert
-from bitmaps.data.module import Example
+from bitmaps.data.batches import Example
 from bitmaps.errors import InputError
 from bitmaps.loading import to_transformers
 from bitmaps.metrics import IGNORE

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bitmaps.bert import Bert
-from bitmaps.data.module import Batch
+from bitmaps.data.batches import Batch
 from bitmaps.packed import format as folder
 from bitmaps.quantize.convert import binarize_naive, make_trainable, to_float
 from bitmaps.quantize.layers import QuantizedEmbedding, QuantizedLinear
-from bitmaps.quantize.quantizer import Center, Quantization, Quantizer, Scale, Scaling, Values
+from bitmaps.quantize.quantizer import Quantization, Quantizer
 from bitmaps.training.module import MaskedLanguageModel
 from bitmaps.training.sign_watch import (
     FROZEN,
@@ -33,6 +33,7 @@ from bitmaps.training.sign_watch import (
     values_of,
     verdict,
 )
+from bitmaps.vocabulary import Center, Scale, Scaling, ValueSet
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*isinstance.treespec, LeafSpec.*",  # Lightning 2.6 on torch 2.13
@@ -118,7 +119,7 @@ def layer_of(seed: int, quantization: Quantization) -> QuantizedLinear:
     values=st.sampled_from(["pm1", "01"]),
 )
 def test_outside_are_weights_beyond_the_magnitude_of_their_own_value(
-    seed: int, scale: Scale, scaling: Scaling, center: Center, values: Values
+    seed: int, scale: Scale, scaling: Scaling, center: Center, values: ValueSet
 ) -> None:
     layer = layer_of(seed, Quantization(values, scale, scaling, center))
     assert isinstance(layer.quantizer, Quantizer)
@@ -384,7 +385,7 @@ def test_looking_changes_no_step(tiny: Bert) -> None:
 
 @pytest.mark.parametrize("values", ["01", "pm1"])
 def test_the_values_of_a_matrix_are_the_lowest_and_the_highest_of_each_row(
-    tiny: Bert, pack: Any, values: Values
+    tiny: Bert, pack: Any, values: ValueSet
 ) -> None:
     assert values_of(tiny) == {}
     binarize_naive(tiny, ("embeddings", "ffnn"), values, "row", "matrices")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bitmaps.bert import Bert, BertConfig
+from bitmaps.data.batches import Batch
 from bitmaps.data.masking import Vocabulary
-from bitmaps.data.module import Batch
 from bitmaps.quantize.convert import make_trainable, to_float
 from bitmaps.quantize.quantizer import Quantization
 from bitmaps.training.module import (

@@ -1,4 +1,5 @@
-/* Any processor: plain loops for everything. The other instruction sets are compared with this one. */
+/* Any processor: plain loops for everything. The other instruction sets are compared with this
+ * one. */
 #include "plain.h"
 
 static int runs(void) { return 1; }

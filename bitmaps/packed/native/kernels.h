@@ -1,14 +1,15 @@
 /* What the operations (operations.c, stages.c) and the instruction sets (generic.c, x86/) share.
  *
  * A packed matrix has n rows of k weights. With one-bit weights, row r takes the two values low[r]
- * and high[r]. The activations of a token are rounded to integers q with one scale s, so an output is
+ * and high[r]. The activations of a token are rounded to integers q with one scale s, so an output
+ * is
  *
  *     y[r] = s * ((high[r] - low[r]) * dot(bits[r], q) + low[r] * sum(q)) + bias[r]
  *
  * and a kernel only computes dot(bits, q). docs/kernels.md explains how.
  *
  * Throughout, m counts tokens (rows of activations), n outputs (rows of a matrix) and k inputs.
- */
+ * / */
 #ifndef BITMAPS_KERNELS_H
 #define BITMAPS_KERNELS_H
 
@@ -35,7 +36,7 @@ enum {
 
 /* A packed matrix. bitmaps/packed/native.py has the same fields. */
 struct matrix {
-    const uint8_t *weight; /* BITS: (n, (k + 7) / 8), lowest bit first, padded with 0; INT8: (n, k) */
+    const uint8_t *weight; /* INT8: (n, k). BITS: (n, (k + 7) / 8), lowest first, padded with 0 */
     const float *high;     /* (n); INT8: the scale */
     const float *low;      /* (n), or NULL: -high for BITS, 0 for INT8 */
     const float *bias;     /* (n), or NULL */
@@ -110,7 +111,8 @@ struct attention {
  */
 struct isa {
     const char *name;
-    /* Whether this machine supports it. Runs on any machine: compile it without the instructions. */
+    /* Whether this machine supports it. Runs on any machine: compile it without the
+     * instructions. */
     int (*runs)(void);
     int64_t columns;       /* outputs in one block, at most */
     int64_t few;           /* with at most so many tokens, a block may have any number of outputs */
@@ -150,7 +152,8 @@ static inline void write_output(const struct block *b, int64_t m, int64_t n, flo
     b->y[m * b->ldy + n] = output_of(b->w, n, b->x, m, dot);
 }
 
-/* With signs, dot(bits, signs) is this less popcount(bits xor signs): the number of positive signs. */
+/* With signs, dot(bits, signs) is this less popcount(bits xor signs): the number of positive
+ * signs. */
 static inline int32_t positive_signs(const struct rows *x, int64_t m)
 {
     return ((int32_t)x->sum[m] + (int32_t)x->k) / 2;
@@ -159,6 +162,20 @@ static inline int32_t positive_signs(const struct rows *x, int64_t m)
 static inline int64_t row_bytes(const struct matrix *w)
 {
     return w->kind == BITS ? (w->k + 7) / 8 : w->k;
+}
+
+/* The rows of weights of outputs n to n + count - 1. For outputs beyond the block, which are
+ * computed but not written, it is the block's last row. */
+INLINE void rows_of_weights(const struct block *b, int64_t n, const int count, const uint8_t **row)
+{
+    const int64_t bytes = row_bytes(b->w), there = b->n1 - n;
+    const uint8_t *first = b->w->weight + n * bytes;
+    if (there >= count) /* predicted, so that the rows' addresses are known early */
+        for (int i = 0; i < count; i++)
+            row[i] = first + i * bytes;
+    else
+        for (int i = 0; i < count; i++)
+            row[i] = first + (i < there ? i : there - 1) * bytes;
 }
 
 static inline int64_t aligned(int64_t bytes) { return (bytes + ALIGN - 1) / ALIGN * ALIGN; }

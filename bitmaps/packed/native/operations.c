@@ -1,8 +1,9 @@
-/* The operations: linear layers, and those parts of a BERT layer that read and write each token once.
- * Each runs block of tokens by block of tokens, so that what lies between two matrices stays in cache.
+/* The operations: linear layers, and those parts of a BERT layer that read and write each token
+ * once. Each runs block of tokens by block of tokens, so that what lies between two matrices stays
+ * in cache.
  *
- * bitmaps/packed/operations.py and python.c call them after checking shapes and types. Every function
- * is re-entrant, and returns 0, or 1 if there was not enough memory. */
+ * bitmaps/packed/operations.py and python.c call them after checking shapes and types. Every
+ * function is re-entrant, and returns 0, or 1 if there was not enough memory. */
 #include <stdlib.h>
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -12,7 +13,7 @@
 #include "threads.h"
 
 enum { OK, OUT_OF_MEMORY };
-enum { STRIP = 32 }; /* blocks of tokens are a multiple: instruction sets take up to as many at once */
+enum { STRIP = 32 }; /* blocks of tokens are a multiple: no instruction set takes more at once */
 
 struct call {
     const struct plan *plan;
@@ -175,9 +176,9 @@ static void take_blocks(void *context, int64_t from, int64_t to, int part)
     }
 }
 
-/* Ask for large pages where they lie inside an output. Large outputs are often fresh memory, whose
- * pages the system clears when they are first written. Page by page, that would take half as long as
- * the product. */
+/* Ask for large pages where they lie inside an output. Large outputs are often fresh memory,
+ * whose pages the system clears when they are first written. Page by page, that would take half
+ * as long as the product. */
 static void use_large_pages(const void *start, int64_t bytes)
 {
 #if defined(MADV_HUGEPAGE)

@@ -1,5 +1,5 @@
-/* Products in plain loops, compiled for the target of the including file: all products of generic.c,
- * and those for which AVX2 needs nothing better. */
+/* Products in plain loops, compiled for the target of the including file: all products of
+ * generic.c, and those for which AVX2 needs nothing better. */
 #ifndef BITMAPS_PLAIN_H
 #define BITMAPS_PLAIN_H
 

@@ -1,5 +1,5 @@
-/* What every instruction set does to a row in the same plain loops, which the compiler vectorizes for
- * the target of the including file. */
+/* What every instruction set does to a row in the same plain loops, which the compiler
+ * vectorizes for the target of the including file. */
 #ifndef BITMAPS_ROWWISE_H
 #define BITMAPS_ROWWISE_H
 
@@ -25,9 +25,9 @@ static inline float largest(const float *x, int64_t k)
     return value;
 }
 
-/* A8: x ~ s q with q in -127..127 and s = max|x| / 127. A16: x ~ s (256 q0 + q1) with int8 q0 and q1
- * and s = max|x| / 32639. A row with an infinity or a NaN gets the scale NaN, so that all of its
- * outputs are NaN. */
+/* A8: x ~ s q with q in -127..127 and s = max|x| / 127. A16: x ~ s (256 q0 + q1) with int8 q0
+ * and q1 and s = max|x| / 32639. A row with an infinity or a NaN gets the scale NaN, so that all
+ * of its outputs are NaN. */
 static inline void round_row(const float *x, const struct rows *rows, int offset, uint8_t *q,
                              float *scale, float *sum)
 {
@@ -64,9 +64,10 @@ static inline void round_row(const float *x, const struct rows *rows, int offset
     *sum = (float)total;
 }
 
-/* GELU is x Phi(x), where Phi is the normal distribution function. On |x| <= 5.2, erf(x / sqrt 2) is
- * approximated by x P(x^2) / Q(x^2), fitted to minimize the largest error of x Phi(x): 2e-8 before
- * rounding. Beyond, Phi is 0 or 1 to float precision. Coefficients of the highest power first. */
+/* GELU is x Phi(x), where Phi is the normal distribution function. On |x| <= 5.2, erf(x / sqrt
+ * 2) is approximated by x P(x^2) / Q(x^2), fitted to minimize the largest error of x Phi(x):
+ * 2e-8 before rounding. Beyond, Phi is 0 or 1 to float precision. Coefficients of the highest
+ * power first. */
 enum { GELU_TERMS = 6 };
 #define GELU_END 5.2f
 static const float GELU_P[GELU_TERMS] = {

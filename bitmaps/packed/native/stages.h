@@ -26,8 +26,8 @@ struct stage {
 /* Bytes that a stage needs in addition to its inputs and outputs. */
 int64_t stage_bytes(const struct plan *plan, int matrix, int threads, int64_t tokens);
 
-/* Run a stage in so much memory, aligned to ALIGN. Matrices of one plan are to be run in their order
- * and in the same memory: activations rounded for one matrix are used again for the next. */
+/* Run a stage in so much memory, aligned to ALIGN. Matrices of one plan are to be run in their
+ * order and in the same memory: activations rounded for one matrix are used again for the next. */
 void run_stage(const struct stage *stage, int threads, char *memory);
 
 #endif

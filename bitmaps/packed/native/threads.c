@@ -1,8 +1,8 @@
 /* Threads: PyTorch's own through OpenMP, or else threads started for each call.
  *
  * PyTorch has loaded an OpenMP runtime, whose idle threads wait in a loop. A second pool would
- * compete with them for the cores. So Python finds the runtime's functions by name and hands them to
- * bitmaps_use_openmp; the kernels need not be linked to the runtime. */
+ * compete with them for the cores. So Python finds the runtime's functions by name and hands
+ * them to bitmaps_use_openmp; the kernels need not be linked to the runtime. */
 #include "threads.h"
 
 #include <pthread.h>

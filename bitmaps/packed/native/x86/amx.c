@@ -1,5 +1,5 @@
-/* AMX, Sapphire Rapids and later: many tokens in products of tiles of 16 by 64 bytes. The rest is left
- * to AVX-512, which these processors have too. */
+/* AMX, Sapphire Rapids and later: many tokens in products of tiles of 16 by 64 bytes. The rest
+ * is left to AVX-512, which these processors have too. */
 #include "../kernels.h"
 #if defined(HAVE_AMX)
 #include <cpuid.h>
@@ -8,8 +8,8 @@
 
 #include "avx512.h"
 
-/* Compiled before the target changes: any processor may be asked. The registers of tiles are 8 KiB a
- * thread, which Linux gives a process on request. */
+/* Compiled before the target changes: any processor may be asked. The registers of tiles are 8
+ * KiB a thread, which Linux gives a process on request. */
 static int runs(void)
 {
     enum {
@@ -53,9 +53,9 @@ struct configuration {
     uint8_t rows[16];
 };
 
-/* Set the shapes of the tiles for `count` tokens, at most 32. Tiles 0 and 1 are the sums of the first
- * 16 tokens, 2 and 3 those of the others, for both halves of the outputs. Tiles 4 and 5 are the
- * activations of the first and of the other tokens, 6 and 7 the weights of both halves. */
+/* Set the shapes of the tiles for `count` tokens, at most 32. Tiles 0 and 1 are the sums of the
+ * first 16 tokens, 2 and 3 those of the others, for both halves of the outputs. Tiles 4 and 5
+ * are the activations of the first and of the other tokens, 6 and 7 the weights of both halves. */
 static void configure(int64_t count)
 {
     const uint8_t first = count < SIDE ? count : SIDE, second = count > SIDE ? count - SIDE : 1;
@@ -71,9 +71,9 @@ static void configure(int64_t count)
 /* Tiles have to be named by literals, which rules out a function. */
 #define MULTIPLY(C, A, B) do if (int8) _tile_dpbusd(C, A, B); else _tile_dpbsud(C, A, B); while (0)
 
-/* `count` tokens by 32 outputs and k inputs, added to the sums if there are `some`. In a panel, as in a
- * tile, a row has four inputs of sixteen outputs. Activations are signed bytes and weights bits, or,
- * with int8, activations + 128 are unsigned and weights signed bytes. */
+/* `count` tokens by 32 outputs and k inputs, added to the sums if there are `some`. In a panel,
+ * as in a tile, a row has four inputs of sixteen outputs. Activations are signed bytes and
+ * weights bits, or, with int8, activations + 128 are unsigned and weights signed bytes. */
 INLINE void tile_sums(const uint8_t *a, int64_t stride, const __m512i *b, int64_t k, int64_t count,
                       const int int8, int some, int32_t sums[][STRIP])
 {

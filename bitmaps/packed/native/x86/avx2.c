@@ -1,6 +1,7 @@
 /* AVX2 without VNNI: x86 since 2013. Which kernel multiplies what.
  *
- * This file has no AVX2 instruction itself, so that it may ask any processor whether it has them. */
+ * This file has no AVX2 instruction itself, so that it may ask any processor whether it has
+ * them. */
 #if defined(__x86_64__)
 #include "avx2.h"
 

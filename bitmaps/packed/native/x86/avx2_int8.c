@@ -1,8 +1,8 @@
 /* AVX2, int8 weights and any number of tokens. Lanes are inputs.
  *
- * `vpmaddubsw` needs one operand without signs. It gets the weights' magnitudes, and the weights' signs
- * are applied to the activations. A pair of products is at most 2 * 128 * 127. 16 bits hold one such
- * pair but not two, so it is widened at once. */
+ * `vpmaddubsw` needs one operand without signs. It gets the weights' magnitudes, and the
+ * weights' signs are applied to the activations. A pair of products is at most 2 * 128 * 127. 16
+ * bits hold one such pair but not two, so it is widened at once. */
 #if defined(__x86_64__)
 #include "avx2_vectors.h"
 
@@ -31,13 +31,11 @@ INLINE void eight_outputs(const struct block *b, int64_t m, int64_t n, const int
         q[i] = b->x->q + (m + i) * b->x->stride;
     for (int group = 0; group < 2 * GROUP; group += GROUP) {
         const uint8_t *row[GROUP];
+        rows_of_weights(b, n + group, GROUP, row);
         __m256i c[GROUP][PAIR];
 #pragma GCC unroll 4
-        for (int i = 0; i < GROUP; i++) {
-            const int64_t r = n + group + i;
-            row[i] = b->w->weight + (r < b->n1 ? r : b->n1 - 1) * bytes;
+        for (int i = 0; i < GROUP; i++)
             c[i][0] = c[i][1] = _mm256_setzero_si256();
-        }
         for (int64_t s = 0; s < whole; s += 32)
 #pragma GCC unroll 4
             for (int i = 0; i < GROUP; i++)

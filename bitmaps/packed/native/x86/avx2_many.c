@@ -1,5 +1,5 @@
-/* AVX2, many tokens and one-bit weights: sixteen rows of weights are unpacked into a panel, which is
- * then multiplied with four tokens at a time. */
+/* AVX2, many tokens and one-bit weights: sixteen rows of weights are unpacked into a panel,
+ * which is then multiplied with four tokens at a time. */
 #if defined(__x86_64__)
 #include "avx2_vectors.h"
 
@@ -38,7 +38,8 @@ INLINE __m256i expand(__m256i words, int i)
     return _mm256_min_epu8(_mm256_and_si256(bytes, bit), _mm256_set1_epi8(1));
 }
 
-/* Bytes b to b + left - 1 of eight rows from n on, padded with zeros, as are rows that are not there. */
+/* Bytes b to b + left - 1 of eight rows from n on, padded with zeros, as are rows that are not
+ * there. */
 INLINE void load_rows(const struct block *b, int64_t n, int64_t start, int64_t left, __m256i r[8])
 {
     const int64_t bytes = row_bytes(b->w);

@@ -1,10 +1,11 @@
-/* AVX2, one token at a time and one-bit weights. Unpacking the weights would not pay, so they are used
- * as they are.
+/* AVX2, one token at a time and one-bit weights. Unpacking the weights would not pay, so they are
+ * used as they are.
  *
- * Bit b of each byte of the weights, left where it is, is the unsigned byte 0 or 2^b. So 32 bytes of
- * weights are 256 inputs, with an accumulator for each b. The upper four bits are shifted down first:
- * then 2^b is at most 8, and 16 bits hold the sums of 2,048 inputs. The activations are put into the
- * order of the bits: inputs 0, 8, 16, ... of the 256 first, then 1, 9, 17, ... */
+ * Bit b of each byte of the weights, left where it is, is the unsigned byte 0 or 2^b. So 32
+ * bytes of weights are 256 inputs, with an accumulator for each b. The upper four bits are
+ * shifted down first: then 2^b is at most 8, and 16 bits hold the sums of 2,048 inputs. The
+ * activations are put into the order of the bits: inputs 0, 8, 16, ... of the 256 first, then 1,
+ * 9, 17, ... */
 #if defined(__x86_64__)
 #include "avx2_vectors.h"
 
@@ -57,8 +58,8 @@ INLINE __m256i row_of_bits(const uint8_t *row, int64_t bytes, const uint8_t *end
     return total;
 }
 
-/* popcount(row xor signs), spread over eight lanes. A row of signs is padded to 64 bytes, so the last
- * vector of it can be read whole. */
+/* popcount(row xor signs), spread over eight lanes. A row of signs is padded to 64 bytes, so the
+ * last vector of it can be read whole. */
 INLINE __m256i row_of_signs(const uint8_t *row, int64_t bytes, const uint8_t *end, const uint8_t *q)
 {
     __m256i total = _mm256_setzero_si256();
@@ -79,13 +80,6 @@ INLINE __m256i row_of_signs(const uint8_t *row, int64_t bytes, const uint8_t *en
     return total;
 }
 
-/* The eight rows of weights from n on. Those that the matrix does not have are its last one again. */
-INLINE void eight_rows(const struct block *b, int64_t n, int64_t bytes, const uint8_t *row[8])
-{
-    for (int i = 0; i < 8; i++)
-        row[i] = b->w->weight + (n + i < b->n1 ? n + i : b->n1 - 1) * bytes;
-}
-
 void avx2_single_bits(const struct block *block, int64_t m, uint8_t *ordered)
 {
     const struct block b = *block;
@@ -96,7 +90,7 @@ void avx2_single_bits(const struct block *block, int64_t m, uint8_t *ordered)
         order_by_bit(q + p * x->plane, x->stride, ordered + p * plane);
     for (int64_t n = b.n0; n < b.n1; n += 8) {
         __m256i t[8], dots = _mm256_setzero_si256();
-        eight_rows(&b, n, bytes, row);
+        rows_of_weights(&b, n, 8, row);
         for (int p = 0; p < x->planes; p++) {
             const __m256i *in_order = (const __m256i *)(ordered + p * plane);
             for (int i = 0; i < 8; i++)
@@ -115,7 +109,7 @@ void avx2_single_signs(const struct block *block, int64_t m)
     const uint8_t *q = b.x->q + m * b.x->stride, *end = b.w->weight + b.w->n * bytes, *row[8];
     for (int64_t n = b.n0; n < b.n1; n += 8) {
         __m256i t[8];
-        eight_rows(&b, n, bytes, row);
+        rows_of_weights(&b, n, 8, row);
         for (int i = 0; i < 8; i++)
             t[i] = row_of_signs(row[i], bytes, end, q);
         const __m256i positive = _mm256_set1_epi32(positive_signs(b.x, m));

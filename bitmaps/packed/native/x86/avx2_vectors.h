@@ -17,7 +17,9 @@ INLINE __m256i load_256(const void *from) { return _mm256_loadu_si256((const __m
 INLINE __m256i add_pairs(__m256i acc, __m256i u, __m256i s)
 {
     __m256i product;
-    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(u), "xm"(s));
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
+            : "+x"(acc), "=&x"(product)
+            : "x"(u), "xm"(s));
     return acc;
 }
 
@@ -62,24 +64,25 @@ static inline __m256i last_weights(const uint8_t *at, int64_t left, const uint8_
     return _mm256_and_si256(load_256(at), load_256(kept + 32 - left));
 }
 
-/* Write outputs n to n + 7 of token m, from their dot products: `output_of` in a vector. */
-INLINE void write_outputs(const struct block *b, int64_t m, int64_t n, __m256i dots)
+/* Floats of outputs n to n + 7, of which those are read that are there. */
+INLINE __m256 load_floats(const float *of, int64_t n, __m256i there, const int whole)
+{
+    return whole ? _mm256_loadu_ps(of + n) : _mm256_maskload_ps(of + n, there);
+}
+
+/* `output_of` in a vector. The barrier keeps -fassociative-math from multiplying in another order,
+ * which it may choose differently for each caller. */
+INLINE void write_vector(const struct block *b, int64_t m, int64_t n, __m256i dots, const int whole)
 {
     const struct matrix *w = b->w;
-    const struct rows *x = b->x;
+    const __m256i place = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i there = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(b->n1 - n)), place);
+    const __m256 dot = _mm256_cvtepi32_ps(dots), sum = _mm256_set1_ps(b->x->sum[m]);
+    const __m256 high = load_floats(w->high, n, there, whole);
     float *y = b->y + m * b->ldy + n;
-    if (b->n1 - n < 8) {
-        int32_t each[8];
-        memcpy(each, &dots, sizeof each);
-        for (int64_t i = n; i < b->n1; i++)
-            write_output(b, m, i, (float)each[i - n]);
-        return;
-    }
-    const __m256 dot = _mm256_cvtepi32_ps(dots), sum = _mm256_set1_ps(x->sum[m]);
-    const __m256 high = _mm256_loadu_ps(w->high + n);
     __m256 value;
     if (w->low) {
-        const __m256 low = _mm256_loadu_ps(w->low + n);
+        const __m256 low = load_floats(w->low, n, there, whole);
         value = _mm256_mul_ps(_mm256_sub_ps(high, low), dot);
         value = _mm256_add_ps(value, _mm256_mul_ps(low, sum));
     } else if (w->kind == BITS) {
@@ -88,10 +91,23 @@ INLINE void write_outputs(const struct block *b, int64_t m, int64_t n, __m256i d
     } else {
         value = _mm256_mul_ps(high, dot);
     }
-    value = _mm256_mul_ps(value, _mm256_set1_ps(x->scale[m]));
+    __asm__("" : "+x"(value));
+    value = _mm256_mul_ps(value, _mm256_set1_ps(b->x->scale[m]));
     if (w->bias)
-        value = _mm256_add_ps(value, _mm256_loadu_ps(w->bias + n));
-    _mm256_storeu_ps(y, value);
+        value = _mm256_add_ps(value, load_floats(w->bias, n, there, whole));
+    if (whole)
+        _mm256_storeu_ps(y, value);
+    else
+        _mm256_maskstore_ps(y, there, value);
+}
+
+/* Write outputs n to n + 7 of token m, from their dot products; fewer at the end of a block. */
+INLINE void write_outputs(const struct block *b, int64_t m, int64_t n, __m256i dots)
+{
+    if (b->n1 - n >= 8)
+        write_vector(b, m, n, dots, 1);
+    else
+        write_vector(b, m, n, dots, 0);
 }
 
 #endif

@@ -1,7 +1,8 @@
 /* AVX-512 with VNNI (int8 products), VPOPCNTDQ and VBMI: Ice Lake, Zen 4 and later. Which kernel
  * multiplies what.
  *
- * This file has no such instruction itself, so that it may ask any processor whether it has them. */
+ * This file has no such instruction itself, so that it may ask any processor whether it has
+ * them. */
 #if defined(__x86_64__)
 #include "avx512.h"
 
@@ -16,7 +17,8 @@ int avx512_runs(void)
            && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("bmi2");
 }
 
-/* Of avx512_many, which needs most: k rounded up, for each output a byte; and four bytes of each. */
+/* Of avx512_many, which needs most: k rounded up, for each output a byte; and four bytes of
+ * each. */
 int64_t avx512_scratch(int64_t k)
 {
     return aligned(k) * AVX512_COLUMNS + AVX512_COLUMNS * (int64_t)sizeof(int32_t) + ALIGN;

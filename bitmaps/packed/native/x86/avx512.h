@@ -1,4 +1,5 @@
-/* The parts of the AVX-512 kernels, which AMX uses too. Including this does not change the target. */
+/* The parts of the AVX-512 kernels, which AMX uses too. Including this does not change the
+ * target. */
 #ifndef BITMAPS_AVX512_H
 #define BITMAPS_AVX512_H
 

@@ -28,8 +28,8 @@ INLINE struct layout lay_out(const struct head *h, float *memory)
     return (struct layout){padded, memory, hidden, hidden + padded};
 }
 
-/* e^x for x <= 0, and 0 below -110: 2^n e^f with |f| <= ln 2 / 2, where e^f is its Taylor series to the
- * seventh degree. NaN stays NaN: the maximum returns its second operand then. */
+/* e^x for x <= 0, and 0 below -110: 2^n e^f with |f| <= ln 2 / 2, where e^f is its Taylor series
+ * to the seventh degree. NaN stays NaN: the maximum returns its second operand then. */
 INLINE __m512 exponential(__m512 x)
 {
     static const float terms[]
@@ -109,8 +109,8 @@ INLINE void score(const float *const query[QUERIES], const struct layout *l, int
     }
 }
 
-/* Replace scores by exponentials, and return what to multiply them with to get softmax: 0 if nothing
- * may be attended to, as in PyTorch. */
+/* Replace scores by exponentials, and return what to multiply them with to get softmax: 0 if
+ * nothing may be attended to, as in PyTorch. */
 INLINE float softmax(float *of, int64_t padded)
 {
     __m512 top = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();

@@ -1,5 +1,5 @@
-/* AVX-512, a few tokens: the weights are read from the rows of the matrix, because unpacking them into
- * a panel would not pay. Lanes are inputs, so each output ends in a sum over lanes. */
+/* AVX-512, a few tokens: the weights are read from the rows of the matrix, because unpacking
+ * them into a panel would not pay. Lanes are inputs, so each output ends in a sum over lanes. */
 #if defined(__x86_64__)
 #include "avx512_vectors.h"
 
@@ -34,47 +34,44 @@ INLINE __m512i next_weights(const uint8_t *at, int64_t left, const enum product 
     return _mm512_maskz_mov_epi8(bits, _mm512_set1_epi8(1));
 }
 
-/* The products of four outputs: c by token, and for BYTE the sums of the weights. */
-struct sums {
-    __m512i c[FEW][GROUP], weights[GROUP];
-};
-
-/* Add the products of the next inputs: weights from byte b of each row, activations from q. */
+/* Add the products of the next inputs: weights from byte b of each row, activations from q.
+ * BYTE: add the weights to `total`. */
 INLINE void add_products(const uint8_t *const row[GROUP], int64_t b, int64_t left, const uint8_t *q,
                          int64_t stride, const int count, const enum product product,
-                         struct sums *s)
+                         __m512i c[FEW][GROUP], __m512i total[GROUP])
 {
 #pragma GCC unroll 4
     for (int i = 0; i < GROUP; i++) {
         const __m512i weight = next_weights(row[i] + b, left, product);
         if (product == BYTE)
-            s->weights[i] = dot4(s->weights[i], _mm512_set1_epi8(1), weight);
+            total[i] = dot4(total[i], _mm512_set1_epi8(1), weight);
 #pragma GCC unroll 5
         for (int m = 0; m < count; m++) {
             const __m512i a = _mm512_loadu_si512(q + m * stride);
             if (product == SIGN)
-                s->c[m][i] = add_differences(s->c[m][i], weight, a);
+                c[m][i] = _mm512_add_epi32(c[m][i], differences(weight, a));
             else if (product == BYTE)
-                s->c[m][i] = dot4(s->c[m][i], a, weight);
+                c[m][i] = dot4(c[m][i], a, weight);
             else
-                s->c[m][i] = dot4(s->c[m][i], weight, a);
+                c[m][i] = dot4(c[m][i], weight, a);
         }
     }
 }
 
 /* The products of four rows of weights with tokens m0 to m0 + count - 1. */
 INLINE void four_outputs(const struct block *b, const uint8_t *const row[GROUP], const int count,
-                         const enum product product, struct sums *s)
+                         const enum product product, __m512i c[FEW][GROUP],
+                         __m512i total[GROUP])
 {
     const struct rows *x = b->x;
     const int64_t bytes = row_bytes(b->w), step = product == BIT ? 8 : 64;
     const int64_t whole = bytes / step * step;
 #pragma GCC unroll 4
     for (int i = 0; i < GROUP; i++) {
-        s->weights[i] = _mm512_setzero_si512();
+        total[i] = _mm512_setzero_si512();
 #pragma GCC unroll 5
         for (int m = 0; m < count; m++)
-            s->c[m][i] = _mm512_setzero_si512();
+            c[m][i] = _mm512_setzero_si512();
     }
     for (int plane = 0; plane < (product == BIT ? x->planes : 1); plane++) {
         const uint8_t *q = x->q + b->m0 * x->stride + plane * x->plane;
@@ -83,38 +80,34 @@ INLINE void four_outputs(const struct block *b, const uint8_t *const row[GROUP],
             for (int i = 0; i < GROUP; i++)
 #pragma GCC unroll 5
                 for (int m = 0; m < count; m++)
-                    s->c[m][i] = _mm512_slli_epi32(s->c[m][i], 8);
+                    c[m][i] = _mm512_slli_epi32(c[m][i], 8);
         int64_t at = 0;
         for (; at < whole; at += step, q += 64)
-            add_products(row, at, step, q, x->stride, count, product, s);
+            add_products(row, at, step, q, x->stride, count, product, c, total);
         if (at < bytes)
-            add_products(row, at, bytes - at, q, x->stride, count, product, s);
+            add_products(row, at, bytes - at, q, x->stride, count, product, c, total);
     }
 }
 
 INLINE void few(const struct block *block, const int count, const enum product product)
 {
     const struct block b = *block;
-    const int64_t bytes = row_bytes(b.w);
     for (int64_t n = b.n0; n < b.n1; n += 16) {
         __m512i sums[FEW], correction = _mm512_setzero_si512();
         for (int m = 0; m < FEW; m++)
             sums[m] = _mm512_setzero_si512();
         for (int group = 0; group < 16 / GROUP; group++) {
             const uint8_t *row[GROUP];
-            for (int i = 0; i < GROUP; i++) {
-                const int64_t r = n + GROUP * group + i;
-                row[i] = b.w->weight + (r < b.n1 ? r : b.n1 - 1) * bytes;
-            }
-            struct sums s;
-            four_outputs(&b, row, count, product, &s);
+            rows_of_weights(&b, n + GROUP * group, GROUP, row);
+            __m512i c[FEW][GROUP], total[GROUP];
+            four_outputs(&b, row, count, product, c, total);
             const __mmask16 lanes = (__mmask16)(15 << GROUP * group);
             if (product == BYTE)
                 correction = _mm512_mask_broadcast_i32x4(correction, lanes,
-                                                         _mm_slli_epi32(reduce(s.weights), 7));
+                                                         _mm_slli_epi32(reduce(total), 7));
 #pragma GCC unroll 5
             for (int m = 0; m < count; m++)
-                sums[m] = _mm512_mask_broadcast_i32x4(sums[m], lanes, reduce(s.c[m]));
+                sums[m] = _mm512_mask_broadcast_i32x4(sums[m], lanes, reduce(c[m]));
         }
         const struct epilogue e = epilogue_of(b.w, n, b.n1);
         for (int m = 0; m < count; m++)
@@ -123,9 +116,9 @@ INLINE void few(const struct block *block, const int count, const enum product p
     }
 }
 
-/* The loops have to know the number of tokens. A function for each, because gcc 12 spills accumulators
- * if one function has several. One token with one-bit weights has kernels of its own
- * (avx512_single.c). */
+/* The loops have to know the number of tokens. A function for each, because gcc 12 spills
+ * accumulators if one function has several. One token with one-bit weights has kernels of its
+ * own (avx512_single.c). */
 static void few_bits_2(const struct block *b) { few(b, 2, BIT); }
 static void few_bits_3(const struct block *b) { few(b, 3, BIT); }
 static void few_bits_4(const struct block *b) { few(b, 4, BIT); }

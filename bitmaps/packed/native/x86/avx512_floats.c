@@ -1,5 +1,5 @@
-/* AVX-512, fp32 activations and one-bit weights: sixteen inputs at a time, added where the bit is set.
- * Lanes are inputs. */
+/* AVX-512, fp32 activations and one-bit weights: sixteen inputs at a time, added where the bit
+ * is set. Lanes are inputs. */
 #if defined(__x86_64__)
 #include "avx512_vectors.h"
 
@@ -49,16 +49,14 @@ INLINE void tile(const float *const a[TILE], const uint8_t *const b[TILE], int64
 
 void avx512_floats(const struct block *block)
 {
-    const struct matrix *w = block->w;
     const int64_t m1 = block->m1, n1 = block->n1, k = block->x->k;
     for (int64_t m = block->m0; m < m1; m += TILE)
         for (int64_t n = block->n0; n < n1; n += TILE) {
             const float *a[TILE];
             const uint8_t *b[TILE];
-            for (int i = 0; i < TILE; i++) {
+            for (int i = 0; i < TILE; i++)
                 a[i] = block->x->x + (m + i < m1 ? m + i : m1 - 1) * k;
-                b[i] = w->weight + (n + i < n1 ? n + i : n1 - 1) * row_bytes(w);
-            }
+            rows_of_weights(block, n, TILE, b);
             __m512 c[TILE][TILE];
             if (m1 - m == 1)
                 tile(a, b, k, 1, c);
@@ -66,8 +64,7 @@ void avx512_floats(const struct block *block)
                 tile(a, b, k, TILE, c);
             for (int i = 0; i < TILE && m + i < m1; i++)
                 for (int j = 0; j < TILE && n + j < n1; j++)
-                    block->y[(m + i) * block->ldy + n + j]
-                        = output_of(w, n + j, block->x, m + i, _mm512_reduce_add_ps(c[i][j]));
+                    write_output(block, m + i, n + j, _mm512_reduce_add_ps(c[i][j]));
         }
 }
 #endif

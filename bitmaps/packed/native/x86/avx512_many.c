@@ -1,5 +1,5 @@
-/* AVX-512, many tokens: 64 rows of weights are unpacked into a panel, which is then multiplied with six
- * tokens at a time. */
+/* AVX-512, many tokens: 64 rows of weights are unpacked into a panel, which is then multiplied
+ * with six tokens at a time. */
 #if defined(__x86_64__)
 #include "avx512_panel.h"
 
@@ -19,8 +19,8 @@ INLINE __m512i broadcast(const uint8_t *bytes)
     return _mm512_set1_epi32(word);
 }
 
-/* `height` tokens by 64 outputs. With six tokens, 24 accumulators, four vectors of weights and one of
- * activations fill the 32 registers. */
+/* `height` tokens by 64 outputs. With six tokens, 24 accumulators, four vectors of weights and
+ * one of activations fill the 32 registers. */
 INLINE void tile_bytes(const uint8_t *const a[TILE], const struct rows *x, const struct panel *p,
                        const int height, const int int8, __m512i c[TILE][VECTORS])
 {
@@ -67,10 +67,10 @@ INLINE void tile_signs(const uint8_t *const a[TILE], const struct panel *p, cons
 #pragma GCC unroll 4
         for (int i = 0; i < height; i++) {
             const __m512i q = broadcast(a[i] + 4 * s);
-            c[i][0] = add_differences(c[i][0], b0, q);
-            c[i][1] = add_differences(c[i][1], b1, q);
-            c[i][2] = add_differences(c[i][2], b2, q);
-            c[i][3] = add_differences(c[i][3], b3, q);
+            c[i][0] = _mm512_add_epi32(c[i][0], differences(b0, q));
+            c[i][1] = _mm512_add_epi32(c[i][1], differences(b1, q));
+            c[i][2] = _mm512_add_epi32(c[i][2], differences(b2, q));
+            c[i][3] = _mm512_add_epi32(c[i][3], differences(b3, q));
         }
     }
 }
@@ -107,7 +107,8 @@ INLINE void tile(const struct block *b, int64_t m, const struct panel *p, const 
     }
 }
 
-/* One function for each height: if they are inlined into their caller, gcc 12 spills accumulators. */
+/* One function for each height: if they are inlined into their caller, gcc 12 spills
+ * accumulators. */
 typedef void run_tile(const struct block *, int64_t m, const struct panel *);
 
 static NOINLINE void six_bits(const struct block *b, int64_t m, const struct panel *p)

@@ -14,8 +14,8 @@ INLINE __m512i expand(__m512i words, int i)
     return _mm512_min_epu8(_mm512_and_si512(bytes, bit), _mm512_set1_epi8(1));
 }
 
-/* What a panel is made of: `bytes` of each row of weights, from byte `start` on, of rows n0 to n1 - 1.
- * There are 16 a vector; rows that are not there are 0. */
+/* What a panel is made of: `bytes` of each row of weights, from byte `start` on, of rows n0 to
+ * n1 - 1. There are 16 a vector; rows that are not there are 0. */
 struct source {
     const struct matrix *w;
     int64_t n0, n1, start, bytes;
@@ -42,7 +42,8 @@ INLINE void add_correction(const __m512i total[4], int32_t *correction)
     _mm512_storeu_si512(correction, _mm512_add_epi32(before, sum));
 }
 
-/* Fill a panel of 16 `vectors` outputs: for every four inputs (SIGN: 32), four bytes of each output.
+/* Fill a panel of 16 `vectors` outputs: for every four inputs (SIGN: 32), four bytes of each
+ * output.
  * BYTE: adds to `correction` what `finish` subtracts. */
 INLINE void fill_panel(const struct source *of, const int vectors, const enum product product,
                        __m512i *out, int32_t *correction)

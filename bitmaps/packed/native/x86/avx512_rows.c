@@ -105,7 +105,8 @@ static void sign_row(const float *x, const struct rows *rows, uint8_t *q, float 
     *sum = (float)(2 * set - k);
 }
 
-/* GELU as rowwise.h describes it, with a reciprocal, because a division takes as long as the rest. */
+/* GELU as rowwise.h describes it, with a reciprocal, because a division takes as long as the
+ * rest. */
 static void gelu_16(float *x, int64_t n)
 {
     const __m512 zero = _mm512_setzero_ps(), one = _mm512_set1_ps(1.0f);

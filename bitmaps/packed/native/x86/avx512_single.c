@@ -5,7 +5,8 @@
 
 enum { HALF = 8 };
 
-/* Sixteen sums over lanes: t[j] has those of row 2 j in its lower half, of row 2 j + 1 in its upper. */
+/* Sixteen sums over lanes: t[j] has those of row 2 j in its lower half, of row 2 j + 1 in its
+ * upper. */
 INLINE __m512i reduce_halves(const __m512i t[8])
 {
     __m512i u[4], v[2];
@@ -35,13 +36,6 @@ INLINE __m512i two_rows(const uint8_t *low, const uint8_t *high, __mmask32 mask,
     return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
 }
 
-/* Rows of weights from n on. Those that the matrix does not have are its last one again. */
-INLINE void eight_rows(const struct block *b, int64_t n, int64_t bytes, const uint8_t *row[HALF])
-{
-    for (int i = 0; i < HALF; i++)
-        row[i] = b->w->weight + (n + i < b->n1 ? n + i : b->n1 - 1) * bytes;
-}
-
 INLINE void finish_sixteen(const struct block *b, int64_t n, const __m512i total[8],
                            enum product product)
 {
@@ -56,8 +50,10 @@ INLINE void add_signs(const uint8_t *const row[HALF], int64_t s, __mmask32 mask,
 {
     const __m512i a = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(q + s)));
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; r++)
-        t[r] = add_differences(t[r], two_rows(row[2 * r] + s, row[2 * r + 1] + s, mask, whole), a);
+    for (int r = 0; r < 4; r++) {
+        const __m512i weights = two_rows(row[2 * r] + s, row[2 * r + 1] + s, mask, whole);
+        t[r] = _mm512_add_epi32(t[r], differences(weights, a));
+    }
 }
 
 /* The first `wide` bytes of each row, a multiple of 64, with a vector for each row. */
@@ -72,7 +68,7 @@ INLINE void add_wide_signs(const uint8_t *const row[HALF], int64_t wide, const u
         const __m512i a = _mm512_loadu_si512(q + s);
 #pragma GCC unroll 8
         for (int i = 0; i < HALF; i++)
-            c[i] = add_differences(c[i], _mm512_loadu_si512(row[i] + s), a);
+            c[i] = _mm512_add_epi32(c[i], differences(_mm512_loadu_si512(row[i] + s), a));
     }
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++)
@@ -92,7 +88,7 @@ static NOINLINE void single_signs(const struct block *block, int64_t n0)
         __m512i total[8];
         for (int half = 0; half < 2; half++) {
             __m512i t[4];
-            eight_rows(&b, n + HALF * half, bytes, row);
+            rows_of_weights(&b, n + HALF * half, HALF, row);
             if (wide)
                 add_wide_signs(row, wide, q, t);
             else
@@ -112,8 +108,8 @@ static NOINLINE void single_signs(const struct block *block, int64_t n0)
     }
 }
 
-/* Rows of 96 bytes (768 inputs), sixteen at a time: two rows are three whole vectors, which take two
- * thirds of the time of six halves. Returns the first output that remains. */
+/* Rows of 96 bytes (768 inputs), sixteen at a time: two rows are three whole vectors, which take
+ * two thirds of the time of six halves. Returns the first output that remains. */
 static NOINLINE int64_t single_signs_96(const struct block *b)
 {
     const uint8_t *q = b->x->q + b->m0 * b->x->stride;
@@ -124,21 +120,19 @@ static NOINLINE int64_t single_signs_96(const struct block *b)
                                                _mm512_castsi512_si256(first), 1);
     const __m512i second = _mm512_inserti64x4(
         _mm512_castsi256_si512(_mm512_extracti64x4_epi64(first, 1)), last, 1);
-    const __m512i zero = _mm512_setzero_si512();
     int64_t n = b->n0;
     for (; n + 16 <= b->n1; n += 16) {
         const uint8_t *from = b->w->weight + n * 96;
         __m512i total[8];
 #pragma GCC unroll 8
         for (int r = 0; r < 8; r++, from += 192) {
-            const __m512i a = add_differences(zero, _mm512_loadu_si512(from), first);
-            const __m512i c = add_differences(zero, _mm512_loadu_si512(from + 128), second);
+            const __m512i a = differences(_mm512_loadu_si512(from), first);
+            const __m512i middle = differences(_mm512_loadu_si512(from + 64), between);
+            const __m512i c = differences(_mm512_loadu_si512(from + 128), second);
             /* the upper half of a, and the lower half of c */
             const __m512i inner = _mm512_shuffle_i64x2(a, c, 0x4e);
             const __m512i outer = _mm512_mask_blend_epi64(0xf0, a, c);
-            const __m512i middle
-                = add_differences(inner, _mm512_loadu_si512(from + 64), between);
-            total[r] = _mm512_add_epi32(middle, outer);
+            total[r] = _mm512_add_epi32(_mm512_add_epi32(middle, inner), outer);
         }
         finish_sixteen(b, n, total, SIGN);
     }
@@ -152,13 +146,13 @@ void avx512_single_signs(const struct block *b)
 
 /* -- bytes -- */
 
-/* Bit b of each byte of the weights, left where it is, is the unsigned byte 0 or 2^b. So 32 bytes of
- * weights are 256 inputs. Each b has an accumulator, which is shifted right by b in the end. The upper
- * four bits are shifted down first, so that four accumulators suffice.
+/* Bit b of each byte of the weights, left where it is, is the unsigned byte 0 or 2^b. So 32 bytes
+ * of weights are 256 inputs. Each b has an accumulator, which is shifted right by b in the end. The
+ * upper four bits are shifted down first, so that four accumulators suffice.
  *
- * The activations are put into the order of the bits: inputs 0, 8, 16, ... of the 256 first, then 1, 9,
- * 17, ... Each of these vectors of 32 bytes is stored twice, for two rows of weights: broadcasting it
- * would take a vector operation, and those are the bottleneck. */
+ * The activations are put into the order of the bits: inputs 0, 8, 16, ... of the 256 first,
+ * then 1, 9, 17, ... Each of these vectors of 32 bytes is stored twice, for two rows of weights:
+ * broadcasting it would take a vector operation, and those are the bottleneck. */
 enum { PLANES = 8, SPAN = 256 };
 
 static void order_by_bit(const uint8_t *q, int64_t stride, uint64_t *out)
@@ -235,7 +229,7 @@ INLINE void single_bits(const struct block *block, uint64_t *ordered, const int 
         __m512i total[8];
         for (int half = 0; half < 2; half++) {
             const uint8_t *row[HALF];
-            eight_rows(&b, n + HALF * half, bytes, row);
+            rows_of_weights(&b, n + HALF * half, HALF, row);
             for (int p = 0; p < planes; p++)
                 add_plane(row, bytes, (const __m512i *)(ordered + p * plane), p, total + 4 * half);
         }

@@ -9,8 +9,8 @@
 
 #include "avx512.h"
 
-/* acc + u s over four bytes a lane, u unsigned and s signed. In assembly, because gcc 12 spills arrays
- * of accumulators that it may combine with the intrinsic, which halves the speed.
+/* acc + u s over four bytes a lane, u unsigned and s signed. In assembly, because gcc 12 spills
+ * arrays of accumulators that it may combine with the intrinsic, which halves the speed.
  * tests/test_packed_native.py checks that the sums stay in registers. */
 INLINE __m512i dot4(__m512i acc, __m512i u, __m512i s)
 {
@@ -18,10 +18,10 @@ INLINE __m512i dot4(__m512i acc, __m512i u, __m512i s)
     return acc;
 }
 
-/* acc + popcount(a xor b) */
-INLINE __m512i add_differences(__m512i acc, __m512i a, __m512i b)
+/* popcount(a xor b) */
+INLINE __m512i differences(__m512i a, __m512i b)
 {
-    return _mm512_add_epi32(acc, _mm512_popcnt_epi32(_mm512_xor_si512(a, b)));
+    return _mm512_popcnt_epi32(_mm512_xor_si512(a, b));
 }
 
 /* The lanes of a vector that are there, if `left` or more are. */
