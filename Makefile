@@ -47,10 +47,12 @@ BUDGET ?= short
 SEEDS ?= 0,1,2
 JOBS ?= 1
 RUNS = runs/ptb
+PARALLEL = $(filter-out 1,$(JOBS))
+PYTHON_RUN = $(if $(PARALLEL),OMP_NUM_THREADS=1) $(BIN)/python
 SWEEP = data.dir=$(PTB) hydra.sweep.dir=$(RUNS)/$(BUDGET) \
-    $(if $(filter-out 1,$(JOBS)),hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS))
-TRAIN = $(BIN)/python train.py -m experiment=ptb_$(BUDGET) seed=$(SEEDS) $(SWEEP)
-SCORE = $(BIN)/python evaluate.py -m data=ptb measure=none mask_sets=5 references=false $(SWEEP)
+    $(if $(PARALLEL),hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS))
+TRAIN = $(PYTHON_RUN) train.py -m experiment=ptb_$(BUDGET) seed=$(SEEDS) $(SWEEP)
+SCORE = $(PYTHON_RUN) evaluate.py -m data=ptb measure=none mask_sets=5 references=false $(SWEEP)
 OURS = $(RUNS)/$(BUDGET)/binarize-layers+experiment-ptb_$(BUDGET)+seed-
 comma = ,
 PUBLISHED_short = students,bwn,bibert,bit,paretoq,bitnet,onebit
@@ -74,6 +76,9 @@ recipes: $(VENV)/dev $(RUNS)/teacher/model
 	$(SCORE) model=hub model.source=$(RUNS)/teacher binarize=layers scale=row binarize.scope=matrices
 	$(SCORE) model=hub model.source=$(RUNS)/teacher binarize=layers scale=rank_one \
 	    binarize.scope=matrices calibrate=512
+	$(BIN)/python -m bitmaps.report $(RUNS)/teacher $(RUNS)/$(BUDGET) --output $(RUNS)/report \
+	    --against teacher --against binarize-layers+experiment-ptb_$(BUDGET)+seed-0 \
+	    --json $(RUNS)/$(BUDGET).json
 
 # the full-precision model that every recipe starts from
 $(RUNS)/teacher/model:

@@ -5,8 +5,8 @@
     python -m bitmaps.report <file of --json> [--line <pattern> ...] [--sizes <picture>]
 
 Writes results.html, results.csv, results.md and results.png to the first folder, or to --output.
---against prints the differences of every row from the named ones, as Markdown, with 95 % intervals of
-a paired bootstrap over sentences. The last form shows the lines of such a file.
+--against prints the differences of every row from the named ones as Markdown, with 95 % intervals
+of a paired bootstrap over sentences. The last form shows the lines of such a file.
 """
 
 from __future__ import annotations

@@ -34,10 +34,12 @@ A masked-language BERT, {how} by bitmaps and stored in {stored}.
 {facts}
 ## Scores
 
-On the {split} split of `{data}`, with {masked_tokens} masked tokens and `mask_seed` {mask_seed}. The
-last row is this model in floats, before it was packed. `python evaluate.py checkpoint=<this folder>`
-scores it as it is stored. CE is the cross entropy in nats, ms the milliseconds per sequence. MiB is a
-pseudo size: that of the weights if two values are stored as bits.
+On the {split} split of `{data}`, with {masked_tokens} masked tokens and `mask_seed` {mask_seed}.
+The last row is this model in floats, before it was packed. CE is the cross entropy in nats, ms the
+milliseconds per sequence. MiB is a pseudo size: that of the weights if two values are stored as
+bits. To score the model as it is stored:
+
+    python evaluate.py checkpoint=<this folder>
 
 {scores}
 ## Size on disk

@@ -15,7 +15,7 @@ from enum import Flag, auto
 from functools import cache
 from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from bitmaps.errors import InputError
 from bitmaps.vocabulary import (
@@ -67,6 +67,14 @@ class Column:
     lower_is_better: bool = True
 
 
+def present_names(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings with the present names of the classes in ``RENAMED``."""
+    return {
+        key: RENAMED.get(value, value) if isinstance(value, str) else value
+        for key, value in settings.items()
+    }
+
+
 @dataclass(frozen=True)
 class Facts:
     """What was run. A run that fails keeps its facts.
@@ -113,7 +121,9 @@ class Facts:
     steps: Annotated[int | None, Role.how | Role.model] = None
     best_step: Annotated[int | None, Role.model] = None
     seed: Annotated[int | None, Role.model] = None
-    settings: Annotated[Mapping[str, Any], Role.model] = field(default_factory=dict)
+    settings: Annotated[Mapping[str, Any], Role.model, AfterValidator(present_names)] = field(
+        default_factory=dict
+    )
 
     def of_model(self) -> dict[str, Any]:
         """The facts that are stored with a trained model."""
