@@ -20,7 +20,8 @@ from bitmaps.packed import kernels as native
 from bitmaps.packed.format import FILE, is_packed
 from bitmaps.packed.weights import PackedWeight
 from bitmaps.quantize.convert import binarize_naive
-from bitmaps.runs.folder import IN_A_ROW
+from bitmaps.runs.records import Facts, Row, Scores, Size
+from bitmaps.vocabulary import RowKind
 
 Run = Callable[..., tuple[Any, str, str]]
 
@@ -200,7 +201,7 @@ def test_what_is_packed_is_not_packed_again_and_what_is_not_cannot_be_taken_back
 def test_a_run_that_cannot_be_told_of_leaves_no_folder(
     packed: Run, run_folder: Path, file: str, content: str, named: str
 ) -> None:
-    row = dict.fromkeys(IN_A_ROW) | {"row": "trained"}
+    row = Row(Facts(row=RowKind.trained), Scores(1.0, 0.5, 0.5), Size(1.0)).flat()
     for name, good in (("config.yaml", ""), ("rows.json", json.dumps([row]))):
         (run_folder / name).write_text(content if name == file else good, encoding="utf-8")
     refused(packed(run_folder), named)
