@@ -22,7 +22,8 @@ from bitmaps.vocabulary import Act, Component
 
 ROW = Ratio(
     part="linear", what="768 to 768, 64 tokens", threads=1, peer="torch fp32",
-    contender="one bit, a8", lower=3.0, median=4.0, upper=5.0, peer_ms=8.0, contender_ms=2.0, rounds=9,
+    contender="one bit, a8", lower=3.0, median=4.0, upper=5.0, peer_ms=8.0, contender_ms=2.0,
+    rounds=9,
 )  # fmt: skip
 
 
