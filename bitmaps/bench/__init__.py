@@ -1,4 +1,4 @@
-"""The benchmark of the packed models against their peers: ``python -m bitmaps.bench``.
+"""Speed as ratios to peers, timed in alternation. Imports the models, never jobs or reports.
 
-Imports any room below it. A new peer or a new thing to time goes into ``__main__``.
+A peer is a function in ``peers.py``; a part is a module like ``linear.py``, listed in ``__main__``.
 """
