@@ -7,6 +7,7 @@ every field.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from bitmaps.runs.records import Facts, Row, parse, parse_row
 from bitmaps.vocabulary import RowKind, Status
 
 FORMAT = 1
+# what numpy raises for an archive that is missing, cut off or garbled
+DAMAGED = (OSError, EOFError, ValueError, NotImplementedError, BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def read_state(folder: Path) -> RunState:
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise InputError(f"{path} is not of format {FORMAT}")
     try:
-        status = parse(Status, value.get("status"))
+        status = parse(Status, value.get("status"), "status")
         row = parse_row(value) if status is Status.ok else None
         return RunState(status, value.get("error"), parse(Facts, value), row)
     except InputError as error:
@@ -188,9 +191,9 @@ def read_sentences(folder: Path) -> dict[RowKind, NDArray[Any]]:
     """
     path = folder / "sentences.npz"
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             return {RowKind(kind): array for kind, array in arrays.items()}
-    except (OSError, ValueError, BadZipFile) as error:
+    except DAMAGED as error:
         raise InputError(f"{path} is missing or damaged: {error}") from error
 
 

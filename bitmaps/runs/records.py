@@ -253,8 +253,11 @@ def adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def parse(kind: type[T], value: Any) -> T:
+def parse(kind: type[T], value: Any, key: str = "") -> T:
     """A dataclass from what ``json.loads`` gave. Keys that it does not have are ignored.
+
+    Args:
+        key: the key of the value, for the message.
 
     Raises:
         InputError: for a value that is missing or of another type.
@@ -263,7 +266,7 @@ def parse(kind: type[T], value: Any) -> T:
         found: T = adapter(cast(Any, kind)).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        key = ".".join(filter(None, (key, *map(str, first["loc"]))))
         if first["type"] == "missing":
             raise InputError(f"there is no {key}") from error
         raise InputError(f"{key or 'it'} is {first['input']!r:.40}: {first['msg']}") from error
@@ -277,7 +280,7 @@ def parse_row(flat: Any) -> Row:
         InputError: for a value that is missing or of another type.
     """
     parts = {name: parse(kind, flat) for name, kind in PARTS.items()}
-    row = Row(**parts, known=parse(KnownScores, flat.get("known", {})))
+    row = Row(**parts, known=parse(KnownScores, flat.get("known", {}), "known"))
     if row.facts.row is None:
         raise InputError("there is no row")
     return row
