@@ -116,7 +116,7 @@ class Evaluation:
         if self.config.references:
             activations = Activations.bit if one_bit else Activations.float
             floats = replace(facts, row=RowKind.trained, activations=activations)
-            references.append(self.setup.score(packed.to_float(model), floats))
+            references.append(self.setup.score(restore_activations(packed.to_float(model)), floats))
         return Outcome([*references, self.setup.score(model, facts)], model)
 
 

@@ -1,7 +1,8 @@
-"""What is timed is not tested, only how the times become rows."""
+"""How times become rows, and that a contender computes what its peer does. No time is tested."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from dataclasses import asdict, replace
@@ -10,67 +11,80 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitmaps.bench import __main__ as bench
-from bitmaps.bench.__main__ import Ratio, compare, machine, read_rows, summary
+from bitmaps.bench import __main__ as command
+from bitmaps.bench import linear, model
+from bitmaps.bench.peers import FAIR, TORCH, onnx_matrix, torch_matrix, torch_model
+from bitmaps.bench.results import Mean, Results, machine, means, read
+from bitmaps.bench.timing import Ratio, compare
+from bitmaps.bert import Bert
+from bitmaps.errors import InputError
+from bitmaps.vocabulary import Act, Component
 
 ROW = Ratio(
-    "linear", "768 to 768, 64 tokens", 1, "torch fp32", "one bit, a8", 3.0, 4.0, 5.0, 8.0, 2.0, 9
-)
+    part="linear", what="768 to 768, 64 tokens", threads=1, peer="torch fp32",
+    contender="one bit, a8", lower=3.0, median=4.0, upper=5.0, peer_ms=8.0, contender_ms=2.0,
+    rounds=9,
+)  # fmt: skip
 
 
-def test_a_ratio_is_the_peers_time_over_the_contenders() -> None:
-    rows = list(
-        compare(
-            "linear",
-            "sleep",
-            "slow",
-            {"slow": lambda: time.sleep(0.02), "fast": lambda: time.sleep(0.005)},
-            3,
-        )
-    )
-    assert [row.contender for row in rows] == ["A/A", "fast"]
-    same, fast = rows
+def test_a_ratio_is_the_time_of_the_peer_over_that_of_the_contender() -> None:
+    runs = {"slow": lambda: time.sleep(0.02), "fast": lambda: time.sleep(0.005)}
+    same, fast = compare("linear", "sleep", "slow", runs, 3)
+    assert [same.contender, fast.contender] == ["A/A", "fast"]
     assert same.lower <= same.median <= same.upper
     assert fast.median > 1.5
     assert fast.peer_ms > fast.contender_ms > 5
     assert (fast.peer, fast.rounds, fast.threads) == ("slow", 3, torch.get_num_threads())
 
 
-def test_what_is_fast_is_called_often_enough_to_be_timed() -> None:
+def test_a_short_run_is_repeated_until_it_can_be_timed() -> None:
     calls = {"peer": 0}
-    list(
-        compare(
-            "linear", "nothing", "peer", {"peer": lambda: calls.update(peer=calls["peer"] + 1)}, 2
-        )
-    )
+    runs = {"peer": lambda: calls.update(peer=calls["peer"] + 1)}
+    list(compare("linear", "nothing", "peer", runs, 2))
     assert calls["peer"] > 100
 
 
-def test_the_summary_is_the_geometric_mean_over_shapes() -> None:
+def test_a_mean_is_geometric_and_over_the_shapes_of_matrices_alone() -> None:
     rows = [
         ROW,
         replace(ROW, what="3072 to 768, 64 tokens", median=9.0),
         replace(ROW, part="model", median=100.0),
     ]
-    assert summary(rows) == [("64 tokens", "1", "one bit, a8", "6.00")]
+    (mean,) = means(rows)
+    assert mean == Mean("64 tokens", 1, "one bit, a8", pytest.approx(6.0))
 
 
-def test_rows_of_this_machine_are_gone_on_with(tmp_path: Path) -> None:
+def test_results_of_this_machine_are_continued(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
-    assert read_rows(None) == read_rows(path) == []
+    assert read(None) == read(path) == Results(machine(), [])
     path.write_text(json.dumps({"machine": machine(), "rows": [asdict(ROW)]}), encoding="utf-8")
-    assert read_rows(path) == [ROW]
+    assert read(path) == Results(machine(), [ROW])
+
+
+def test_the_keys_of_the_file_are_fixed() -> None:
+    written = json.loads(json.dumps(asdict(Results(machine(), [ROW]))))
+    assert list(written) == ["machine", "rows"]
+    assert list(written["rows"][0]) == [
+        "part", "what", "threads", "peer", "contender",
+        "lower", "median", "upper", "peer_ms", "contender_ms", "rounds",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("content", "named"),
     [("{", "no result"), ("{}", "no result"), ('{"machine": "abacus", "rows": []}', "abacus")],
 )
-def test_other_files_are_not_written_over(tmp_path: Path, content: str, named: str) -> None:
+def test_other_files_are_not_overwritten(
+    tmp_path: Path, content: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "bench.json"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(SystemExit, match=named):
-        read_rows(path)
+    with pytest.raises(InputError, match=named):
+        read(path)
+    monkeypatch.setattr("sys.argv", ["bench", "--output", str(path)])
+    with pytest.raises(SystemExit, match=rf"error: --output .*{named}"):
+        command.main()
+    assert path.read_text(encoding="utf-8") == content
 
 
 @pytest.mark.parametrize(
@@ -83,6 +97,40 @@ def test_bad_arguments_are_refused(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["bench", *arguments])
     with pytest.raises(SystemExit):
-        bench.main()
+        command.main()
     said = capsys.readouterr().err
     assert "valid" in said or "choose from" in said
+
+
+@torch.inference_mode()
+def test_every_run_of_a_matrix_computes_the_same_product() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer, x = linear.two_valued(64, 96, generator), torch.randn(5, 96, generator=generator)
+    runs = torch_matrix(layer, x) | onnx_matrix(layer, x) | linear.packed(layer, x)
+    assert set(runs) >= {TORCH, "torch int8 dynamic", *(f"one bit, {act}" for act in Act)}
+    wanted = layer(x).flatten()
+    for name, run in runs.items():
+        found = torch.as_tensor(run()[0] if name.startswith("ONNX") else run()).flatten()
+        likeness = torch.corrcoef(torch.stack([wanted, found]))[0, 1]
+        # one-bit inputs keep only signs; a normal number and its sign have a correlation of 0.8
+        assert likeness > (0.6 if name == "one bit, a1" else 0.999), name
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("act", model.MODES)
+def test_every_run_of_a_model_scores_the_masked_positions(tiny: Bert, act: Act) -> None:
+    ids = torch.randint(60, (3, 7), generator=torch.Generator().manual_seed(1))
+    kept = ids % 3 == 0
+    runs = torch_model(tiny)
+    wanted = runs[FAIR](ids, kept)
+    assert torch.equal(wanted, tiny(ids, positions=kept))
+    packed = model.packed(tiny, act, model.MODES[act])
+    runs[f"one bit, {act}"] = model.at_positions(packed)
+    assert {run(ids, kept).shape for run in runs.values()} == {wanted.shape}
+    stored = packed.embeddings.word.weight.storage
+    assert (stored == "bit") == (Component.embeddings in model.MODES[act])
+
+
+def test_a_peer_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert onnx_matrix(torch.nn.Linear(2, 2), torch.zeros(1, 2)) == {}

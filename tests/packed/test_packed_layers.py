@@ -25,7 +25,8 @@ from bitmaps.bert.attention import Attention
 from bitmaps.bert.ffnn import FeedForward
 from bitmaps.errors import InputError
 from bitmaps.packed import format as folder
-from bitmaps.packed import layers, native, operations
+from bitmaps.packed import kernels as native
+from bitmaps.packed import layers, operations
 from bitmaps.packed.discover import one_bit
 from bitmaps.packed.kernels import ACTS
 from bitmaps.packed.layers import PackedAttention, PackedEmbedding, PackedLinear

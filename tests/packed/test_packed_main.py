@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from report.examples import row
 from torch import Tensor
 
 import bitmaps
@@ -20,7 +21,6 @@ from bitmaps.packed import kernels as native
 from bitmaps.packed.format import FILE, is_packed
 from bitmaps.packed.weights import PackedWeight
 from bitmaps.quantize.convert import binarize_naive
-from bitmaps.runs.folder import IN_A_ROW
 
 Run = Callable[..., tuple[Any, str, str]]
 
@@ -200,8 +200,8 @@ def test_what_is_packed_is_not_packed_again_and_what_is_not_cannot_be_taken_back
 def test_a_run_that_cannot_be_told_of_leaves_no_folder(
     packed: Run, run_folder: Path, file: str, content: str, named: str
 ) -> None:
-    row = dict.fromkeys(IN_A_ROW) | {"row": "trained"}
-    for name, good in (("config.yaml", ""), ("rows.json", json.dumps([row]))):
+    rows = json.dumps([row(kind="trained").flat()])
+    for name, good in (("config.yaml", ""), ("rows.json", rows)):
         (run_folder / name).write_text(content if name == file else good, encoding="utf-8")
     refused(packed(run_folder), named)
     assert not (run_folder / "packed").exists()

@@ -21,11 +21,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from bitmaps.bert import Bert
-from bitmaps.command.schema import Train, check, conf_dir
+from bitmaps.command.schema import Train, conf_dir
 from bitmaps.quantize.convert import make_trainable
 from bitmaps.quantize.layers import QuantizedLinear
 from bitmaps.quantize.quantizer import Quantization, Quantizer
-from bitmaps.training.module import LossWeights
+from bitmaps.training.losses import LossWeights
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -221,9 +221,9 @@ def test_these_are_the_recipes() -> None:
 @each_recipe
 def test_a_recipe_goes_by_its_name_and_passes_its_check(recipe: str) -> None:
     composed = config(f"recipe={recipe}")
-    check(composed)
+    composed.check()
     assert composed.recipe.name == recipe
-    assert composed.facts()["recipe"] == recipe
+    assert composed.facts().recipe == recipe
 
 
 def test_the_default_recipe_is_bitmaps() -> None:
@@ -329,7 +329,7 @@ def test_a_recipe_has_its_own_loss(recipe: str) -> None:
     name, weights = LOSSES[recipe]
     parts = {"cross_entropy", "logits", "hidden", "directions", "attention", "relations"}
     assert composed.loss.weights() == dict.fromkeys(parts, 0.0) | weights
-    assert composed.loss.name == composed.facts()["loss"] == name
+    assert composed.loss.name == composed.facts().loss == name
     # a teacher is run for those that distil, alone
     assert LossWeights(**composed.loss.weights()).distill is (name != "tokens")
 
@@ -378,6 +378,6 @@ def test_a_part_on_the_command_line_wins_over_the_recipes(recipe: str) -> None:
 @pytest.mark.parametrize("values", ["01", "pm1"])
 def test_a_recipe_goes_with_either_value_set(recipe: str, values: str) -> None:
     composed = config(f"recipe={recipe}", f"values={values}")
-    check(composed)
+    composed.check()
     assert composed.values == values
     assert composed.recipe == config(f"recipe={recipe}").recipe

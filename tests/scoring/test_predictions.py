@@ -20,7 +20,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 from bitmaps.bert import Bert
 from bitmaps.data.batches import Example
 from bitmaps.errors import InputError
-from bitmaps.loading import to_transformers
+from bitmaps.hf import to_transformers
 from bitmaps.metrics import IGNORE
 from bitmaps.scoring.predictions import (
     BINS,
