@@ -1,4 +1,4 @@
-"""What a user asks for: the configurations, their checks, ``--help``, and runs that continue others.
+"""What a user asks for: configurations, their checks, ``--help``, and runs that continue others.
 
 Imports ``vocabulary``, ``errors`` and ``runs``. A new choice is a file in ``conf/``; a new key is a
 field in ``parts.py`` or ``schema.py``.

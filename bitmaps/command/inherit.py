@@ -101,7 +101,7 @@ def is_resumable(key: str) -> bool:
 
 
 def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """The configuration of the run that ``cfg.resume`` names, with the overrides that may change it.
+    """The configuration of the run that ``cfg.resume`` names, with the overrides that may change.
 
     Raises:
         InputError: when there is no such run, it has no checkpoint, or an override would make it
@@ -183,7 +183,7 @@ def check_packed(cfg: DictConfig, given: list[str]) -> None:
 
 
 def packed_alone(cfg: DictConfig, given: list[str]) -> DictConfig:
-    """The configuration for a packed folder without its run: there is nothing to compare it with."""
+    """The configuration for a packed folder without its run, which has no references."""
     if "references" in given and cfg.references:
         raise InputError(
             f"references=true: there is no run beside checkpoint={cfg.checkpoint} to refer to"
@@ -202,7 +202,8 @@ def check_rounding(cfg: DictConfig, given: list[str], facts: Facts) -> None:
     for key, trained, unrounded in plain:
         if key in given and trained is not unrounded:
             raise InputError(
-                f"{key} is {trained} in checkpoint={cfg.checkpoint}, as it was trained: leave it out"
+                f"{key} is {trained} in checkpoint={cfg.checkpoint}, as it was trained: "
+                "leave it out"
             )
 
 

@@ -75,8 +75,8 @@ class Pretrained:
 
     def check_floats(self) -> None:
         """Raises:
-        InputError: when the model is in real bits or was trained with one-bit inputs: a binarization
-            cannot start from those."""
+        InputError: when the model is in real bits or was trained with one-bit inputs, from which a
+            binarization cannot start."""
         if self.settings.weights is Weights.random:
             return
         source = f"model.source={self.settings.source}"

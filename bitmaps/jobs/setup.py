@@ -132,7 +132,7 @@ class Setup:
         return ScoredRow(scored.row, scored.sentence_sums.cpu().numpy(), analysis)
 
     def original(self) -> Bert:
-        """The model that is binarized. Its heads are rotated if it will be calibrated for {-1,1}."""
+        """The model that is binarized, its heads rotated if it will be calibrated for {-1,1}."""
         config, model = self.config, self.pretrained.load()
         attention = Component.attention in config.binarize.components
         if config.calibrate and config.values is PLUS_MINUS_ONE and attention:

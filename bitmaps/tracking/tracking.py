@@ -112,8 +112,9 @@ def numbers_of(row: Row) -> dict[str, float]:
 
 
 def label(flat: Mapping[str, Any]) -> str:
-    """The name that runs share if they differ in their seed alone. It ends in a digest of everything
-    that the report tells rows apart by.
+    """The name that runs share if they differ in their seed alone.
+
+    It ends in a digest of everything that the report tells rows apart by.
 
     Args:
         flat: a flat row, or flat facts while there is no row.
