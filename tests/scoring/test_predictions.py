@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from bitmaps.bert import Bert
 from bitmaps.data.batches import Example
 from bitmaps.errors import InputError
 from bitmaps.hf import to_transformers
-from bitmaps.metrics import IGNORE
+from bitmaps.runs.analysis import Analysis, FrequentToken, Sentence
+from bitmaps.runs.records import parse
 from bitmaps.scoring.predictions import (
     BINS,
     LISTED,
@@ -34,6 +36,7 @@ from bitmaps.scoring.predictions import (
     sentence_of,
     verdict,
 )
+from bitmaps.vocabulary import IGNORE
 
 MASK = 4  # of the fixture's tokenizer
 PIECES = 28
@@ -49,9 +52,8 @@ def random_predictions(count: int, seed: int, vocabulary: int = PIECES) -> Predi
     tokens = np.where(
         generator.random_sample(count) < 0.3, labels, generator.randint(vocabulary, size=count)
     )
-    hits = (tokens == labels) & (
-        generator.random_sample(count) < 0.9
-    )  # not where another scores as high
+    # no hit where another token scores as high
+    hits = (tokens == labels) & (generator.random_sample(count) < 0.9)
     return Predicted(
         labels,
         inputs,
@@ -72,26 +74,26 @@ def test_each_number_of_an_analysis_is_what_another_way_gives(
     tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> None:
     predicted, occurrences = random_predictions(500, seed), occurring(seed)
-    found = analyse(predicted, tokenizer, occurrences)
+    found = analyse(predicted, tokenizer, occurrences, [])
     rows = list(zip(*predicted, strict=True))
     counts = Counter(row[2] for row in rows)
-    assert found["masked_tokens"] == 500
-    assert found["distinct"] == len(counts)
-    assert found["entropy"] == pytest.approx(entropy(list(counts.values())))
-    assert found["mean_entropy"] == pytest.approx(sum(row[5] for row in rows) / 500)
+    assert found.masked_tokens == 500
+    assert found.distinct == len(counts)
+    assert found.entropy == pytest.approx(entropy(list(counts.values())))
+    assert found.mean_entropy == pytest.approx(sum(row[5] for row in rows) / 500)
     expected = sorted(counts, key=lambda token: (-counts[token], token))[:LISTED]
-    assert [one["token"] for one in found["predicted"]] == tokenizer.convert_ids_to_tokens(expected)
-    for one, token in zip(found["predicted"], expected, strict=True):
+    assert [one.token for one in found.predicted] == tokenizer.convert_ids_to_tokens(expected)
+    for one, token in zip(found.predicted, expected, strict=True):
         sure = [row[4] for row in rows if row[2] == token]
-        assert one["share"] == pytest.approx(counts[token] / 500)
-        assert one["true_share"] == pytest.approx(sum(row[0] == token for row in rows) / 500)
-        assert one["confidence"] == pytest.approx(math.fsum(sure) / len(sure))
-        assert one["confidence_std"] == pytest.approx(
+        assert one.share == pytest.approx(counts[token] / 500)
+        assert one.true_share == pytest.approx(sum(row[0] == token for row in rows) / 500)
+        assert one.confidence == pytest.approx(math.fsum(sure) / len(sure))
+        assert one.confidence_std == pytest.approx(
             np.sqrt(np.mean((np.array(sure) - np.mean(sure)) ** 2))
         )
-    confidence, sure = found["confidence"], [row[4] for row in rows]
-    assert (confidence["mean"], confidence["std"]) == pytest.approx((np.mean(sure), np.std(sure)))
-    assert confidence["histogram"] == [
+    confidence, sure = found.confidence, [row[4] for row in rows]
+    assert (confidence.mean, confidence.std) == pytest.approx((np.mean(sure), np.std(sure)))
+    assert confidence.histogram == [
         sum(int(value * BINS) == n for value in sure) for n in range(BINS)
     ]
 
@@ -101,28 +103,26 @@ def test_the_accuracy_is_split_by_input_and_by_frequency(
     tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> None:
     predicted, occurrences = random_predictions(500, seed), occurring(seed)
-    found = analyse(predicted, tokenizer, occurrences)
+    found = analyse(predicted, tokenizer, occurrences, [])
     kinds = [
         "mask" if i == MASK else "unchanged" if i == t else "random"
         for t, i, *_ in zip(*predicted, strict=True)
     ]
-    for kind, split in found["by_input"].items():
+    for kind, split in found.by_input.items():
         hits = [hit for hit, other in zip(predicted.hits, kinds, strict=True) if other == kind]
-        assert split["masked_tokens"] == len(hits)
-        assert split["accuracy"] == pytest.approx(accuracy_score([True] * len(hits), hits))
-    assert [split["at_least"] for split in found["by_frequency"]] == [1, 10, 100, 1000]
-    for split in found["by_frequency"]:
-        low, high = (
-            split["at_least"],
-            split["at_least"] * (10 if split["at_least"] < 1000 else 1000),
-        )
+        assert split.masked_tokens == len(hits)
+        assert split.accuracy == pytest.approx(accuracy_score([True] * len(hits), hits))
+    assert [split.at_least for split in found.by_frequency] == [1, 10, 100, 1000]
+    for split in found.by_frequency:
+        low = split.at_least
+        high = low * (10 if low < 1000 else 1000)
         hits = [
             hit
             for hit, t in zip(predicted.hits, predicted.labels, strict=True)
             if low <= occurrences[t] < high
         ]
-        assert split["masked_tokens"] == len(hits)
-        assert split["accuracy"] == (pytest.approx(np.mean(hits)) if hits else None)
+        assert split.masked_tokens == len(hits)
+        assert split.accuracy == (pytest.approx(np.mean(hits)) if hits else None)
 
 
 @settings(deadline=None)
@@ -130,38 +130,37 @@ def test_the_accuracy_is_split_by_input_and_by_frequency(
 def test_the_parts_of_an_analysis_add_up(
     tokenizer: PreTrainedTokenizerBase, count: int, seed: int, pieces: int
 ) -> None:
-    predicted = random_predictions(
-        count, seed, pieces
-    )  # a model may have more tokens than its tokenizer has pieces
-    found = analyse(predicted, tokenizer, occurring(seed))
+    # a model may have more tokens than its tokenizer has pieces
+    predicted = random_predictions(count, seed, pieces)
+    found = analyse(predicted, tokenizer, occurring(seed), [])
     accuracy = predicted.hits.mean()
-    for splits in (found["by_input"].values(), found["by_frequency"]):
-        assert sum(split["masked_tokens"] for split in splits) == count
-        hits = sum(split["masked_tokens"] * (split["accuracy"] or 0) for split in splits)
+    for splits in (found.by_input.values(), found.by_frequency):
+        assert sum(split.masked_tokens for split in splits) == count
+        hits = sum(split.masked_tokens * (split.accuracy or 0) for split in splits)
         assert hits / count == pytest.approx(accuracy)
-        assert all((split["accuracy"] is None) == (split["masked_tokens"] == 0) for split in splits)
-    assert sum(found["confidence"]["histogram"]) == count
-    assert 0 <= found["entropy"] <= math.log(found["distinct"]) + 1e-9
-    shares = [one["share"] for one in found["predicted"]]
+        assert all((split.accuracy is None) == (split.masked_tokens == 0) for split in splits)
+    assert sum(found.confidence.histogram) == count
+    assert 0 <= found.entropy <= math.log(found.distinct) + 1e-9
+    shares = [one.share for one in found.predicted]
     assert shares == sorted(shares, reverse=True)
-    assert len(shares) == min(found["distinct"], LISTED)
-    if found["distinct"] <= LISTED:
+    assert len(shares) == min(found.distinct, LISTED)
+    if found.distinct <= LISTED:
         assert sum(shares) == pytest.approx(1)
+    assert parse(Analysis, asdict(found)) == found  # plain numbers, which JSON has
 
 
 def test_a_model_that_predicts_one_token_has_no_entropy(tokenizer: PreTrainedTokenizerBase) -> None:
     predicted = random_predictions(50, 0)._replace(
         tokens=np.full(50, 7), confidences=np.full(50, 1 + 1e-9)
     )
-    found = analyse(predicted, tokenizer, occurring(0))
-    assert (found["distinct"], found["entropy"], str(found["entropy"])) == (1, 0.0, "0.0")
+    found = analyse(predicted, tokenizer, occurring(0), [])
+    assert (found.distinct, found.entropy, str(found.entropy)) == (1, 0.0, "0.0")
     assert (
-        found["verdict"]
+        found.verdict
         == "predicts 'cat' for 100 % of masked tokens with mean confidence 1.000: collapsed"
     )
-    assert found["confidence"]["histogram"] == [0] * (BINS - 1) + [
-        50
-    ]  # a probability that rounding put above 1 is there
+    # a probability that rounding put above 1 is in the last bin
+    assert found.confidence.histogram == [0] * (BINS - 1) + [50]
 
 
 @pytest.mark.parametrize(
@@ -172,23 +171,27 @@ def test_a_model_that_predicts_one_token_has_no_entropy(tokenizer: PreTrainedTok
         (0.251, "predicts '.' for 25.1 % of masked tokens with mean confidence 0.019: collapsed"),
         (
             0.25,
-            "predicts 9 different tokens, most often '.': for 25.0 % of masked tokens, while 5.0 % are",
+            "predicts 9 distinct tokens; most often '.' (25.0 % of predictions, 5.0 % of targets)",
         ),
     ],
 )
 def test_a_verdict_names_the_token_and_says_what_has_collapsed(share: float, words: str) -> None:
-    assert (
-        verdict({"token": ".", "share": share, "true_share": 0.05, "confidence": 0.0191}, 9)
-        == words
-    )
+    assert verdict(FrequentToken(".", share, true_share=0.05, confidence=0.0191), 9) == words
 
 
 def test_what_is_as_frequent_in_the_text_has_not_collapsed() -> None:
-    right = verdict({"token": "[UNK]", "share": 0.4, "true_share": 0.4, "confidence": 0.9}, 9)
-    assert right.endswith("for 40.0 % of masked tokens, while 40.0 % are")
-    assert "collapsed" in verdict(
-        {"token": "[UNK]", "share": 0.9, "true_share": 0.4, "confidence": 0.9}, 9
-    )
+    right = verdict(FrequentToken("[UNK]", 0.4, true_share=0.4, confidence=0.9), 9)
+    assert right.endswith("(40.0 % of predictions, 40.0 % of targets)")
+    often = FrequentToken("[UNK]", 0.9, true_share=0.4, confidence=0.9)
+    assert verdict(often, 9).endswith(": collapsed")
+
+
+def test_the_sentences_of_an_analysis_are_those_that_were_filled_in(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    shown = [Sentence("the [MASK] sat", ["the", "[MASK]", "sat"], [])]
+    predicted, occurrences = random_predictions(50, 0), occurring(0)
+    assert analyse(predicted, tokenizer, occurrences, shown).sentences == shown
 
 
 def test_a_token_beyond_the_tokenizers_pieces_goes_by_its_number(
@@ -326,19 +329,17 @@ def test_a_users_sentence_that_cannot_be_filled_is_refused(
 def test_masks_are_filled_as_transformers_fills_them(tiny: Bert, tokenizer: BertTokenizer) -> None:
     text = "the [MASK] sat on the mat"
     (found,) = fill(tiny, [sentence_of(text, tokenizer, 12)], tokenizer)
-    assert found["text"] == text
-    assert found["pieces"] == text.split()
-    (masked,) = found["masked"]
-    assert (masked["position"], masked["true"]) == (1, None)
+    assert found.text == text
+    assert found.pieces == text.split()
+    (masked,) = found.masked
+    assert (masked.position, masked.true) == (1, None)
     pipeline = transformers.pipeline(
         "fill-mask", model=to_transformers(tiny), tokenizer=tokenizer, device="cpu", top_k=5
     )
     theirs: list[dict[str, Any]] = pipeline(text)
     ids = [one["token"] for one in theirs]
-    assert [one["token"] for one in masked["predictions"]] == [
-        piece(tokenizer, token) for token in ids
-    ]
-    assert [one["probability"] for one in masked["predictions"]] == pytest.approx(
+    assert [one.token for one in masked.predictions] == [piece(tokenizer, token) for token in ids]
+    assert [one.probability for one in masked.predictions] == pytest.approx(
         [one["score"] for one in theirs], rel=1e-4
     )
 
@@ -353,19 +354,19 @@ def test_masked_sentences_are_filled_beside_their_true_tokens(
     tiny.train()
     found = fill(tiny, examples, tokenizer)
     assert tiny.training
-    assert [len(sentence["masked"]) for sentence in found] == [2, 1]
+    assert [len(sentence.masked) for sentence in found] == [2, 1]
     tiny.eval()
     for (_, ids, labels), sentence in zip(examples, found, strict=True):
         with torch.inference_mode():
             (probabilities,) = tiny(torch.tensor(ids[None])).softmax(-1).numpy()
-        assert sentence["pieces"] == tokenizer.convert_ids_to_tokens(ids[1:-1])
-        for masked in sentence["masked"]:
-            place = masked["position"] + 1
-            assert masked["true"] == tokenizer.convert_ids_to_tokens(int(labels[place]))
+        assert sentence.pieces == tokenizer.convert_ids_to_tokens(ids[1:-1])
+        for masked in sentence.masked:
+            place = masked.position + 1
+            assert masked.true == tokenizer.convert_ids_to_tokens(int(labels[place]))
             best = np.argsort(-probabilities[place])[:5]
-            assert [one["token"] for one in masked["predictions"]] == [
+            assert [one.token for one in masked.predictions] == [
                 piece(tokenizer, token) for token in best
             ]
-            assert [one["probability"] for one in masked["predictions"]] == pytest.approx(
+            assert [one.probability for one in masked.predictions] == pytest.approx(
                 probabilities[place][best], rel=1e-4
             )
