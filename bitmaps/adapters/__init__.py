@@ -1,4 +1,4 @@
-"""The adapters that come with the package, and the program that makes them.
+"""Shipped adapters and the program that makes them. Imports ``bert``, ``data`` and shared modules.
 
-Imports any room below it. A new adapter is a file ``<name>.safetensors`` in this folder.
+``low_rank.py`` decides what is trained and stored. A new adapter is a safetensors file here.
 """

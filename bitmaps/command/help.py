@@ -1,5 +1,7 @@
-"""What can be chosen on the command line, as the comments in ``conf/`` say it: the text of ``--help``, and what the documentation's
-reference is made of. Nothing here is typed twice, and nothing is imported that takes time.
+"""The choices on the command line, from the comments in ``conf/``.
+
+``--help`` and the configuration reference both come from here. Every text is written once, beside
+what it describes. This module imports nothing slow, so that ``--help`` prints at once.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ from pathlib import Path
 
 import yaml
 
-COMMAND = re.compile(
-    r"(?:^|  )(python \S.*)$"
-)  # in a comment: at the start of a line, or after two spaces
+# a command in a comment, at the start of a line or after two spaces
+COMMAND = re.compile(r"(?:^|  )(python \S.*)$")
 KEY = re.compile(r"# ?(.*)$")
+WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class Option:
     """A file of ``conf/``.
 
     Attributes:
-        name: what stands behind ``<group>=``.
-        opening: the comment at the top of the file, in its order: text, and (``True``) commands.
+        name: the option, as in ``<group>=<name>``.
+        opening: the comment at the top of the file, as pieces in their order. A piece is a text and
+            ``False``, or a command and ``True``.
     """
 
     name: str
@@ -44,8 +47,11 @@ class Group:
     """A folder of ``conf/``, as one command uses it.
 
     Attributes:
-        purpose: the comment beside it in the defaults list of ``train.yaml``, which has every group.
-        default: the option that counts if none is named, or ``None``.
+        name: the group, as in ``<name>=<option>``.
+        purpose: the comment beside the group in the defaults list of ``train.yaml``, which has
+            every group.
+        default: the option that applies if the user names none, or ``None``.
+        options: every file of the folder that the command can use.
     """
 
     name: str
@@ -53,9 +59,14 @@ class Group:
     default: str | None
     options: list[Option]
 
+    @property
+    def names(self) -> list[str]:
+        """The options, with a star before the default."""
+        return [f"*{o.name}" if o.name == self.default else o.name for o in self.options]
+
 
 def read_option(path: Path) -> Option:
-    """What a file opens with. Its line ``# @package _global_`` is Hydra's, and left out."""
+    """The comment at the top of a file, without Hydra's line ``# @package _global_``."""
     lines = takewhile(
         lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines()
     )
@@ -73,7 +84,7 @@ def read_option(path: Path) -> Option:
 
 
 def comments(path: Path) -> dict[str, str]:
-    """The comments beside the keys of a YAML file: ``a.b`` -> what stands behind ``#`` on its line."""
+    """The comments beside the keys of a YAML file, by key: ``a.b`` for ``b`` inside ``a``."""
     source = path.read_text(encoding="utf-8")
     lines, found = source.splitlines(), {}
 
@@ -93,19 +104,18 @@ def comments(path: Path) -> dict[str, str]:
 
 
 def groups(conf: Path, command: str) -> list[Group]:
-    """The groups that ``conf/<command>.yaml`` composes, in its order. An experiment is an option of the command that it names."""
-    purposes = dict(
-        re.findall(
-            r"^  - (\w+): \w+ # (.*)$", (conf / "train.yaml").read_text(encoding="utf-8"), re.M
-        )
-    )
+    """The groups in the defaults list of ``conf/<command>.yaml``, in its order.
+
+    An experiment is an option of the command that its opening names.
+    """
+    text = (conf / "train.yaml").read_text(encoding="utf-8")
+    purposes = dict(re.findall(r"^  - (\w+): \w+ # (.*)$", text, re.M))
+    own = yaml.safe_load((conf / f"{command}.yaml").read_text(encoding="utf-8"))
     found = []
-    for default in yaml.safe_load((conf / f"{command}.yaml").read_text(encoding="utf-8"))[
-        "defaults"
-    ]:
-        for name, chosen in (
-            default.items() if isinstance(default, dict) else ()
-        ):  # not the schema, nor _self_
+    for default in own["defaults"]:
+        if not isinstance(default, dict):  # the schema, or _self_
+            continue
+        for name, chosen in default.items():
             options = [read_option(path) for path in sorted((conf / name).glob("*.yaml"))]
             if name == "experiment":
                 options = [
@@ -116,33 +126,58 @@ def groups(conf: Path, command: str) -> list[Group]:
 
 
 def help_text(conf: Path, command: str) -> str:
-    """What ``python <command>.py --help`` prints. Hydra puts it through ``string.Template``, for which ``$`` is doubled."""
+    """The text of ``python <command>.py --help``, at most 100 columns wide.
+
+    Hydra passes it through ``string.Template``, so every ``$`` is doubled.
+    """
     own, found = read_option(conf / f"{command}.yaml"), groups(conf, command)
-    width = max(len(group.name) for group in found) + 4
+    indent = max(len(group.name) for group in found) + 4
     lines = [
-        own.text,
+        *wrapped(own.text),
         "",
-        *(f"  {example}" for example in own.commands),
+        *(line for example in own.commands for line in command_lines(example)),
         "",
-        "Choose by <group>=<option>; * is the default:",
+        *wrapped("Choose an option with <group>=<option>. A star marks the default of a group:"),
         "",
     ]
     for group in found:
-        names = "  ".join(
-            f"*{o.name}" if o.name == group.default else o.name for o in group.options
-        )
-        lines.append(f"  {group.name:<{width - 2}}{group.purpose}")
-        lines += textwrap.wrap(
-            names,
-            110,
-            initial_indent=" " * width,
-            subsequent_indent=" " * width,
-            break_on_hyphens=False,
-        )
+        lines += wrapped(group.purpose, f"  {group.name:<{indent - 2}}", indent)
+        lines += wrapped("  ".join(group.names), " " * indent, indent)
     lines += [
         "",
-        "Set any key by <key>=<value>, as in data.length=32, and see them all by --cfg job; `make docs` says what each is for.",
-        "Several values and -m make a sweep. What Hydra itself can do: --hydra-help.",
+        *wrapped(
+            "Set any key with <key>=<value>, for example data.length=32. --cfg job prints every "
+            "key with its value; `make docs` builds a page that explains them."
+        ),
+        *wrapped(
+            "With -m, several values of a group or key run a sweep: one job for each combination. "
+            "--hydra-help lists what Hydra itself offers."
+        ),
         f'Shell completion: eval "$(python {command}.py -sc install=bash)"',
     ]
     return "\n".join(lines).replace("$", "$$")
+
+
+def wrapped(text: str, first: str = "", indent: int = 0) -> list[str]:
+    """A text as lines, of which the first starts with ``first`` and the others are indented."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def command_lines(command: str) -> list[str]:
+    """A command as indented lines that a shell joins."""
+    lines = textwrap.wrap(
+        command,
+        WIDTH - 2,  # room for the backslash
+        initial_indent="  ",
+        subsequent_indent=" " * 6,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
