@@ -8,11 +8,14 @@ BIN = $(VENV)/bin
 demo: $(VENV)/demo
 	$(BIN)/python train.py binarize=ffnn values=pm1
 
+# one worker a core, one thread each
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
 test: $(VENV)/dev lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/dev
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # the hooks of .pre-commit-config.yaml, on everything
 lint: $(VENV)/dev

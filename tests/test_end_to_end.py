@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from bitmaps import compare
-
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
@@ -144,18 +142,6 @@ def test_two_processes_train_and_score_as_one(tmp_path):
     )
     for name in ("masked_tokens", "by_input", "by_frequency", "distinct"):
         assert two_found[name] == one_found[name]
-
-
-def test_a_comparison_takes_several_processes_a_run(tmp_path):
-    two = (
-        "trainer=ddp",
-        "trainer.accelerator=cpu",
-        "trainer.devices=2",
-        "trainer.precision=32-true",
-    )
-    job = compare.Job("bitmaps-ffnn", 0, ("debug=fast", "measure=none", "references=false"))
-    compare.run(job, tmp_path / job.name, two, threads=1)
-    assert rows(tmp_path / job.name)["trained"]["steps"] == 4
 
 
 def test_a_wheel_carries_the_configuration_and_the_adapter(tmp_path):

@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 
 from bitmaps.command.schema import Evaluate, Train, conf_dir
 from bitmaps.errors import InputError
-from bitmaps.runs.records import Facts
 from bitmaps.training.losses import LossWeights
 from bitmaps.vocabulary import GROUPS, Scale
 
