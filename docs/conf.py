@@ -1,11 +1,11 @@
-"""The documentation as a site: ``make docs``. Pages are Markdown that a code host shows too."""
+"""Sphinx builds the site from the Markdown pages: ``make docs``. Code hosts show the pages too."""
 
 import sys
 from pathlib import Path
 
 from bitmaps import __version__
 
-sys.path.insert(0, str(Path(__file__).parent))  # for configuration_reference
+sys.path.insert(0, str(Path(__file__).parent))  # finds the extension configuration_reference
 
 project = "bitmaps"
 author = "The bitmaps authors"
@@ -22,9 +22,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_inherit_docstrings = False
 
-html_theme = (
-    "furo"  # no font, script or style from elsewhere: the site works from a disk, its search too
-)
+html_theme = "furo"  # loads nothing from other sites, so pages and search work from a disk
 html_title = "bitmaps"
 html_copy_source = False
 html_show_sourcelink = False

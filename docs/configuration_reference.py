@@ -1,6 +1,7 @@
-"""The configuration reference, made of the schema (``bitmaps/config.py``), the comments in ``conf/``, and what Hydra composes.
+"""A Sphinx extension that appends the configuration reference to docs/configuration.md.
 
-A Sphinx extension, which puts it behind the introduction of docs/configuration.md when the site is built.
+The reference comes from the schema (``bitmaps/command/schema.py`` and ``parts.py``), from the
+comments in ``conf/``, and from the configurations that Hydra composes.
 """
 
 import inspect
@@ -25,7 +26,7 @@ from bitmaps.command.schema import Evaluate, Train, conf_dir
 COMMANDS = {"train": Train, "evaluate": Evaluate}
 NAMES = {
     str: "text",
-    int: "whole number",
+    int: "integer",
     float: "number",
     bool: "`true`, `false`",
     NoneType: "`null`",
@@ -38,9 +39,11 @@ class Key:
     """A key of the schema.
 
     Attributes:
+        name: with the names of the parts that it is in, such as ``trainer.max_steps``.
         valid: its values, in words.
-        defaults: of each command that has it, what stands there if nothing is chosen, as YAML.
-        says: of each command, the comment beside it: in the command's own file, in the schema, or in a file of its group.
+        defaults: its default as YAML, for each command that has the key.
+        says: its comment, for each command: from the file of the command, else from the schema,
+            else from a file of the key's group.
     """
 
     name: str
@@ -50,14 +53,9 @@ class Key:
 
 
 def leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """The keys of a dataclass, those of dataclasses in it too: name, type, and the comment beside the field."""
-    beside = dict(
-        re.findall(
-            r"^    (\w+):.*?  # (.*)$",
-            "".join(inspect.getsource(c) for c in schema.__mro__[-2::-1]),
-            re.M,
-        )
-    )
+    """The keys of a dataclass and of those nested in it: name, type, and comment of the field."""
+    source = "".join(inspect.getsource(c) for c in schema.__mro__[-2::-1])
+    beside = dict(re.findall(r"^    (\w+):.*?  # (.*)$", source, re.M))
     hints = get_type_hints(schema)
     for field in fields(schema):
         name, kind = f"{prefix}{field.name}", hints[field.name]
@@ -79,13 +77,11 @@ def in_words(kind: Any) -> str:
 
 
 def in_groups(conf: Path) -> dict[str, str]:
-    """The comments beside keys in the files of the groups, the first of each key."""
+    """The comments beside keys in the files of the groups. The first file with a comment counts."""
     found: dict[str, str] = {}
     for path in sorted(conf.glob("*/*.yaml")):
-        if path.parent.name in (
-            "experiment",
-            "debug",
-        ):  # their comments say why they choose what they choose
+        # an experiment comments on its choices, not on the keys
+        if path.parent.name in ("experiment", "debug"):
             continue
         is_global = "# @package _global_" in path.read_text(encoding="utf-8")
         for key, comment in comments(path).items():
@@ -94,7 +90,8 @@ def in_groups(conf: Path) -> dict[str, str]:
 
 
 def keys() -> dict[str, Key]:
-    """Every key of both commands that holds a value of its own; ``optimizer`` and the like hold another library's arguments."""
+    """Every key of both commands, except parts such as ``optimizer``, whose keys are the arguments
+    of another library."""
     conf, found = conf_dir(), {}
     of_groups = in_groups(conf)
     with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
@@ -106,22 +103,21 @@ def keys() -> dict[str, Key]:
                     continue
                 value = reduce(getitem, name.split("."), composed)
                 key = found.setdefault(name, Key(name, in_words(kind), {}, {}))
-                key.defaults[command] = yaml.safe_dump(
-                    value, default_flow_style=True, width=1000
-                ).splitlines()[0]
+                written = yaml.safe_dump(value, default_flow_style=True, width=1000)
+                key.defaults[command] = written.splitlines()[0]
                 key.says[command] = own.get(name) or beside or of_groups.get(name, "")
     return found
 
 
-def each(told: dict[str, str], quote: str = "") -> str:
-    """What holds for both commands once, or else what holds for each."""
-    if len(set(told.values())) == 1:
-        return f"{quote}{next(iter(told.values()))}{quote}"
-    return "; ".join(f"{quote}{text}{quote} ({command}.py)" for command, text in told.items())
+def each(texts: dict[str, str], quote: str = "") -> str:
+    """The text of both commands if they share it, else the text of each."""
+    if len(set(texts.values())) == 1:
+        return f"{quote}{next(iter(texts.values()))}{quote}"
+    return "; ".join(f"{quote}{text}{quote} ({command}.py)" for command, text in texts.items())
 
 
 def table(rows: list[Key]) -> list[str]:
-    lines = ["| key | values | default | what |", "|---|---|---|---|"]
+    lines = ["| key | values | default | meaning |", "|---|---|---|---|"]
     for key in rows:
         only = "" if len(key.defaults) == 2 else f" ({next(iter(key.defaults))}.py only)"
         cells = (f"`{key.name}`{only}", key.valid, each(key.defaults, "`"), each(key.says))
@@ -130,32 +126,24 @@ def table(rows: list[Key]) -> list[str]:
 
 
 def of_group(group: Group, commands: list[str], rows: list[Key], conf: Path) -> list[str]:
-    """A group's section: what it is for, its options, and its keys."""
-    lines = [
-        f"## `{group.name}`",
-        "",
-        f"{group.purpose[0].upper()}{group.purpose[1:]} ({', '.join(f'{c}.py' for c in commands)}).",
-        "",
-    ]
+    """The section of a group: its purpose, its options and its keys."""
+    purpose = f"{group.purpose[0].upper()}{group.purpose[1:]}"
+    used_by = ", ".join(f"{command}.py" for command in commands)
+    lines = [f"## `{group.name}`", "", f"{purpose} ({used_by}).", ""]
     for option in group.options:
         said = " ".join(
             f"`{words}`" if is_command else words for words, is_command in option.opening
         )
         lines += [f"`{group.name}={option.name}`", f": {said}", ""]
         content = (conf / group.name / f"{option.name}.yaml").read_text(encoding="utf-8")
-        if "_target_" in content:  # a library's own arguments, which the schema leaves to it
-            body = re.sub(r"\A(#.*\n)+", "", content)
-            lines += [
-                "  ```yaml",
-                *(f"  {line}".rstrip() for line in body.splitlines()),
-                "  ```",
-                "",
-            ]
+        if "_target_" in content:  # arguments of a library, which are not in the schema
+            body = re.sub(r"\A(#.*\n)+", "", content).splitlines()
+            lines += ["  ```yaml", *(f"  {line}".rstrip() for line in body), "  ```", ""]
     return [*lines, *(table(rows) if rows else []), ""]
 
 
 def reference() -> str:
-    """The reference as Markdown: the keys that belong to no group, then group by group."""
+    """The reference as Markdown: the keys outside groups, then one section per group."""
     conf, every = conf_dir(), keys()
     of_command = {
         command: {group.name: group for group in groups(conf, command)} for command in COMMANDS
@@ -164,20 +152,15 @@ def reference() -> str:
     for own in of_command.values():
         for name, group in own.items():
             known = found.get(name)
-            options = {
-                option.name: option
-                for option in [*(known.options if known else []), *group.options]
-            }
-            found[name] = Group(
-                name, group.purpose, group.default, sorted(options.values(), key=lambda o: o.name)
-            )
-    loose = [key for name, key in every.items() if name.split(".")[0] not in found]
-    lines = ["## Keys of no group", "", *table(loose), ""]
+            both = [*(known.options if known else []), *group.options]
+            options = sorted({o.name: o for o in both}.values(), key=lambda o: o.name)
+            found[name] = Group(name, group.purpose, group.default, options)
+    outside = [key for name, key in every.items() if name.split(".")[0] not in found]
+    lines = ["## Keys outside groups", "", *table(outside), ""]
     for name, group in found.items():
         rows = [key for key in every.values() if key.name.split(".")[0] == name]
-        lines += of_group(
-            group, [command for command in COMMANDS if name in of_command[command]], rows, conf
-        )
+        commands = [command for command in COMMANDS if name in of_command[command]]
+        lines += of_group(group, commands, rows, conf)
     return "\n".join(lines)
 
 

@@ -1,9 +1,9 @@
-"""Run notebooks from top to bottom, each in a fresh kernel, and store what comes out.
+"""Run notebooks from top to bottom, each in a fresh kernel, and store their outputs.
 
-python notebooks/run.py                                  # all of them, in place
-python notebooks/run.py notebooks/01_*.ipynb --to out    # one, into another folder
+    python notebooks/run.py                                  # all notebooks, in place
+    python notebooks/run.py notebooks/01_*.ipynb --to out    # one, into another folder
 
-(`jupyter execute --inplace` does the same, but stores the time of every cell.)
+`jupyter execute --inplace` does the same, but also stores the time of every cell.
 """
 
 from __future__ import annotations
@@ -19,37 +19,38 @@ FOLDER = Path(__file__).parent
 
 
 def run(path: Path, to: Path, budget_s: float) -> None:
-    """Raises:
-    CellExecutionError: when a cell does.
-    CellTimeoutError: when the whole notebook is not done within ``budget_s``.
+    """Run the notebook ``path`` and write it, with its outputs, to the folder ``to``.
+
+    Raises:
+        CellExecutionError: when a cell raises.
+        CellTimeoutError: when the notebook takes longer than ``budget_s`` seconds in all.
     """
     notebook = nbformat.read(path, as_version=4)
     start = time.monotonic()
     client = NotebookClient(
         notebook,
-        kernel_name="python3",  # of the Python that runs this
+        kernel_name="python3",  # the Python that runs this script
         timeout_func=lambda _: max(1, int(start + budget_s - time.monotonic())),
         record_timing=False,
-        coalesce_streams=True,  # prints that came as several messages
+        coalesce_streams=True,  # the number of messages per print varies from run to run
         resources={"metadata": {"path": FOLDER}},
     )
     client.execute()
-    notebook.metadata["language_info"] = {
-        "name": "python"
-    }  # without the version that it was run by
+    notebook.metadata["language_info"] = {"name": "python"}  # without the version of Python
     nbformat.write(notebook, to / path.name)
-    print(
-        f"{path.name}: {time.monotonic() - start:.0f} s, {(to / path.name).stat().st_size / 1000:.0f} kB"
-    )
+    seconds, kilobytes = time.monotonic() - start, (to / path.name).stat().st_size / 1000
+    print(f"{path.name}: {seconds:.0f} s, {kilobytes:.0f} kB")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("notebooks", nargs="*", type=Path, default=sorted(FOLDER.glob("*.ipynb")))
-    parser.add_argument("--to", type=Path, default=FOLDER)
-    parser.add_argument("--budget", type=float, default=300, help="seconds that each may take")
+    add = parser.add_argument
+    every = sorted(FOLDER.glob("*.ipynb"))
+    add("notebooks", nargs="*", type=Path, default=every, help="files to run (default: all)")
+    add("--to", type=Path, default=FOLDER, help="folder to write to (default: in place)")
+    add("--budget", type=float, default=300, help="seconds for each notebook (default: 300)")
     arguments = parser.parse_args()
     for path in arguments.notebooks:
         run(path, arguments.to, arguments.budget)

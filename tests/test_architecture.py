@@ -1,4 +1,4 @@
-"""The rooms of the package: imports go one way, and a packed model opens without the framework."""
+"""The rooms of the package: every one is on the page, and imports go one way."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ SHARED = ["__init__", "vocabulary", "errors", "metrics"]
 
 
 def imports_of(path: Path) -> set[str]:
-    """The modules of the package that a file imports, wherever in the file."""
+    """What a file imports, wherever in the file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative imports are not checked"
             found |= {f"{node.module}.{name.name}" for name in node.names}
         elif isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
-    return {name for name in found if name.split(".")[0] == "bitmaps"}
+    return found
+
+
+def imports_of_package(path: Path) -> set[str]:
+    return {name for name in imports_of(path) if name.split(".")[0] == "bitmaps"}
 
 
 def room_of(module: str) -> str:
@@ -37,6 +42,19 @@ def room_of(module: str) -> str:
 def test_the_page_lists_every_room() -> None:
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert folders == set(ROOMS)
+    assert len(ROOMS) == len(set(ROOMS))
+
+
+def test_the_page_names_every_module_beside_the_rooms() -> None:
+    beside = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    named = {name for name in beside if f"`{name}.py`" in PAGE}
+    assert named == beside
+    assert beside >= {*SHARED} - {"__init__"}
+
+
+def test_tests_are_in_the_rooms_of_what_they_test() -> None:
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert folders <= set(ROOMS)
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -46,15 +64,22 @@ def test_a_room_imports_only_rooms_below_it(room: str) -> None:
         f"{path.relative_to(ROOT)} imports {name}"
         for path in (PACKAGE / room).rglob("*.py")
         if path.name != "__main__.py"  # a command, which may use the whole house
-        for name in imports_of(path)
+        for name in imports_of_package(path)
         if room_of(name) not in below
     }
     assert not wrong
 
 
+def test_training_never_sees_a_configuration() -> None:
+    imported = {name for path in (PACKAGE / "training").glob("*.py") for name in imports_of(path)}
+    packages = {".".join(name.split(".")[:2]) for name in imported}
+    assert not packages & {"bitmaps.command", "bitmaps.jobs"}
+    assert not {name.split(".")[0] for name in imported} & {"hydra", "omegaconf"}
+
+
 def test_shared_modules_import_no_room() -> None:
     for module in SHARED[1:]:
-        rooms = {room_of(name) for name in imports_of(PACKAGE / f"{module}.py")}
+        rooms = {room_of(name) for name in imports_of_package(PACKAGE / f"{module}.py")}
         assert rooms <= set(SHARED)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -59,6 +61,23 @@ def test_links_lead_somewhere(path: Path) -> None:
         if cell.cell_type == "markdown":
             for target in re.findall(r"\]\(([^)#:]+)\)", cell.source):
                 assert (FOLDER / target).exists(), target
+
+
+@each
+def test_everything_that_is_imported_is_there(path: Path) -> None:
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    imported = [
+        (node.module, name.name)
+        for cell in cells
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("bitmaps")
+        for name in node.names
+    ]
+    assert imported
+    for module, name in imported:
+        found = importlib.import_module(str(module))
+        if not hasattr(found, name):
+            importlib.import_module(f"{module}.{name}")
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-import bitmaps.packed.registration  # noqa: F401 (so that the tokenizer of a packed folder opens)
+import bitmaps.packed.registration  # noqa: F401 (opens the tokenizers of packed folders)
 from bitmaps.data.sources import Source
 from bitmaps.errors import InputError
 

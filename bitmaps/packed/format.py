@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from bitmaps.bert.model import on_meta
 from bitmaps.errors import InputError
 from bitmaps.packed import kernels as native
 from bitmaps.packed.discover import fewest_bits
+from bitmaps.packed.integrity import read_content
 from bitmaps.packed.layers import PackedAttention, PackedEmbedding, PackedFeedForward, PackedLinear
 from bitmaps.packed.weights import PackedWeight, PacksItself
 from bitmaps.vocabulary import Act, Storage
@@ -164,10 +166,23 @@ def is_packed(folder: Path) -> bool:
     return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    """The tensors of a file and the shapes of the packed ones.
+@dataclass(frozen=True)
+class PackedFile:
+    """A file that was checked.
 
-    The file is mapped: a tensor stays in it until it is used.
+    Attributes:
+        tensors: by name. The file is mapped: a tensor stays in it until it is used.
+        shapes: of the packed matrices.
+        nonfinite: the names of the tensors that hold a NaN or an infinity.
+    """
+
+    tensors: dict[str, Tensor]
+    shapes: dict[str, list[int]]
+    nonfinite: frozenset[str]
+
+
+def read(path: Path) -> PackedFile:
+    """Open and check a file.
 
     Raises:
         InputError: for a file that is missing, truncated, of another format or version, or changed
@@ -179,6 +194,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        content = read_content(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is truncated or not a safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
@@ -190,9 +206,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
         raise InputError(
             f"{path} has version {metadata.get('version')!r}; this package reads version {VERSION}"
         )
-    if metadata.get("digest") != (actual := digest(tensors)):
+    if metadata.get("digest") != content.digest:
         raise InputError(
-            f"{path} is damaged: its content has digest {actual}, but it was written with "
+            f"{path} is damaged: its content has digest {content.digest}, but it was written with "
             f"{metadata.get('digest')}"
         )
     try:
@@ -200,16 +216,18 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
         assert all(len(shape) == 2 and min(shape) > 0 for shape in shapes.values())
     except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise InputError(f"{path} has no table of shapes in its metadata") from error
-    return tensors, shapes
+    return PackedFile(tensors, shapes, content.nonfinite)
 
 
-def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> PackedWeight | Tensor:
+def take(file: PackedFile, name: str, shape: tuple[int, ...]) -> PackedWeight | Tensor:
     """Remove one parameter from the tensors of a file, and return it.
 
     Raises:
         InputError: when it is missing, or a part of it has an unexpected shape or type or is not
             finite.
     """
+
+    tensors = file.tensors
 
     def part(suffix: str, dtype: torch.dtype, wanted: tuple[int, ...]) -> Tensor:
         tensor = tensors.pop(name + suffix, None)
@@ -220,9 +238,7 @@ def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Packe
                 f"{name + suffix} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
                 f"but the model needs {dtype} of {wanted}"
             )
-        # `isfinite` of all numbers would take more memory than the file
-        floats = dtype.is_floating_point and tensor.numel()
-        if floats and not torch.stack(tensor.aminmax()).isfinite().all():
+        if name + suffix in file.nonfinite:
             raise InputError(f"{name + suffix} holds a number that is not finite")
         return tensor
 
@@ -270,15 +286,15 @@ def load(folder: Path, act: Act) -> Bert:
     """
     native.kernels()  # reports errors now, not in the first forward pass
     path, config = folder / FILE, BertConfig.from_file(folder / "config.json")
-    tensors, shapes = read(path)
+    file = read(path)
     parts: dict[str, PackedWeight | Tensor] = {}
     try:
         for name, parameter in without_numbers(config).named_parameters():
             theirs, shape = hugging_face_name(name), tuple(parameter.shape)
-            if theirs in shapes and tuple(shapes.pop(theirs)) != shape:
+            if theirs in file.shapes and tuple(file.shapes.pop(theirs)) != shape:
                 raise InputError(f"{theirs} has another shape than the {shape} of config.json")
-            parts[name] = take(tensors, theirs, shape)
-        if left := sorted({*tensors, *shapes}):
+            parts[name] = take(file, theirs, shape)
+        if left := sorted({*file.tensors, *file.shapes}):
             raise InputError(f"no BERT of its config.json has: {', '.join(left[:5])}")
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

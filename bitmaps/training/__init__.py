@@ -1,5 +1,5 @@
 """Training through the binarization: the module, its losses and its callbacks.
 
-Imports ``bert``, ``quantize``, ``data`` and ``scoring``. A new part of the loss is a function in
-``losses.py``, a field of ``LossWeights`` and a key in ``conf/loss``.
+Imports ``bert``, ``packed``, ``quantize``, ``data`` and ``scoring``. A new part of the loss is a
+function in ``losses.py``, a field of ``LossWeights`` and a key in ``conf/loss``.
 """
