@@ -7,6 +7,7 @@ command in one line before a model is loaded; in a sweep it becomes a row, and t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from dataclasses import replace
@@ -22,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bitmaps.command.inherit import Request, inherit
 from bitmaps.command.overrides import check_lists, job_folder
 from bitmaps.command.schema import Evaluate, Train, conf_dir
+from bitmaps.command.sweep import SweepError
 from bitmaps.errors import InputError
 from bitmaps.runs.folder import RunFolder
 from bitmaps.runs.provenance import commit, versions
@@ -92,6 +94,11 @@ def run(cfg: DictConfig) -> None:
         )
         config.check()
         launch(cfg, config, facts, folder, request)
+    except SweepError as error:
+        if not folder.holds_run():
+            discard(folder.path)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except (InputError, OmegaConfBaseException) as error:
         if request.in_sweep and not folder.claimed and not folder.holds_run():
             folder.claim(OmegaConf.to_yaml(cfg), facts)  # so that the sweep's table has a row
@@ -104,6 +111,14 @@ def run(cfg: DictConfig) -> None:
         if not request.in_sweep or not isinstance(error, Exception):
             raise
         log.exception("this job failed; the sweep goes on")
+
+
+def discard(folder: Path) -> None:
+    """Remove the folder that Hydra made for a job. Empty, it would be a row of the table."""
+    for log_file in folder.glob("*.log"):
+        log_file.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 if __name__ == "__main__":

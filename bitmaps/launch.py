@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bitmaps.command.inherit import Request
 from bitmaps.command.schema import Evaluate, Train
-from bitmaps.command.sweep import check_sweep, find_duplicate
+from bitmaps.command.sweep import SweepError, check_sweep, find_duplicate
 from bitmaps.jobs.evaluate import Evaluation
 from bitmaps.jobs.setup import Outcome
 from bitmaps.jobs.train import Training
@@ -49,8 +49,8 @@ def launch(
     duplicate = None
     if request.in_sweep:
         if job.setup.starts_processes:
-            raise SystemExit(
-                f"error: trainer.strategy={config.trainer.strategy} with trainer.devices="
+            raise SweepError(
+                f"trainer.strategy={config.trainer.strategy} with trainer.devices="
                 f"{config.trainer.devices} in a multirun: each process that it starts would "
                 "replay the whole sweep. Run the jobs one by one, without -m."
             )

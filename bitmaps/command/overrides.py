@@ -9,6 +9,8 @@ from bitmaps.command.schema import conf_dir
 from bitmaps.errors import InputError
 
 LONGEST = 200  # characters of a folder's name; file systems take 255
+# an override whose folder's name shows where its key ends, and where the override ends
+PLAIN = re.compile(r"\+?[\w.]+=[\w.-]*\w", re.ASCII)
 WITHOUT_EFFECT = ("logger", "measure", "analysis")
 """Groups and keys that change neither a model nor its scores."""
 
@@ -41,9 +43,9 @@ def job_folder(overrides: list[str]) -> str:
     counts = [o for o in overrides if key_of(o).split(".")[0] not in WITHOUT_EFFECT]
     if "data=text" not in counts:  # otherwise the folder is a location, and no choice of text
         counts = [override for override in counts if key_of(override) != "data.dir"]
-    name = "+".join(sorted(override.lstrip("+~").replace("=", "-", 1) for override in counts))
-    plain = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "job"
-    if (plain == name and len(name) <= LONGEST) or not name:
-        return plain
+    name = "+".join(sorted(o.lstrip("+").replace("=", "-", 1) for o in counts))
+    if all(PLAIN.fullmatch(override) for override in counts) and len(name) <= LONGEST:
+        return name or "job"
+    readable = re.sub(r"[^\w.+-]+", "-", name, flags=re.ASCII)[:LONGEST].strip("-.")
     # different overrides must never share a folder
-    return f"{plain[:LONGEST]}-{zlib.crc32(name.encode()):08x}"
+    return f"{readable}-{zlib.crc32(chr(10).join(sorted(counts)).encode()):08x}"

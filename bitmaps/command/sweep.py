@@ -13,6 +13,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from bitmaps.command.overrides import WITHOUT_EFFECT, key_of
@@ -24,6 +25,11 @@ from bitmaps.vocabulary import Status
 
 # overrides that choose the text and the masks
 TEXT_KEYS = ("data", "limit", "mask_seed", "mask_sets", "experiment")
+
+
+class SweepError(InputError):
+    """A job does not belong in the folder of its sweep. It ends the sweep and leaves the folder as
+    it was."""
 
 
 class Job(Enum):
@@ -68,30 +74,31 @@ def find_job(cfg: DictConfig, folder: RunFolder) -> Job:
     removed unless it can be resumed.
 
     Raises:
-        InputError: when another job is in the folder, or another process works on this one.
+        SweepError: when another job is in the folder.
+        InputError: when another process works on this one.
     """
     path = folder.path
     if not folder.holds_run():
         return Job.new
     lock = lock_folder(path)
     try:
+        # an attempt that was killed at its very start has no state
+        done = (path / "metrics.json").is_file() and read_state(path).status is Status.ok
+        if not done and not (path / "checkpoints" / "last.ckpt").is_file():
+            shutil.rmtree(path)
+            return Job.new
         check_same_job(cfg, path)
-        if read_state(path).status is Status.ok:
-            return Job.done
-        if (path / "checkpoints" / "last.ckpt").is_file():
-            return Job.stopped
-        shutil.rmtree(path)
-        return Job.new
+        return Job.done if done else Job.stopped
     finally:
         lock.release()
 
 
 def check_same_job(cfg: DictConfig, path: Path) -> None:
     """Raises:
-    InputError: when the configuration in a folder is another one."""
+    SweepError: when the configuration in a folder is another one."""
     saved = load_config(path, Train if "resume" in cfg else Evaluate)
     if digest(saved) != digest(cfg):
-        raise InputError(
+        raise SweepError(
             f"{path} holds a job with another configuration: choose another hydra.sweep.dir"
         )
 
@@ -104,8 +111,11 @@ def swept_keys(folder: Path, overrides: list[str]) -> set[str]:
         overrides: of that job.
     """
     sweep = OmegaConf.load(folder.parent / "multirun.yaml")  # which Hydra writes
-    typed = list(sweep.hydra.overrides.task)
-    return {key_of(override).split(".")[0] for override in overrides if override not in typed}
+    # a job's own values cannot be compared with these: Hydra writes 1e1 as 10.0
+    typed = OverridesParser.create().parse_overrides(list(sweep.hydra.overrides.task))
+    fixed = {one.key_or_group for one in typed if not one.is_sweep_override()}
+    keys = {key_of(override) for override in overrides} - fixed
+    return {key.split(".")[0] for key in keys}
 
 
 def check_sweep(facts: Facts, folder: Path, overrides: list[str]) -> None:
@@ -117,11 +127,11 @@ def check_sweep(facts: Facts, folder: Path, overrides: list[str]) -> None:
         overrides: of the job.
 
     Raises:
-        InputError: naming what differs.
+        SweepError: naming what differs.
     """
     swept = swept_keys(folder, overrides)
     if useless := sorted(swept & set(WITHOUT_EFFECT)):
-        raise InputError(f"{useless[0]} changes no score: a sweep over it would repeat one job")
+        raise SweepError(f"{useless[0]} changes no score: a sweep over it would repeat one job")
     if swept & set(TEXT_KEYS):
         return
     names = [name for name in fields_with(Role.text) if hasattr(facts, name)]
@@ -130,7 +140,7 @@ def check_sweep(facts: Facts, folder: Path, overrides: list[str]) -> None:
         for name in names if metrics.parent != folder and there.data is not None else ():
             ours, theirs = getattr(facts, name), getattr(there, name)
             if ours != theirs:
-                raise InputError(
+                raise SweepError(
                     f"{name}={ours} is not comparable with {name}={theirs} of "
                     f"{metrics.parent}: choose another hydra.sweep.dir"
                 )

@@ -16,9 +16,11 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 
-from bitmaps.command.schema import GROUPS, Evaluate, Scale, Train, check, conf_dir
+from bitmaps.command.schema import Evaluate, Train, conf_dir
 from bitmaps.errors import InputError
-from bitmaps.training.module import LossWeights
+from bitmaps.runs.records import Facts
+from bitmaps.training.losses import LossWeights
+from bitmaps.vocabulary import GROUPS, Scale
 
 CONF = conf_dir()
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -92,7 +94,7 @@ def test_every_choice_composes_and_passes_its_check(command: str, group: str, ch
     composed = config(
         command, f"{group}={choice}", *(["model.source=x"] if choice == "hub" else [])
     )
-    check(composed)
+    composed.check()
     if group in ("binarize", "model", "data", "recipe", "loss"):
         assert getattr(composed, group).name == choice
     if group == "values":
@@ -332,7 +334,7 @@ def test_a_number_that_cannot_be_is_refused_by_name(
     command: str, overrides: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=message.replace(".", r"\.").replace(r"\.*", ".*")):
-        check(config(command, *overrides.split()))
+        config(command, *overrides.split()).check()
 
 
 @pytest.mark.parametrize(
@@ -366,7 +368,7 @@ def test_a_number_that_cannot_be_is_refused_by_name(
     ],
 )
 def test_what_lies_on_the_edge_is_accepted(command: str, overrides: str) -> None:
-    check(config(command, *overrides.split()))
+    config(command, *overrides.split()).check()
 
 
 def test_a_run_shorter_than_the_interval_is_validated_once() -> None:
@@ -437,7 +439,7 @@ def test_the_word_table_is_stored_as_asked_or_as_its_component_says(
     command: str, overrides: str, stored: str
 ) -> None:
     composed = config(command, *overrides.split())
-    check(composed)
+    composed.check()
     assert composed.word_table() == composed.facts()["embeddings"] == stored
 
 

@@ -1,0 +1,105 @@
+"""What shows a run beside its table: the error analysis, the sentences, and W&B."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command.commands import (
+    ALONE,
+    SHORT,
+    Commands,
+    Row,
+    analyses_of,
+    metrics,
+    rows_of,
+    scores,
+)
+from conftest import Recorded
+from huggingface_hub import ModelCard
+
+from bitmaps.report.charts import read_curves
+from bitmaps.runs.records import measures
+from bitmaps.tracking.workspace import CURVES
+
+
+def test_a_training_is_recorded_with_all_that_the_dashboard_shows(
+    command: Commands, recorded: Callable[[Path], Recorded]
+) -> None:
+    often = "trainer.log_every_n_steps=1"
+    command.ok("train", "binarize=ffnn", "logger=wandb_offline", often, *SHORT, "hydra.run.dir=r")
+    found, row = recorded(Path("r")), metrics("r")
+    assert found.run["exit_code"] == 0
+    measured = [name for name in measures() if row[name] is not None]
+    assert len(measured) == 4  # nothing was timed
+    assert {name: found.summary[name] for name in measured} == {n: row[n] for n in measured}
+    before = rows_of("r")["unbinarized"]
+    assert found.summary["unbinarized/cross_entropy"] == before["cross_entropy"]
+    assert set(CURVES) <= set(found.curves)
+    assert {"val/cross_entropy", "train/loss"} <= set(read_curves(Path("r")))  # for the report
+    assert found.config["optimizer.lr"] == 4e-4
+    names = ("row", "components", "values", "steps", "scale")
+    assert {name: found.config[name] for name in names} == {name: row[name] for name in names}
+    columns, lines = found.tables["predictions"]
+    assert {"unbinarized", "naive", "trained"} <= set(columns)
+    assert lines
+    assert found.summary["verdict"] == analyses_of("r")["trained"]["verdict"]
+    assert sum(found.summary["confidence"]["values"]) == row["masked_tokens"]
+    assert len([name for name in found.summary if name.startswith("scales/")]) == 4
+    (artifact,) = (one for one in found.artifacts.values() if one["type"] == "model")
+    packed = {path.name for path in Path("r/packed").iterdir()}
+    assert {file["path"] for file in artifact["manifest"]["contents"]} == packed
+    assert {"README.md", "config.json", "model.safetensors"} <= packed
+    card = ModelCard.load("r/packed/README.md")
+    results = {one.metric_type: one.metric_value for one in card.data.eval_results or []}
+    assert list(results.values()) == scores(row)
+
+
+def assert_analysis_fits(analysis: dict[str, Any], row: Row) -> None:
+    count = row["masked_tokens"]
+    assert analysis["masked_tokens"] == sum(analysis["confidence"]["histogram"]) == count
+    for splits in (analysis["by_input"].values(), analysis["by_frequency"]):
+        hits = sum(split["masked_tokens"] * (split["accuracy"] or 0) for split in splits)
+        assert hits / count == pytest.approx(row["accuracy"])
+    assert analysis["predicted"][0]["token"] in analysis["verdict"]
+    assert len(analysis["sentences"]) == 8
+
+
+def test_every_row_has_its_analysis(trained: Commands) -> None:
+    calibrated = ("binarize=layers", "binarize.scope=matrices", "scale=row", "calibrate=16")
+    trained.ok("evaluate", *calibrated, "hydra.run.dir=c")
+    trained.ok("evaluate", "checkpoint=r/packed", "hydra.run.dir=p")
+    for folder in ("r", "c", "p"):
+        rows, analyses = rows_of(folder), analyses_of(folder)
+        assert list(analyses) == list(rows)
+        for kind, row in rows.items():
+            assert_analysis_fits(analyses[kind], row)
+    assert [len(analyses_of(folder)) for folder in ("r", "c", "p")] == [1, 3, 4]
+    shown = [
+        [sentence["text"] for sentence in analyses_of("p")[kind]["sentences"]]
+        for kind in ("trained", "packed")
+    ]
+    assert shown[0] == shown[1]
+
+
+def test_analysis_and_text_are_printed_if_asked(command: Commands) -> None:
+    naive = ("evaluate", "binarize=all", "values=01", ALONE)
+    own = "text='the [MASK] sat on the [MASK]'"
+    out = command.ok(*naive, "analysis=true", own, "hydra.run.dir=a")
+    analysis = analyses_of("a")["naive"]
+    assert f"naive: {analysis['verdict']}" in out
+    assert analysis["sentences"][0]["text"] == "the [MASK] sat on the [MASK]"
+    assert len(analysis["sentences"]) == 9
+    assert all(sentence["text"][:40] in out for sentence in analysis["sentences"])
+    first = analysis["sentences"][0]["masked"][0]
+    assert (first["position"], first["true"]) == (1, None)
+    guess = first["predictions"][0]
+    assert f"{guess['token']} {guess['probability']:.2f}" in out
+    out = command.ok(*naive, own, "hydra.run.dir=b")
+    assert "the [MASK] sat on the [MASK]" in out
+    assert analysis["verdict"] not in out
+    assert analysis["sentences"][1]["text"][:40] not in out
+    assert analyses_of("b") == {"naive": analysis}
+    assert "[MASK]" not in command.ok(*naive, "hydra.run.dir=c")

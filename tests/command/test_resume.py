@@ -1,0 +1,153 @@
+"""``train.py resume=<run>``: a run goes on as the run that it was."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import wandb
+from command.commands import (
+    ALONE,
+    HALF,
+    LEVEL,
+    ONE_BIT,
+    SHORT,
+    Commands,
+    contents,
+    metrics,
+)
+from lightning.pytorch.loggers import WandbLogger
+from omegaconf import OmegaConf
+
+import bitmaps
+
+BEGUN = ("binarize=ffnn", ALONE, LEVEL)  # with HALF the first half, with SHORT all of it
+GO_ON = ("train", "resume=r", "trainer.max_steps=4")
+
+
+def test_it_ends_where_an_uninterrupted_run_does(command: Commands) -> None:
+    command.made("whole", "train", *BEGUN, *SHORT)
+    command.made("r", "train", *BEGUN, *HALF)
+    command.ok(*GO_ON)
+    assert metrics("r")["steps"] == 4
+    whole, parts = (
+        torch.load(f"{folder}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for folder in ("whole", "r")
+    )
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert metrics("whole")["cross_entropy"] == metrics("r")["cross_entropy"]
+
+
+def test_it_has_the_later_model_in_real_bits(command: Commands) -> None:
+    command.made("r", "train", *BEGUN, *HALF)
+    before = Path("r/packed/model.safetensors").read_bytes()
+    command.ok(*GO_ON)
+    assert Path("r/packed/model.safetensors").read_bytes() != before
+    packed, plain = bitmaps.load("r/packed", act="f32"), bitmaps.load("r")
+    assert packed.config.bitmaps is not None
+    assert packed.config.bitmaps["steps"] == 4
+    ids = torch.tensor([[2, 7, 4, 9, 3]])
+    torch.testing.assert_close(packed(ids), plain(ids), atol=1e-4, rtol=0)
+
+
+def test_it_stays_the_run_that_it_was(trained: Commands) -> None:
+    for override in (
+        "values=01", "loss=tokens", "loss.hidden=3", "embeddings=int8", "mask_sets=2", "references=false", "calibrate=0",
+    ):  # fmt: skip
+        err = trained.refused("train", "resume=r", override)
+        assert f"{override.split('=')[0]} cannot change" in err
+    assert metrics("r")["status"] == "ok"
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_run_that_was_moved_keeps_its_best_model(command: Commands, copied: bool) -> None:
+    command.made("old", "train", *BEGUN, *HALF)
+    last = Path("old/checkpoints/last.ckpt")
+    checkpoint = torch.load(last, weights_only=True)
+    for state in checkpoint["callbacks"].values():
+        if state.get("monitor"):  # so good that no later validation is better
+            best, path = torch.tensor(0.0), str(Path("old/checkpoints/best.ckpt").resolve())
+            state |= {
+                "best_model_score": best,
+                "kth_value": best,
+                "best_model_path": path,
+                "kth_best_model_path": path,
+                "best_k_models": {path: best},
+                "dirpath": str(Path("old/checkpoints").resolve()),
+            }
+    torch.save(checkpoint, last)
+    if copied:
+        shutil.copytree("old", "r")
+        Path("old/checkpoints/best.ckpt").write_bytes(b"another model by now")
+    else:
+        shutil.move("old", "r")
+    best_model = Path("r/checkpoints/best.ckpt").read_bytes()
+    command.ok(*GO_ON)
+    assert (metrics("r")["steps"], metrics("r")["best_step"]) == (4, 2)
+    assert Path("r/checkpoints/best.ckpt").read_bytes() == best_model
+    assert torch.load("r/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_it_may_go_on_without_one_of_its_callbacks(command: Commands) -> None:
+    command.made("r", "train", *BEGUN, *HALF)
+    command.ok(*GO_ON, "~callbacks.signs")
+    assert "signs" not in OmegaConf.load("r/config.yaml").callbacks
+    assert metrics("r")["steps"] == 4
+
+
+def test_a_callback_under_its_old_name_goes_on(command: Commands) -> None:
+    command.made("r", "train", *BEGUN, *HALF)
+    path = Path("r/config.yaml")
+    text, present = path.read_text(encoding="utf-8"), "bitmaps.training.sign_watch.SignWatch"
+    assert present in text
+    path.write_text(text.replace(present, "bitmaps.diagnostics.SignWatch"), encoding="utf-8")
+    command.ok(*GO_ON)
+    assert metrics("r")["steps"] == 4
+    assert OmegaConf.load(path).callbacks.signs._target_ == present
+
+
+def test_a_logger_that_does_not_start_costs_a_finished_run_nothing(
+    trained: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(*arguments: Any, **options: Any) -> None:
+        raise wandb.errors.UsageError("No API key configured.")
+
+    before = contents("r")
+    monkeypatch.setattr(WandbLogger, "log_hyperparams", nobody)
+    err = trained.refused("train", "resume=r", "trainer.max_steps=8", "logger=wandb")
+    assert "logger: No API key configured." in err
+    assert "choose logger=wandb_offline" in err
+    assert {file: found for file, found in contents("r").items() if file in before} == before
+
+
+def test_other_devices_keep_the_number_of_steps(trained: Commands) -> None:
+    began = metrics("r")["command"]
+    trained.ok("train", "resume=r", "trainer=cpu")
+    assert OmegaConf.load("r/config.yaml").trainer.max_steps == 4
+    assert began.startswith("python train.py ")
+    assert metrics("r")["command"] == f"{began} trainer=cpu"  # which makes the same run
+    trained.ok("train", "resume=r", "trainer=cpu")
+    assert metrics("r")["command"] == f"{began} trainer=cpu"  # and can be typed: no group twice
+
+
+def test_fewer_steps_than_there_are_are_refused(trained: Commands) -> None:
+    err = trained.refused("train", "resume=r", "trainer.max_steps=2")
+    assert "trainer.max_steps=2 is too small: r has 4 steps already" in err
+
+
+def test_it_goes_on_in_its_own_folder_alone(trained: Commands) -> None:
+    trained.made("other", "train", *ONE_BIT)
+    before = contents("other")
+    err = trained.refused("train", "resume=r", "hydra.run.dir=other")
+    assert "a run is resumed in its own folder, r" in err
+    assert contents("other") == before
+
+
+def test_a_run_without_a_checkpoint_is_nothing_to_go_on_with(command: Commands) -> None:
+    command.made("r", "evaluate", "binarize=none")
+    err = command.refused("train", "resume=r")
+    assert "resume=r holds no run to go on with: it has no checkpoints/last.ckpt" in err
