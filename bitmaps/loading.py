@@ -22,8 +22,8 @@ def load(
     """Open a masked-language BERT in evaluation mode.
 
     Args:
-        source: a packed folder (``<run>/packed``), a Hugging Face folder or Hub id, a run folder, or
-            ``package:<package>/<folder>``. A model that is not packed is in fp32.
+        source: a packed folder (``<run>/packed``), a Hugging Face folder or Hub id, a run folder,
+            or ``package:<package>/<folder>``. A model that is not packed is in fp32.
         adapter: a safetensors file to add to it (``apply_adapter``). The shipped ones are in
             ``bitmaps.ADAPTERS``.
         head: ``"new"`` initializes a masked-language-model head if the checkpoint has none.

@@ -10,10 +10,10 @@ from bitmaps.bert.config import BertConfig
 
 
 class Attention(nn.Module):
-    """``LayerNorm(x + output(softmax(q k^T / sqrt(d)) v))`` with ``h`` heads of ``d = hidden / h`` numbers.
+    """``LayerNorm(x + output(softmax(q k^T / sqrt(d)) v))`` with h heads of d = hidden / h numbers.
 
-    Vaswani et al. 2017, section 3.2. Shapes: ``x`` (batch, length, hidden); ``mask`` (batch, 1, 1, length), true where
-    a position may be attended to, or ``None`` when all may.
+    Vaswani et al. 2017, section 3.2. Shapes: ``x`` (batch, length, hidden); ``mask`` (batch, 1, 1,
+    length), true where a position may be attended to, or ``None`` for all positions.
     """
 
     def __init__(self, config: BertConfig) -> None:
@@ -34,11 +34,14 @@ class Attention(nn.Module):
         return self.query(x), self.key(x), self.value(x)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """``softmax(q k^T / sqrt(d)) v`` of each head, side by side; all are (batch, length, hidden)."""
+        """``softmax(q k^T / sqrt(d)) v`` of each head, side by side.
+
+        All inputs and the result are (batch, length, hidden).
+        """
         heads = self.split_heads(query), self.split_heads(key), self.split_heads(value)
         dropout = self.attention_dropout if self.training else 0.0
         if query.is_cpu and query.requires_grad and query.dtype is torch.bfloat16:
-            # on a CPU the way back through attention takes ten times as long in bf16 as in fp32 (torch 2.13)
+            # the backward pass on a CPU takes ten times as long in bf16 as in fp32 (torch 2.13)
             q, k, v = (head.float() for head in heads)
             with torch.autocast("cpu", enabled=False):
                 context = F.scaled_dot_product_attention(q, k, v, mask, dropout).to(query.dtype)

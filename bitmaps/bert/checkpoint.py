@@ -1,6 +1,7 @@
-"""Hugging Face checkpoints <-> ours: where they lie, what their tensors are called, how they are read and written.
+"""Hugging Face checkpoints: finding, naming, reading and writing them.
 
-Only safetensors are read. A ``pytorch_model.bin`` is a pickle, which can run code, and nothing from outside is unpickled.
+Only safetensors are read. A ``pytorch_model.bin`` is a pickle, which can run code, and this package
+unpickles nothing from outside.
 """
 
 from __future__ import annotations
@@ -50,7 +51,11 @@ HUB_FILES = (
 
 
 def hugging_face_name(name: str) -> str:
-    """Our parameter's name -> Hugging Face's: ``head.norm.bias`` -> ``cls.predictions.transform.LayerNorm.bias``."""
+    """Our parameter's name -> Hugging Face's.
+
+    >>> hugging_face_name("head.norm.bias")
+    'cls.predictions.transform.LayerNorm.bias'
+    """
     module, _, tensor = name.rpartition(".")
     number = re.search(r"\.(\d+)\.", module)
     pattern = re.sub(r"\.\d+\.", ".{}.", module)
@@ -58,11 +63,15 @@ def hugging_face_name(name: str) -> str:
 
 
 def locate(source: str) -> Path:
-    """The folder that ``source`` names: a local folder, a run folder (its ``model/``), ``package:<package>/<folder>``
-    inside an installed Python package (found without importing it), or a Hub id, downloaded or from the Hub's cache.
+    """The folder that ``source`` names.
+
+    Args:
+        source: a local folder; a run folder, for its ``model/``; ``package:<package>/<folder>``
+            inside an installed Python package, which is not imported; or a Hub id, downloaded or
+            from the Hub's cache.
 
     Raises:
-        InputError: when there is no such folder or package, or neither the Hub nor its cache has the id.
+        InputError: when the folder, the package or the id does not exist or cannot be reached.
     """
     if source.startswith("package:"):
         package, _, inside = source.removeprefix("package:").partition("/")
@@ -103,8 +112,9 @@ def download(source: str) -> Path:
         raise InputError(f"{source!r} is neither a folder nor a Hub id: {error}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
-            f"{source!r} is no folder here, and the Hub did not give it ({type(error).__name__}). Without the Hub: "
-            "model=minilm (weights from the package index), model=hub model.source=<folder>, or model.weights=random"
+            f"{source!r} is not a folder here, and the Hub did not provide it "
+            f"({type(error).__name__}). Without the Hub use model=minilm (weights from the package "
+            "index), model=hub model.source=<folder>, or model.weights=random"
         ) from error
 
 
@@ -114,8 +124,11 @@ def sha256(path: Path) -> str:
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Raises:
-    InputError: when the file is missing or its SHA-256 is another."""
+    """Check a file against its expected SHA-256.
+
+    Raises:
+        InputError: when the file is missing or has another digest.
+    """
     if not path.is_file():
         raise InputError(f"{path} is missing")
     if (actual := sha256(path)) != expected:
@@ -144,8 +157,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of a Hugging Face folder under their present-day names, in fp32.
 
-    Old names are renamed (``LayerNorm.gamma`` and ``beta``), body-only files get their ``bert.`` prefix, and
-    ``cls.predictions.bias`` stands in for the decoder's, of which it is a second name.
+    ``LayerNorm.gamma`` and ``beta`` are renamed, body-only files get their ``bert.`` prefix, and
+    ``cls.predictions.bias`` stands for the decoder's bias, of which it is a second name.
 
     Raises:
         InputError: when there is no safetensors file, or it is damaged.
@@ -182,16 +195,17 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 def apply_adapter(tensors: dict[str, Tensor], path: Path, checkpoint: Path) -> None:
     """Add a low-rank adapter (Hu et al. 2021) to the tensors of its checkpoint, in place.
 
-    For each pair ``<module>.lora_A.weight`` (r, in) and ``<module>.lora_B.weight`` (out, r), ``W += B A``; every other
-    tensor of the file replaces, or supplies, the one of its name.
+    For each pair ``<module>.lora_A.weight`` (r, in) and ``<module>.lora_B.weight`` (out, r),
+    ``W += B A``. Every other tensor of the file replaces or adds the one of its name.
 
     Raises:
-        InputError: when the file is no adapter, or was made for another checkpoint file than ``checkpoint``.
+        InputError: when the file is not an adapter, or was made for another checkpoint file.
     """
     adapter, metadata = read_safetensors(path)
     if "base_sha256" not in metadata:
         raise InputError(
-            f"{path} is no adapter: its metadata does not say which checkpoint it was made for (base_sha256)"
+            f"{path} is not an adapter: its metadata does not name the checkpoint that it was made "
+            "for (base_sha256)"
         )
     check_sha256(checkpoint, metadata["base_sha256"])
     modules = {name.rsplit(".lora_", 1)[0] for name in adapter if ".lora_" in name}
@@ -208,12 +222,15 @@ def apply_adapter(tensors: dict[str, Tensor], path: Path, checkpoint: Path) -> N
 def build(
     config: BertConfig, tensors: dict[str, Tensor], head: HeadSource = HeadSource.checkpoint
 ) -> Bert:
-    """A ``Bert`` with these tensors; ``head="new"`` starts the masked-LM head afresh where the checkpoint has none.
+    """A ``Bert`` with these tensors.
 
-    Tensors that belong to other tasks (``bert.pooler``, ``cls.seq_relationship``, a classifier) are left aside.
+    Tensors of other tasks (``bert.pooler``, ``cls.seq_relationship``, a classifier) are ignored.
+
+    Args:
+        head: ``new`` initializes a masked-language-model head if the checkpoint has none.
 
     Raises:
-        InputError: when a tensor is missing, unknown or of another shape, or the body comes without a head.
+        InputError: when a tensor is missing, unknown or of another shape, or the head is missing.
     """
     with on_meta():
         model = Bert(config)
@@ -227,8 +244,9 @@ def build(
     if headless := [ours for ours in missing if ours.startswith("head.")]:
         if head == HeadSource.checkpoint:
             raise InputError(
-                f"the checkpoint has no masked-language-model head ({missing[headless[0]]} and {len(headless) - 1} more "
-                "are missing): name an adapter that supplies one, or start one afresh with model.head=new"
+                "the checkpoint has no masked-language-model head "
+                f"({missing[headless[0]]} and {len(headless) - 1} more are missing): "
+                "name an adapter that has one, or initialize one with model.head=new"
             )
         fresh = Bert(config).state_dict()
         tensors = tensors | {missing.pop(ours): fresh[ours] for ours in headless}
@@ -242,14 +260,13 @@ def build(
         if n.startswith("bert.") and not n.startswith("bert.pooler.") and "position_ids" not in n
     }
     if unknown := sorted(body - set(wanted.values())):
-        raise InputError(
-            f"the checkpoint has tensors that no BERT of its config.json has: {', '.join(unknown[:5])}"
-        )
+        raise InputError(f"no BERT of its config.json has: {', '.join(unknown[:5])}")
     shapes = {ours: tuple(parameter.shape) for ours, parameter in model.state_dict().items()}
     for ours, theirs in wanted.items():
         if tuple(tensors[theirs].shape) != shapes[ours]:
             raise InputError(
-                f"{theirs} has shape {tuple(tensors[theirs].shape)}, but config.json asks for {shapes[ours]}"
+                f"{theirs} has shape {tuple(tensors[theirs].shape)}, "
+                f"but config.json needs {shapes[ours]}"
             )
     model.load_state_dict(
         {ours: tensors[theirs] for ours, theirs in wanted.items()}, strict=False, assign=True
@@ -269,11 +286,12 @@ def load(
 
     Args:
         source: a Hugging Face folder or Hub id, a run folder, or ``package:<package>/<folder>``.
-        adapter: a safetensors file to add to it (``apply_adapter``); ``bitmaps.ADAPTERS`` is where the shipped ones lie.
-        head: ``"new"`` starts a masked-LM head afresh when the checkpoint has none.
+        adapter: a safetensors file to add to it (``apply_adapter``). The shipped ones are in
+            ``bitmaps.ADAPTERS``.
+        head: ``new`` initializes a masked-language-model head if the checkpoint has none.
 
     Raises:
-        InputError: when it cannot be found or read, or is no masked-language BERT.
+        InputError: when it cannot be found or read, or is not a masked-language BERT.
     """
     folder = locate(str(source))
     config = BertConfig.from_file(folder / "config.json")

@@ -17,12 +17,12 @@ from bitmaps.vocabulary import LinearName
 class BertConfig:
     """Sizes and constants of a BERT; the defaults are those of ``bert-base-uncased``.
 
-    Field names are Hugging Face's, so that a ``config.json`` reads straight into it. ``bitmaps`` holds what was
-    binarized, and how, in a model that this project wrote; ``None`` in any other.
+    Field names are Hugging Face's, so a ``config.json`` reads straight into it. ``bitmaps`` says
+    what was binarized, and how, in a model that this project wrote; it is ``None`` in any other.
 
     Raises:
-        InputError: for a width that the heads do not divide, a size below one, an unknown activation function, or what is no
-            number where one belongs.
+        InputError: for a width that the heads do not divide, a size below one, an unknown
+            activation function, or a value that is not a number where one is needed.
     """
 
     vocab_size: int = 30522
@@ -42,8 +42,10 @@ class BertConfig:
     bitmaps: dict[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                     "max_position_embeddings", "type_vocab_size"):  # fmt: skip
+        for name in (
+            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+            "intermediate_size", "max_position_embeddings", "type_vocab_size",
+        ):  # fmt: skip
             if not isinstance(size := getattr(self, name), int) or size < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, not {size!r}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
@@ -54,11 +56,13 @@ class BertConfig:
                 raise InputError(f"{name} must be a number above 0, not {x!r}")
         if self.pad_token_id is not None and self.pad_token_id not in range(self.vocab_size):
             raise InputError(
-                f"pad_token_id must lie in 0..{self.vocab_size - 1} or be null, not {self.pad_token_id!r}"
+                f"pad_token_id must lie in 0..{self.vocab_size - 1} or be null, "
+                f"not {self.pad_token_id!r}"
             )
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_attention_heads}"
             )
         check_activation(self.hidden_act)
         if not isinstance(self.bitmaps, dict | None):
@@ -80,10 +84,10 @@ class BertConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BertConfig:
-        """Read the keys of a ``config.json``; those that do not shape the forward pass are left aside.
+        """Read the keys of a ``config.json``. Keys that do not shape the forward pass are ignored.
 
         Raises:
-            InputError: when the file describes another architecture than an absolute-position BERT encoder.
+            InputError: for another architecture than an absolute-position BERT encoder.
         """
         architecture = values.get("model_type", "bert")
         if architecture not in ("bert", "bitmaps"):  # the second is a packed BERT
@@ -97,7 +101,8 @@ class BertConfig:
             )
         if values.get("is_decoder") or values.get("add_cross_attention"):
             raise InputError(
-                "a BERT decoder (is_decoder, add_cross_attention) is not supported; valid is an encoder"
+                "a BERT decoder (is_decoder, add_cross_attention) is not supported; "
+                "valid is an encoder"
             )
         known = {f.name for f in fields(cls)}
         return cls(

@@ -10,7 +10,10 @@ from bitmaps.bert.ffnn import FeedForward
 
 
 class Layer(nn.Module):
-    """Self-attention, then the feed-forward network; each ends in its own residual sum and LayerNorm."""
+    """Self-attention, then the feed-forward network.
+
+    Each ends in its own residual sum and LayerNorm.
+    """
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -22,7 +25,10 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """All layers in turn. Returns every state, the input first: layers + 1 tensors of (batch, length, hidden)."""
+    """All layers in turn.
+
+    Returns every state, the input first: layers + 1 tensors of (batch, length, hidden).
+    """
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()

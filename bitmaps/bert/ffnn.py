@@ -9,7 +9,10 @@ from bitmaps.bert.config import BertConfig
 
 
 class FeedForward(nn.Module):
-    """``LayerNorm(x + contract(act(expand(x))))``, the same for every position. Shapes: (batch, length, hidden)."""
+    """``LayerNorm(x + contract(act(expand(x))))``, the same for every position.
+
+    Shapes: (batch, length, hidden).
+    """
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()

@@ -11,8 +11,8 @@ from bitmaps.bert.config import BertConfig
 class Head(nn.Module):
     """``decoder(LayerNorm(act(transform(x))))``: the masked-language-model head.
 
-    Shapes: (..., hidden) -> (..., vocabulary). The decoder's weight is usually the word embeddings' own parameter
-    (``Bert`` ties them); its bias is the head's.
+    Shapes: (..., hidden) -> (..., vocabulary). The decoder's weight is usually the word embeddings'
+    own parameter (``Bert`` ties them). Its bias is the head's.
     """
 
     def __init__(self, config: BertConfig) -> None:

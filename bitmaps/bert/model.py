@@ -19,11 +19,12 @@ from bitmaps.errors import InputError
 
 
 class Bert(nn.Module):
-    """Embeddings, encoder and masked-LM head; the same function as ``transformers.BertForMaskedLM``.
+    """Embeddings, encoder and masked-LM head; the function of ``transformers.BertForMaskedLM``.
 
     In one line: ``logits = head(encoder(embeddings(ids)))``.
 
-    Parameters start as BERT's do: matrices from N(0, ``initializer_range``), biases 0, LayerNorm 1 and 0.
+    Parameters start as BERT's do: matrices from N(0, ``initializer_range``), biases at 0, LayerNorm
+    gains at 1 and shifts at 0.
     """
 
     def __init__(self, config: BertConfig) -> None:
@@ -44,15 +45,18 @@ class Bert(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def randomize(self, generator: torch.Generator | None = None) -> Bert:
-        """Draw *every* parameter, biases and LayerNorm too, from N(mean, ``initializer_range``); mean 1 for the
-        LayerNorm gains, 0 elsewhere. No tensor is then two-valued by accident, as one of zeros or ones would be."""
+        """Draw *every* parameter, biases and LayerNorm too, from N(mean, ``initializer_range``).
+
+        The mean is 1 for LayerNorm gains and 0 elsewhere. So no tensor is two-valued by accident,
+        as a tensor of zeros or ones would be.
+        """
         for name, parameter in self.named_parameters():
             mean = 1.0 if name.endswith("norm.weight") else 0.0
             nn.init.normal_(parameter, mean, self.config.initializer_range, generator)
         return self
 
     def set_dropout(self, p: float) -> Bert:
-        """Drop with probability ``p`` wherever BERT drops, attention included, when in training mode."""
+        """Set the dropout probability everywhere, attention included; it acts in training mode."""
         for module in self.modules():
             if isinstance(module, nn.Dropout):
                 module.p = p
@@ -66,9 +70,13 @@ class Bert(nn.Module):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> list[Tensor]:
-        """The hidden states: the embeddings' output, then each layer's; layers + 1 of (batch, length, hidden).
+        """The hidden states: the embeddings' output, then each layer's.
 
-        ``attention_mask`` (batch, length) is 1 (or true) for tokens and 0 for padding; ``token_type_ids`` is 0 unless given.
+        They are layers + 1 tensors of (batch, length, hidden).
+
+        Args:
+            attention_mask: (batch, length), 1 (or true) for tokens and 0 for padding.
+            token_type_ids: (batch, length), 0 unless given.
 
         Raises:
             InputError: for a sequence longer than ``max_position_embeddings``.
@@ -90,8 +98,11 @@ class Bert(nn.Module):
         token_type_ids: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Logits (batch, length, vocabulary), or with ``positions``, a boolean (batch, length) of which ``n`` are
-        true, the logits (n, vocabulary) there alone: the vocabulary product is the largest single cost of a BERT."""
+        """Logits (batch, length, vocabulary).
+
+        With ``positions``, a boolean (batch, length) of which n are true, only the logits there:
+        (n, vocabulary). The product with the vocabulary is the largest single cost of a BERT.
+        """
         hidden = self.encode(input_ids, attention_mask, token_type_ids)[-1]
         return self.head(hidden if positions is None else hidden[positions])
 

@@ -1,10 +1,10 @@
-"""Pack a trained run, take a packed model back to floats, or tell which kernels run here.
+"""Pack a trained run, turn a packed model back into floats, or list the kernels that run here.
 
     python -m bitmaps.packed <run folder> [<folder>] [--embeddings int8] [--head int8]
     python -m bitmaps.packed to_float <packed folder> <folder>
     python -m bitmaps.packed info
 
-A folder that is to be made must not be there yet.
+The folder to write must not exist.
 """
 
 from __future__ import annotations
@@ -26,31 +26,28 @@ from bitmaps.packed import format as folder
 from bitmaps.packed import kernels as native
 from bitmaps.report.card import write_card
 from bitmaps.runs.folder import read_rows
-from bitmaps.vocabulary import Act
+from bitmaps.vocabulary import Act, Storage
 
 
 def info() -> None:
     path, found = native.library_file(), native.kernels()
-    print(
-        f"library       {path.name if path else 'none: there was no C compiler when bitmaps was installed'}"
-    )
-    print(
-        f"runs here     {', '.join([*native.instruction_sets(), native.REFERENCE])}   ({native.VARIABLE} chooses)"
-    )
+    missing = "none: there was no C compiler when bitmaps was installed"
+    names = ", ".join([*native.instruction_sets(), native.REFERENCE])
+    print(f"library       {path.name if path else missing}")
+    print(f"runs here     {names}   ({native.VARIABLE} chooses)")
     print(f"in use        {found.name if found else native.REFERENCE}")
     if found is not None:
-        print(
-            f"calls         {'from C' if found.linear else 'through ctypes, for want of headers of Python: slower'}"
-        )
+        slow = "through ctypes, slower: Python's headers were missing when bitmaps was installed"
+        print(f"calls         {'from C' if found.linear else slow}")
     print(f"threads       {torch.get_num_threads()}")
 
 
-def pack(run: Path, to: Path, embeddings: str | None, head: str | None) -> None:
+def pack(run: Path, to: Path, embeddings: Storage | None, head: Storage | None) -> None:
     source = checkpoint.locate(str(run))
     if folder.is_packed(source):
         raise InputError(f"{source} is packed already")
     trained = (run / "rows.json").is_file()
-    if trained:  # what the card says, read first: without it there would be a folder that has none
+    if trained:  # read first what the card will say, so that no folder is left without one
         rows = read_rows(run)
         try:
             saved = OmegaConf.merge(
@@ -60,7 +57,7 @@ def pack(run: Path, to: Path, embeddings: str | None, head: str | None) -> None:
         except OmegaConfBaseException as error:
             said = str(error).splitlines()[0]
             raise InputError(f"{run / 'config.yaml'} is of another version: {said}") from error
-    folder.save(checkpoint.load(source), to, tokenizer_of(str(source)), embeddings, head)  # type: ignore[arg-type]
+    folder.save(checkpoint.load(source), to, tokenizer_of(str(source)), embeddings, head)
     if trained:
         write_card(to, rows, config.model, config.data)
     before = sum(file.stat().st_size for file in source.glob("*.safetensors"))
@@ -91,14 +88,14 @@ def main() -> None:
     )
     parser.add_argument("what", help="a run folder (or a model's), to_float, or info")
     parser.add_argument(
-        "folders", nargs="*", type=Path, help="where to; <run folder>/packed unless given"
+        "folders", nargs="*", type=Path, help="the folder to write (default: <run folder>/packed)"
     )
     parser.add_argument(
         "--embeddings",
         choices=("fp16", "int8", "int4"),
-        help="round word, position and type tables to",
+        help="round the word, position and type tables to it",
     )
-    parser.add_argument("--head", choices=("fp16", "int8"), help="round the head's transform to")
+    parser.add_argument("--head", choices=("fp16", "int8"), help="round the head's transform to it")
     arguments = parser.parse_args()
     what, folders = arguments.what, arguments.folders
     if what in ("info", "to_float") and (arguments.embeddings or arguments.head):
@@ -112,8 +109,8 @@ def main() -> None:
             pack(
                 Path(what),
                 folders[0] if folders else Path(what) / "packed",
-                arguments.embeddings,
-                arguments.head,
+                arguments.embeddings and Storage(arguments.embeddings),
+                arguments.head and Storage(arguments.head),
             )
         else:
             wanted = {"info": "no folder", "to_float": "two folders"}.get(

@@ -1,7 +1,7 @@
-"""The kernels in C, if this installation has them: ``native/*.c``, built with the package where there is a C compiler.
+"""The C kernels of ``native/``, which are built with the package where there is a C compiler.
 
-``BITMAPS_KERNELS`` chooses: ``auto`` (the fastest that the processor runs), ``amx``, ``avx512``, ``avx2``, ``generic``, or
-``reference``: PyTorch alone (``operations.py``).
+``BITMAPS_KERNELS`` chooses among them: ``auto`` (the fastest that the processor runs), ``amx``,
+``avx512``, ``avx2`` and ``generic``; or ``reference``, plain PyTorch (``operations.py``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ Call = Callable[
     [Tensor, Buffers, Buffers], Tensor | None
 ]  # x, the buffers of the weight and of the layer
 ACTS = tuple(Act)  # in the order of `enum act` in native/kernels.h
-# A sum of k products of a bit or a byte with an int8 must fit into 32 bits: a16 goes up to 32,639, int8 weights up to 127 * 255.
+# A sum of k products must fit into 32 bits: of a bit and an a16 number, up to 32,639, or of an int8
+# weight and a byte, up to 127 * 255.
 LARGEST_K = 2**31 // 2**15
 VARIABLE, REFERENCE = "BITMAPS_KERNELS", "reference"
 
@@ -40,8 +41,9 @@ class Matrix(ctypes.Structure):
     """``struct matrix`` of native/kernels.h."""
 
     _fields_ = [
-        ("weight", ctypes.c_void_p), ("high", ctypes.c_void_p), ("low", ctypes.c_void_p), ("bias", ctypes.c_void_p),
-        ("column", ctypes.c_void_p), ("n", ctypes.c_int64), ("k", ctypes.c_int64), ("kind", ctypes.c_int32),
+        ("weight", ctypes.c_void_p), ("high", ctypes.c_void_p), ("low", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p), ("column", ctypes.c_void_p), ("n", ctypes.c_int64),
+        ("k", ctypes.c_int64), ("kind", ctypes.c_int32),
     ]  # fmt: skip
 
 
@@ -49,14 +51,21 @@ class Plan(ctypes.Structure):
     """``struct plan`` of native/kernels.h."""
 
     _fields_ = [
-        ("w", ctypes.POINTER(Matrix)), ("count", ctypes.c_int32), ("isa", ctypes.c_int32), ("act", ctypes.c_int32),
+        ("w", ctypes.POINTER(Matrix)), ("count", ctypes.c_int32), ("isa", ctypes.c_int32),
+        ("act", ctypes.c_int32),
     ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The library, the number and name of the instruction set that is used, whether it has an attention block, and ``linear`` of
-    native/python.c, if Python's headers were there."""
+    """The library and the instruction set that is used.
+
+    Attributes:
+        number, name: the instruction set's.
+        attends: whether it has an attention block.
+        linear: the function of native/python.c; ``None`` if the package was built without Python's
+            headers.
+    """
 
     library: ctypes.CDLL
     number: int
@@ -66,16 +75,17 @@ class Kernels:
 
 
 def library_file() -> Path | None:
-    """What the package's build made of native/*.c; ``None`` where there was no compiler."""
+    """The library that was built with the package; ``None`` if there was no compiler."""
     file = Path(__file__).parent / f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
     return file if file.is_file() else None
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """
+    """The library, opened; ``None`` if there is none.
+
     Raises:
-        InputError: when it lacks a function, because it was built before the checkout was updated.
+        InputError: when it lacks a function because it was built from older sources.
     """
     path = library_file()
     if path is None:
@@ -92,36 +102,24 @@ def library() -> ctypes.CDLL | None:
         loaded.bitmaps_ffnn.argtypes = [pointer, pointer, *inputs, pointer, *norm]
         loaded.bitmaps_attends.argtypes = [ctypes.c_int]
         sizes: list[Any] = [ctypes.c_int64, ctypes.c_int64]  # length, heads
-        loaded.bitmaps_attention.argtypes = [
-            pointer,
-            pointer,
-            *inputs,
-            pointer,
-            pointer,
-            *sizes,
-            *norm,
-        ]
+        attention: list[Any] = [pointer, pointer, *inputs, pointer, pointer, *sizes, *norm]
+        loaded.bitmaps_attention.argtypes = attention
     except AttributeError as error:
         raise InputError(
             f"{path} was built from older sources ({error}): install bitmaps again"
         ) from error
-    # PyTorch's own threads: a second pool would fight with those that wait for work
+    # PyTorch's own threads: a second pool would compete with those that wait for work
     process = ctypes.CDLL(None)
-    if all(
-        hasattr(process, name)
-        for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
-    ):
-        loaded.bitmaps_use_openmp(
-            ctypes.cast(process.GOMP_parallel, pointer),
-            ctypes.cast(process.omp_get_thread_num, pointer),
-            ctypes.cast(process.omp_get_num_threads, pointer),
-        )
+    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+    if all(hasattr(process, name) for name in names):
+        functions = (ctypes.cast(getattr(process, name), pointer) for name in names)
+        loaded.bitmaps_use_openmp(*functions)
     return loaded
 
 
 @cache
 def module(path: str) -> Any:
-    """The same file as a module of Python's, which native/python.c makes of it."""
+    """The same file as a Python module, which native/python.c makes it."""
     spec = spec_from_file_location("bitmaps.packed._kernels", path)
     assert spec is not None
     assert spec.loader is not None
@@ -131,7 +129,7 @@ def module(path: str) -> Any:
 
 
 def instruction_sets() -> dict[str, int]:
-    """Those that this processor runs, the fastest first, with their number in the library."""
+    """The instruction sets that this processor runs, fastest first, with their numbers."""
     loaded = library()
     if loaded is None:
         return {}
@@ -145,10 +143,10 @@ def instruction_sets() -> dict[str, int]:
 
 
 def chosen(wanted: str) -> Kernels | None:
-    """The kernels of this name; ``None``: the reference.
+    """The kernels of this name; ``None`` means the reference.
 
     Raises:
-        InputError: when there are none.
+        InputError: when they do not exist or do not run here.
     """
     if wanted == REFERENCE:
         return None
@@ -160,7 +158,8 @@ def chosen(wanted: str) -> Kernels | None:
     loaded = library()
     if loaded is None or wanted not in available:
         raise InputError(
-            f"{VARIABLE}={wanted} does not run here; valid are auto, {', '.join([*available, REFERENCE])}"
+            f"{VARIABLE}={wanted} does not run here; "
+            f"valid are auto, {', '.join([*available, REFERENCE])}"
         )
     number = available[wanted]
     linear = module(loaded._name).linear if hasattr(loaded, "PyInit__kernels") else None
@@ -169,22 +168,28 @@ def chosen(wanted: str) -> Kernels | None:
 
 @cache
 def kernels() -> Kernels | None:
-    """Those that ``BITMAPS_KERNELS`` names when they are first needed: to look it up at every call would take a fifth of the time
-    that a product of one token has."""
+    """The kernels that ``BITMAPS_KERNELS`` names, read once.
+
+    Reading it at every call would take a fifth of the time of a one-token product.
+    """
     return chosen(os.environ.get(VARIABLE, "auto"))
 
 
 class Packed:
-    """Matrices that read the same inputs, as the library takes them. Keeps the tensors alive that it points to.
+    """Matrices that read the same inputs, in the library's form.
+
+    It keeps the tensors alive that it points to.
 
     Args:
-        parts: of each, the weight, uint8 (n, ceil(k / 8)), bits, the lowest first, or int8 (n, k); then high, low and bias, fp32
-            (n), and column, fp32 (k), what inputs are multiplied with first. The last three may be ``None``: for bits no ``low``
-            means ``-high``, and int8 has none.
-        k: inputs.
+        parts: weight, high, low, bias and column of each matrix. The weight is uint8
+            (n, ceil(k / 8)), bits, the lowest first, or int8 (n, k). High, low and bias are fp32
+            (n). Column, which the inputs are multiplied by first, is fp32 (k). Low, bias and column
+            may be ``None``. Without ``low`` bits mean -high and high; int8 never has ``low``.
+        k: the number of inputs.
 
     Raises:
-        ValueError: for tensors that do not fit each other or are on several devices, or more inputs than 32 bits can add up.
+        ValueError: for tensors that do not fit each other or are on several devices, or for more
+            inputs than 32 bits can add up.
     """
 
     def __init__(self, parts: Sequence[Part], k: int) -> None:
@@ -208,7 +213,8 @@ class Packed:
                     tensor.shape != (size,) or tensor.dtype != torch.float32
                 ):
                     raise ValueError(
-                        f"{tensor.dtype} of shape {tuple(tensor.shape)} where float32 of ({size},) belongs"
+                        f"a part is {tensor.dtype} of shape {tuple(tensor.shape)}; "
+                        f"valid is float32 of shape ({size},)"
                     )
             if low is not None and not bits:
                 raise ValueError("int8 weights have no low value")
@@ -217,12 +223,12 @@ class Packed:
         if len(devices) != 1:
             raise ValueError(f"matrices on several devices: {', '.join(sorted(map(str, devices)))}")
         self.is_cpu = devices.pop().type == "cpu"
-        # torch.jit.trace compares two traces, of which the second must not go on with what the first has made
+        # torch.jit.trace compares two traces; the second must not reuse what the first has made
         self.is_traced = torch._C._get_tracing_state() is not None
         self.k, self.sizes = k, [len(weight) for weight, *_ in parts]
         kinds = [int(weight.dtype == torch.int8) for weight, *_ in parts]
         self.acts = (Act.a8,) if any(kinds) else ACTS
-        # tensors of its own, so that what is pointed to stays there if a tensor is given other ``data``
+        # own tensors, so that the addresses stay valid when a tensor is given other ``data``
         self.tensors = [
             cast(Part, tuple(None if t is None else t.detach().contiguous() for t in part))
             for part in parts
@@ -238,11 +244,14 @@ class Packed:
         self.calls: dict[Act, Call] = {}
 
     def plan(self, found: Kernels, act: Act) -> int:
-        """The address of what every call with these kernels and this rounding has in common; it lasts as long as this does. Then
-        ``calls`` has, if there is one matrix, the call of native/python.c."""
+        """The address of the settings that all calls with these kernels and this rounding share.
+
+        It is valid as long as this object. Afterwards, if there is one matrix, ``calls`` has the
+        function of native/python.c.
+        """
         key = found.number, act
         if (plan := self.plans.get(key)) is None:
-            # of two threads the second takes the plan of the first, which others may hold
+            # a second thread takes the plan of the first, which others may already hold
             plan = self.plans.setdefault(
                 key, Plan(self.array, len(self.sizes), found.number, ACTS.index(act))
             )

@@ -1,4 +1,4 @@
-"""The parts of a packed BERT: what computes with weights that stay in their bits. For prediction alone: nothing here is trained."""
+"""The layers of a packed BERT. Their weights stay in bits; they predict and cannot be trained."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 from bitmaps.bert.attention import Attention
 from bitmaps.bert.config import BertConfig
 from bitmaps.bert.ffnn import FeedForward
-from bitmaps.packed import operations
+from bitmaps.packed import custom_ops, operations
 from bitmaps.packed.kernels import Packed, Part
 from bitmaps.packed.weights import PackedWeight
 from bitmaps.vocabulary import Act, Storage
 
-ROWS = 4096  # of a table that are there in fp32 at a time, where no kernel reads it as it is
+ROWS = 4096  # rows of a table that are unpacked at a time, if no kernel reads it
 
 
 def traced(x: Tensor) -> bool:
-    """Whether torch.compile, torch.export or a fake tensor is looking: then only the custom operations may be called."""
+    """Whether torch.compile, torch.export or a fake mode traces, which needs custom operations."""
     return is_compiling() or type(x) is not Tensor
 
 
 class HasMatrices(nn.Module):
-    """A module that multiplies by packed matrices, all of which read the same inputs. ``_packed`` is those for the kernels, made
-    when it is first needed, and again when a tensor was replaced.
+    """A module that multiplies by packed matrices, all of which read the same inputs.
 
-    For one token a product takes microseconds, and ``nn.Module.__getattr__`` half a one. So what is read at every call is read
-    from where torch keeps it: ``_modules`` and ``_buffers``.
+    ``_packed`` holds them for the kernels. It is made when it is first needed, and again when a
+    tensor was replaced.
+
+    A product of one token takes microseconds, and ``nn.Module.__getattr__`` half a one. So every
+    call reads from where torch keeps things: ``_modules`` and ``_buffers``.
     """
 
     _packed: Packed | None = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._packed = (
-            None  # ``share_memory`` moves what is in a tensor, which stays the same tensor
-        )
+        # ``share_memory`` moves a tensor's numbers, and the tensor stays the same
+        self._packed = None
         return super()._apply(fn, recurse)
 
 
@@ -57,9 +58,10 @@ class PackedLinear(HasMatrices):
     """``x W^T + b`` with a packed W. Shapes: (..., in) -> (..., out).
 
     Attributes:
-        act: what the activations are rounded to (``operations``). A matrix that is not of one bit is a table: one of int8 rounds
-            them to int8 where one-bit matrices round them that far, and the other kinds leave them as they are.
-        product_act: what they are rounded to here; ``None`` where no kernel reads the weights.
+        act: what one-bit matrices round the activations to (``operations``).
+        product_act: what this matrix rounds them to. An int8 matrix rounds to int8 if ``act`` is
+            int8 or coarser. It is ``None`` if no kernel reads the weights, which then are unpacked
+            and multiplied in floats.
     """
 
     bias: Tensor | None
@@ -104,7 +106,7 @@ class PackedLinear(HasMatrices):
                 if y is not None:
                     return y
             if traced(x):
-                return operations.binary_linear(x, *self.part(), act)
+                return custom_ops.binary_linear(x, *self.part(), act)
             return operations.linears(x, self.packed(), act)[0]
         rows = (self.weight.dense(slice(i, i + ROWS)) for i in range(0, self.out_features, ROWS))
         y = torch.cat([F.linear(x.float(), part) for part in rows], -1)
@@ -126,15 +128,18 @@ class PackedEmbedding(nn.Module):
 
 
 def are_alike(*modules: Any) -> bool:
-    """Whether all are of one bit, and have their inputs rounded alike: then they can be one operation."""
+    """Whether all have one bit a weight and the same ``act``, so that one operation can do all."""
     return all(
         isinstance(m, PackedLinear) and m.is_one_bit and m.act == modules[0].act for m in modules
     )
 
 
 class PackedAttention(Attention, HasMatrices):
-    """``Attention`` in one operation, some sentences at a time. Where the kernels have none: in one for queries, keys and values,
-    whose inputs are rounded once, PyTorch's attention, and one for the rest."""
+    """``Attention`` in one operation, some sentences at a time.
+
+    Where the kernels have no attention it is three: queries, keys and values, whose inputs are
+    rounded once; PyTorch's attention; and the rest.
+    """
 
     def packed(self, parts: list[Part], inputs: int) -> Packed:
         packed = self._packed
@@ -169,7 +174,7 @@ class PackedAttention(Attention, HasMatrices):
             return super().project(x)
         parts, act = [matrix.part() for matrix in matrices], matrices[0].act
         if traced(x):
-            query, key, value = operations.binary_linears(
+            query, key, value = custom_ops.binary_linears(
                 x, *map(list, zip(*parts, strict=True)), act
             )
         else:
@@ -184,7 +189,7 @@ class PackedAttention(Attention, HasMatrices):
             return super().conclude(x, context)
         norm = (self.norm.weight, self.norm.bias, self.norm.eps, output.act)
         if traced(x):
-            return operations.binary_linear_norm(context, *output.part(), x, *norm)
+            return custom_ops.binary_linear_norm(context, *output.part(), x, *norm)
         return operations.linear_norm(context, output.packed(), x, *norm)
 
 
@@ -202,5 +207,5 @@ class PackedFeedForward(FeedForward):
             return super().forward(x)
         norm = (self.norm.weight, self.norm.bias, self.norm.eps, expand.act)
         if traced(x):
-            return operations.binary_ffnn(x, *expand.part(), *contract.part(), *norm)
+            return custom_ops.binary_ffnn(x, *expand.part(), *contract.part(), *norm)
         return operations.ffnn(x, expand.packed(), contract.packed(), *norm)

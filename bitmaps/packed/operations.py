@@ -1,29 +1,30 @@
-"""Products with packed matrices, as PyTorch operations: what they compute, in plain PyTorch, and the way to the kernels in C.
+"""Products with packed matrices: the reference in plain PyTorch, and the calls of the C kernels.
 
-A matrix of one bit a weight has rows of two values, low and high. With the activations of a token, times the matrix's column
-scales if it has any, rounded to whole numbers q with a scale s,
+A matrix of one bit a weight has rows of two values, low and high. The activations of a token are
+multiplied by the matrix's column scales, if it has any, and rounded to integers q with a scale s.
+Then output r is
 
     y_r = s * ((high_r - low_r) * dot(bits_r, q) + low_r * sum(q)) + bias_r
 
-which is s * high_r * (2 dot(bits_r, q) - sum(q)) + bias_r where low is -high. ``act`` says what q is:
+which is s * high_r * (2 dot(bits_r, q) - sum(q)) + bias_r where low is -high. ``act`` defines q:
 
     f32     x itself, s = 1
     a16     round(x / s), s = max|x| / 32639: two bytes, a relative error below 1e-4
     a8      round(x / s), s = max|x| / 127
-    a1      1 where x >= 0, else -1; s = mean|x|        (for models that were trained so)
+    a1      1 where x >= 0, else -1; s = mean|x|        (for models trained with one-bit inputs)
 
-A matrix of int8 has y_r = s * high_r * dot(w_r, q) + bias_r, with ``a8`` alone. A token that holds a NaN or an infinity, or
-with ``a1`` numbers so large that their mean is infinite, gets a row of NaN, except with ``f32``, which leaves it to the arithmetic.
+A matrix of int8 has y_r = s * high_r * dot(w_r, q) + bias_r, with ``a8`` only. A token with a NaN
+or an infinity gets a row of NaN, and so does, with ``a1``, a token whose mean is infinite. ``f32``
+follows ordinary arithmetic instead.
 
-The reference runs on any device, the kernels on the CPU; both take float32, and convert what is not.
+The reference runs on any device, the kernels on the CPU. Both compute in float32 and convert other
+types.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from math import prod
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +36,8 @@ from bitmaps.vocabulary import Act
 
 OUT_OF_MEMORY = "the kernels could not get memory"
 TOP = {Act.a16: 32639.0, Act.a8: 127.0}
-HEAD = 32  # what the size of a head is a multiple of, for the kernels
-BLOCK = 1024  # rows of a matrix that the reference unpacks at a time, so that never all of it is there in fp32
+HEAD = 32  # the kernels need heads whose size is a multiple of this
+BLOCK = 1024  # rows that the reference unpacks at a time, to save memory
 
 
 def unpack(packed: Tensor, k: int) -> Tensor:
@@ -46,7 +47,7 @@ def unpack(packed: Tensor, k: int) -> Tensor:
 
 
 def pack(bits: Tensor) -> Tensor:
-    """bool or uint8 (n, k) -> uint8 (n, ceil(k / 8)), the lowest bit first: what ``unpack`` takes."""
+    """bool or uint8 (n, k) -> uint8 (n, ceil(k / 8)), the lowest bit first."""
     padded = F.pad(bits.to(torch.uint8), (0, -bits.shape[-1] % 8)).unflatten(-1, (-1, 8))
     return (padded << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(
         -1, dtype=torch.uint8
@@ -54,14 +55,14 @@ def pack(bits: Tensor) -> Tensor:
 
 
 def round_inputs(x: Tensor, act: Act) -> tuple[list[Tensor], Tensor]:
-    """q as planes in fp32, of which each counts 256 times the next, and s (..., 1)."""
+    """q as fp32 planes, and s (..., 1). Each plane counts 256 times as much as the next."""
     if act == Act.f32:
         return [x], torch.ones_like(x[..., :1])
     if act == Act.a1:
         scale = x.abs().mean(-1, keepdim=True)
         return [torch.where(x >= 0, 1.0, -1.0)], torch.where(scale.isfinite(), scale, torch.nan)
     most = x.abs().amax(-1, keepdim=True)
-    # PyTorch takes a number divided by a tensor for a product with the rounded reciprocal: so two tensors
+    # two tensors: PyTorch turns number / tensor into a product with the rounded reciprocal
     inverse = torch.full_like(most, TOP[act]) / most
     q = torch.where(most.isfinite() & inverse.isfinite(), (x * inverse).round(), 0.0)
     scale = torch.where(
@@ -74,7 +75,7 @@ def round_inputs(x: Tensor, act: Act) -> tuple[list[Tensor], Tensor]:
 
 
 def reference_linear(x: Tensor, part: Part, act: Act) -> Tensor:
-    """One matrix, without the kernels: (..., k) -> (..., n). In fp32 under ``torch.autocast`` too, as with them."""
+    """One matrix, without the kernels: (..., k) -> (..., n), in fp32 even under ``autocast``."""
     weight, high, low, bias, column = part
     k, is_bits = x.shape[-1], weight.dtype == torch.uint8
     planes, scale = round_inputs(x if column is None else x * column, act)
@@ -96,14 +97,15 @@ def reference_linear(x: Tensor, part: Part, act: Act) -> Tensor:
 
 
 def address(tensor: Tensor) -> int:
-    """Where a tensor's numbers are.
+    """The address of a tensor's numbers.
 
     Raises:
-        ValueError: when it has none, because a transformation of PyTorch looks at what is computed."""
+        ValueError: when it has none, because it belongs to a transformation of PyTorch.
+    """
     found = tensor.data_ptr()
     if not found and tensor.numel():
         raise ValueError(
-            "a tensor without numbers, of a fake mode or torch.func, which do not see what the kernels compute"
+            "the kernels cannot compute with a tensor without numbers (a fake mode or torch.func)"
         )
     return found
 
@@ -117,16 +119,18 @@ def norm_input(tensor: Tensor, size: int, x: Tensor) -> Tensor:
     """Gain or shift of a LayerNorm as the kernels take it.
 
     Raises:
-        ValueError: when it is not (size) of float32, or not where x is."""
+        ValueError: when it is not float32 of shape (size,), or on another device than x.
+    """
     if tensor.shape != (size,) or tensor.dtype != torch.float32 or tensor.device != x.device:
         raise ValueError(
-            f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device} where float32 of ({size},) on {x.device} belongs"
+            f"a gain or shift is {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}; "
+            f"valid is float32 of shape ({size},) on {x.device}"
         )
     return tensor.contiguous()
 
 
 def parts_of(packed: Packed) -> list[Part]:
-    # a trace has the module's own tensors
+    # a trace records the module's own tensors
     return packed.tensors if torch._C._get_tracing_state() is None else packed.parts
 
 
@@ -136,19 +140,21 @@ def kernels_for(operand: Packed | Tensor) -> native.Kernels | None:
 
 
 def check(x: Tensor, packed: Packed, act: str) -> list[int]:
-    """The sizes of x but for the last.
+    """All sizes of x except the last.
 
     Raises:
-        ValueError: for inputs of another size or on another device, or an ``act`` that does not exist or not for int8 weights."""
+        ValueError: for inputs of another size or device, or an ``act`` that these weights do not
+            have.
+    """
     *outer, k = x.shape or (0,)
     if k != packed.k:
         raise ValueError(
-            f"inputs of shape {tuple(x.shape)} where the matrix takes {packed.k} numbers"
+            f"inputs have shape {tuple(x.shape)}, but the matrix takes {packed.k} numbers"
         )
     if x.is_cpu != packed.is_cpu:
-        raise ValueError(f"inputs on {x.device} where the matrix is elsewhere")
+        raise ValueError(f"inputs are on {x.device}, and the matrix is on another device")
     if x.dtype is not torch.float32 and not x.is_floating_point():
-        raise ValueError(f"inputs of {x.dtype}; valid are floating point numbers")
+        raise ValueError(f"inputs are {x.dtype}; valid are floating point numbers")
     if act not in packed.acts:
         raise no_such(packed, act)
     return outer
@@ -156,19 +162,20 @@ def check(x: Tensor, packed: Packed, act: str) -> list[int]:
 
 def no_such(packed: Packed, act: str) -> ValueError:
     return ValueError(
-        f"act='{act}' is not there for these weights; valid are {', '.join(packed.acts)}"
+        f"act='{act}' is not available for these weights; valid are {', '.join(packed.acts)}"
     )
 
 
-# For one token a product takes microseconds. So sizes are asked for once, and a result is looked at where it comes: each is worth
-# a tenth of one.
+# A product of one token takes microseconds. Asking for a size or checking a result takes a tenth of
+# one, so the functions below do each only once.
 
 
 def linears(x: Tensor, packed: Packed, act: Act) -> list[Tensor]:
     """The products of x (..., k) with matrices that all read it: (..., n_i), in x's dtype.
 
     Raises:
-        MemoryError: when the kernels could not get memory, here and in what follows."""
+        MemoryError: when the kernels get no memory, here and in the functions below.
+    """
     outer = check(x, packed, act)
     if (found := kernels_for(packed)) is None:
         return [reference_linear(x.float(), part, act).to(x.dtype) for part in parts_of(packed)]
@@ -199,8 +206,8 @@ def linear_norm(
         or residual.device != x.device
     ):
         raise ValueError(
-            f"a residual of {tuple(residual.shape)} on {residual.device} to products of {tuple(x.shape)} on {x.device} "
-            f"with matrices of {packed.sizes}"
+            f"a residual of {tuple(residual.shape)} on {residual.device} does not fit the product "
+            f"of {tuple(x.shape)} on {x.device} with matrices of {packed.sizes}"
         )
     gain, shift = norm_input(gain, packed.sizes[0], x), norm_input(shift, packed.sizes[0], x)
     if (found := kernels_for(packed)) is None:
@@ -229,7 +236,8 @@ def ffnn(
     outer = check(x, expand, act)
     if expand.sizes != [contract.k] or contract.sizes != [expand.k]:
         raise ValueError(
-            f"a block of {expand.k} to {expand.sizes} and {contract.k} to {contract.sizes} numbers"
+            f"the matrices of a block do not fit: {expand.k} to {expand.sizes} and "
+            f"{contract.k} to {contract.sizes} numbers"
         )
     if contract.is_cpu != expand.is_cpu:
         raise ValueError("the two matrices of a block are on different devices")
@@ -243,7 +251,8 @@ def ffnn(
     inputs = native_input(x)
     y = torch.empty_like(inputs)
     if found.library.bitmaps_ffnn(
-        expand.plan(found, act), contract.plan(found, act), torch.get_num_threads(), address(inputs), prod(outer),
+        expand.plan(found, act), contract.plan(found, act), torch.get_num_threads(),
+        address(inputs), prod(outer),
         address(y), address(gain), address(shift), epsilon,
     ):  # fmt: skip
         raise MemoryError(OUT_OF_MEMORY)
@@ -251,7 +260,7 @@ def ffnn(
 
 
 def attends(x: Tensor, mask: Tensor | None, heads: int) -> bool:
-    """Whether the kernels have ``attention`` for this processor, these inputs and heads of this size."""
+    """Whether the kernels have ``attention`` for this processor, these inputs and these heads."""
     found = kernels_for(x)
     if found is None or not found.attends or x.ndim != 3 or x.shape[-1] % (heads * HEAD):
         return False
@@ -270,20 +279,23 @@ def attention(
     x: Tensor, project: Packed, output: Packed, mask: Tensor | None, heads: int,
     gain: Tensor, shift: Tensor, epsilon: float, act: Act,
 ) -> Tensor:  # fmt: skip
-    """``LayerNorm(x + output(softmax(q k^T / sqrt(d)) v))`` with the products q, k and v of x with ``project``, where ``attends``.
+    """``LayerNorm(x + output(softmax(q k^T / sqrt(d)) v))``; ``project`` makes q, k and v of x.
 
     Args:
         x: (batch, length, hidden), as is the result.
-        mask: (batch, 1, 1, length), true where a token may be attended to. One that may attend to nothing gets zeros.
+        mask: (batch, 1, 1, length), true where a token may be attended to. A token that may attend
+            to nothing gets zeros.
 
     Raises:
-        ValueError: where ``attends`` says no; for matrices and gains that do not fit; and as ``check`` does.
+        ValueError: where ``attends`` is false; for matrices and gains that do not fit; and as
+            ``check`` does.
     """
     outer, hidden = check(x, project, act), project.k
     if not attends(x, mask, heads):
         what = "no mask" if mask is None else f"a mask of {mask.dtype}, {tuple(mask.shape)}"
         raise ValueError(
-            f"the kernels have no attention for inputs of {tuple(x.shape)}, {heads} heads and {what} here"
+            f"the kernels have no attention here for inputs of {tuple(x.shape)}, {heads} heads and "
+            f"{what}"
         )
     if (project.sizes, output.k, output.sizes) != (
         [hidden] * 3,
@@ -291,7 +303,8 @@ def attention(
         [hidden],
     ) or not output.is_cpu:
         raise ValueError(
-            f"attention over {hidden} numbers with matrices of {project.sizes}, {output.k} to {output.sizes}"
+            f"attention over {hidden} numbers does not fit matrices of {project.sizes} and "
+            f"{output.k} to {output.sizes}"
         )
     if act not in output.acts:
         raise no_such(output, act)
@@ -301,105 +314,9 @@ def attention(
     mask = None if mask is None else mask.expand(batch, 1, 1, length).contiguous()
     y = torch.empty_like(inputs)
     if found.library.bitmaps_attention(
-        project.plan(found, act), output.plan(found, act), torch.get_num_threads(), address(inputs), batch * length, address(y),
-        None if mask is None else address(mask), length, heads, address(gain), address(shift), epsilon,
+        project.plan(found, act), output.plan(found, act), torch.get_num_threads(),
+        address(inputs), batch * length, address(y), None if mask is None else address(mask),
+        length, heads, address(gain), address(shift), epsilon,
     ):  # fmt: skip
         raise MemoryError(OUT_OF_MEMORY)
     return y.to(x.dtype)
-
-
-# The same as operations that torch.compile and torch.export know, which take tensors alone. Outside of a trace the layers call
-# what is above: a custom operation costs ten microseconds a call, as much as the product of one token with a matrix of BERT-base.
-
-
-@torch.library.custom_op("bitmaps::binary_linears", mutates_args=())
-def binary_linears(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    highs: Sequence[Tensor],
-    lows: Sequence[Tensor | None],
-    biases: Sequence[Tensor | None],
-    columns: Sequence[Tensor | None],
-    act: str,
-) -> list[Tensor]:
-    """``linears``."""
-    packed = Packed(list(zip(weights, highs, lows, biases, columns, strict=True)), x.shape[-1])
-    return linears(x, packed, cast(Act, act))
-
-
-@binary_linears.register_fake
-def _(x, weights, highs, lows, biases, columns, act):  # type: ignore[no-untyped-def]
-    return [x.new_empty((*x.shape[:-1], weight.shape[0])) for weight in weights]
-
-
-@torch.library.custom_op("bitmaps::binary_linear_norm", mutates_args=())
-def binary_linear_norm(
-    x: Tensor,
-    weight: Tensor,
-    high: Tensor,
-    low: Tensor | None,
-    bias: Tensor | None,
-    column: Tensor | None,
-    residual: Tensor,
-    gain: Tensor,
-    shift: Tensor,
-    epsilon: float,
-    act: str,
-) -> Tensor:
-    """``linear_norm``."""
-    packed = Packed([(weight, high, low, bias, column)], x.shape[-1])
-    return linear_norm(x, packed, residual, gain, shift, epsilon, cast(Act, act))
-
-
-@binary_linear_norm.register_fake
-def _(x, weight, high, low, bias, column, residual, gain, shift, epsilon, act):  # type: ignore[no-untyped-def]
-    return x.new_empty(residual.shape)
-
-
-@torch.library.custom_op("bitmaps::binary_ffnn", mutates_args=())
-def binary_ffnn(
-    x: Tensor,
-    expand: Tensor,
-    expand_high: Tensor,
-    expand_low: Tensor | None,
-    expand_bias: Tensor | None,
-    expand_column: Tensor | None,
-    contract: Tensor,
-    contract_high: Tensor,
-    contract_low: Tensor | None,
-    contract_bias: Tensor | None,
-    contract_column: Tensor | None,
-    gain: Tensor,
-    shift: Tensor,
-    epsilon: float,
-    act: str,
-) -> Tensor:
-    """``ffnn``."""
-    first = Packed([(expand, expand_high, expand_low, expand_bias, expand_column)], x.shape[-1])
-    second = Packed(
-        [(contract, contract_high, contract_low, contract_bias, contract_column)], expand.shape[0]
-    )
-    return ffnn(x, first, second, gain, shift, epsilon, cast(Act, act))
-
-
-@binary_ffnn.register_fake
-def _(x, *rest):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape)
-
-
-def binary_linear(
-    x: Tensor,
-    weight: Tensor,
-    high: Tensor,
-    low: Tensor | None = None,
-    bias: Tensor | None = None,
-    column: Tensor | None = None,
-    act: Act = Act.a8,
-) -> Tensor:
-    """The product with one matrix: x (..., k) -> (..., n). Weight is uint8 (n, ceil(k / 8)) or int8 (n, k), high, low and bias are
-    fp32 (n), column (k).
-
-    Raises:
-        ValueError: for tensors that do not fit each other, or an ``act`` that does not exist.
-    """
-    return binary_linears(x, [weight], [high], [low], [bias], [column], act)[0]

@@ -1,4 +1,4 @@
-"""Registers packed folders with ``transformers`` when it is imported; their tokenizers then open."""
+"""Importing this registers packed folders with ``transformers``, so that their tokenizers open."""
 
 from __future__ import annotations
 

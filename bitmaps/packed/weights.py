@@ -26,7 +26,7 @@ def to_integers(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 class PackedWeight(nn.Module):
     """A matrix (rows, columns) in few bits; ``dense()`` gives it back.
 
-        bit     low[r] or high[r], times column[c] if there are column scales; no ``low`` means -high
+        bit     low[r] or high[r], times column[c] if there is one; no ``low`` means -high
         int8    high[r] * data[r, c]
         int4    high[r] * (nibble - 8), the lower nibble of a byte first
         fp16    data[r, c]

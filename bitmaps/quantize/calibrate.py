@@ -17,7 +17,7 @@ from bitmaps.quantize.layers import QuantizedLinear
 from bitmaps.quantize.quantizer import Quantizer, units
 from bitmaps.vocabulary import ZERO_ONE
 
-# Added to the mean square of every input, as a share of their mean: Frantar et al. 2022, section 3.3
+# The share of the inputs' mean square that is added to each (Frantar et al. 2022, section 3.3)
 DAMPING = 0.01
 BLOCK = 64  # columns after which the weights to their right are brought up to date
 
@@ -42,9 +42,9 @@ def calibrate(model: Bert, original: Bert, batches: Sequence[Tokens]) -> Bert:
         s = std(y) / std(z),   bias = mean(y) - s mean(z),   and the row's scale is multiplied by s
 
     All statistics are over the tokens that are not padding, each weighted by 1 / mean square of its
-    y. A few tokens, [SEP] among them, have outputs many times larger than the others, which the next
-    LayerNorm undoes. The least-squares scale, cov(z, y) / var(z), is not used: it shrinks with the
-    noise of z, and the shrinkage adds up from layer to layer.
+    y. A few tokens, [SEP] among them, have outputs many times larger than the others, which the
+    next LayerNorm undoes. The least-squares scale, cov(z, y) / var(z), is not used: it shrinks with
+    the noise of z, and the shrinkage adds up from layer to layer.
 
     For {-1,1} there is less to correct if the heads of both models were rotated before
     (``bitmaps.quantize.rotate``).
@@ -116,10 +116,10 @@ def choose_bits(linear: QuantizedLinear, second_moment: Tensor) -> None:
 
     H = E[x x^T] is the second moment of the inputs. Column by column, the largest input first, each
     weight takes the nearer of its row's two values. The columns still to come make up for the
-    resulting error, as far as H allows (Frantar et al. 2022, GPTQ, algorithm 1). Then a row gets the
-    least-squares scale for its bits, and everything is done once more with it. The latent weight
-    becomes the weight that was rounded minus the middle of the two values, so that it has these
-    bits.
+    resulting error, as far as H allows (Frantar et al. 2022, GPTQ, algorithm 1). Then a row gets
+    the least-squares scale for its bits, and everything is done once more with it. The latent
+    weight becomes the weight that was rounded minus the middle of the two values, so that it has
+    these bits.
     """
     quantizer = cast(Quantizer, linear.quantizer)
     values, columns = quantizer.quantization.values, second_moment.shape[0]

@@ -27,8 +27,8 @@ def rotate_heads(model: Bert, scale: Scale) -> Bert:
     ``|R W - q(R W)|^2 / |W|^2`` over the matrices W of queries and keys small, and S does the same
     for values and output, by iterative quantization (Gong and Lazebnik 2011). Fifty times, it takes
     q(R W) for the last R, then the best R for it. The best R is ``U V^T``, where ``U D V^T`` is the
-    singular value decomposition of the sum of ``q(R W) W^T / |W|^2`` (Schönemann 1966). No round is
-    worse than the one before.
+    singular value decomposition of the sum of ``q(R W) W^T / |W|^2`` (Schönemann 1966). No round
+    is worse than the one before.
 
     Args:
         scale: what shares one scale in q(W) = a sign(W): a row or column of the whole matrix, not

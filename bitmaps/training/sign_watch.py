@@ -35,7 +35,7 @@ def quantized_layers(module: torch.nn.Module) -> dict[str, QuantizedLinear | Qua
 
 @torch.no_grad()
 def outside_window(layer: QuantizedLinear | QuantizedEmbedding) -> float:
-    """The share of latent weights beyond their own value, |w| > a. The clipped gradient is 0 there."""
+    """The share of latent weights with |w| > a, where the clipped gradient is 0."""
     quantizer = layer.quantizer
     assert isinstance(quantizer, Quantizer)
     beyond = quantizer.centered(layer.weight).abs() > quantizer.magnitude(layer.weight)
@@ -143,8 +143,8 @@ def verdict(flipped: float, rate: float, start: int = 0) -> None:
     """Report whether signs are frozen, random or neither.
 
     ``flipped`` is the share that changed since step ``start``, ``rate`` the share per step at the
-    end. Signs of a resumed training (``start`` above 0) may have settled before, so they never count
-    as frozen.
+    end. Signs of a resumed training (``start`` above 0) may have settled before, so they never
+    count as frozen.
     """
     if flipped < FROZEN and not start:
         log.warning(

@@ -188,7 +188,7 @@ def attention_inputs(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("message", "changes"),
     [
-        ("no attention for .* 4 heads and no mask", {"heads": 4}),
+        ("no attention here for .* 4 heads and no mask", {"heads": 4}),
         (r"a mask of torch.bool, \(2, 5\)", {"mask": torch.ones(2, 5, dtype=torch.bool)}),
         ("a mask of torch.int64", {"mask": torch.ones(2, 1, 1, 5, dtype=torch.int64)}),
         (
@@ -198,7 +198,7 @@ def attention_inputs(**changes: Any) -> dict[str, Any]:
         (r"matrices of \[64\]", {"project": random_matrix(64, 64).packed()}),
         (r"64 to \[32\]", {"output": random_matrix(32, 64).packed()}),
         (r"inputs of \(5, 64\)", {"x": torch.zeros(5, 64)}),
-        ("inputs of shape", {"x": torch.zeros(2, 5, 32)}),
+        ("inputs have shape", {"x": torch.zeros(2, 5, 32)}),
         ("act='a2'", {"act": "a2"}),
         ("float32 of", {"gain": torch.zeros(3)}),
     ],

@@ -49,14 +49,14 @@ def test_the_package_installs_with_and_without_a_compiler(tmp_path: Path, cc: st
         archive.extractall(site)
     code = """if True:
         import torch
-        from bitmaps.packed import kernels as native, operations
+        from bitmaps.packed import kernels as native, custom_ops
         found = native.kernels()
         print(native.__file__)
         print(native.library_file())
         print(found.name if found else "reference")
         print(bool(found and found.linear))
         weight = torch.full((3, 1), 15, dtype=torch.uint8)
-        print(operations.binary_linear(torch.ones(1, 8), weight, torch.ones(3), torch.zeros(3)).tolist())
+        print(custom_ops.binary_linear(torch.ones(1, 8), weight, torch.ones(3), torch.zeros(3)).tolist())
     """
     done = call(
         sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site), **{VARIABLE: "auto"}

@@ -18,8 +18,9 @@ from torch import Tensor
 from bitmaps.errors import InputError
 from bitmaps.packed import __main__ as command
 from bitmaps.packed import kernels as native
+from bitmaps.packed.custom_ops import binary_linear
 from bitmaps.packed.kernels import ACTS, REFERENCE, VARIABLE, Packed
-from bitmaps.packed.operations import attention, binary_linear, ffnn, linear_norm, linears
+from bitmaps.packed.operations import attention, ffnn, linear_norm, linears
 from bitmaps.vocabulary import Act
 
 needs_library = pytest.mark.skipif(not KERNELS, reason="bitmaps was installed without a C compiler")

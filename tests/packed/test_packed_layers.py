@@ -24,9 +24,9 @@ from bitmaps.bert import Bert, BertConfig
 from bitmaps.bert.attention import Attention
 from bitmaps.bert.ffnn import FeedForward
 from bitmaps.errors import InputError
+from bitmaps.packed import custom_ops, layers, operations
 from bitmaps.packed import format as folder
 from bitmaps.packed import kernels as native
-from bitmaps.packed import layers, operations
 from bitmaps.packed.discover import one_bit
 from bitmaps.packed.kernels import ACTS
 from bitmaps.packed.layers import PackedAttention, PackedEmbedding, PackedLinear
@@ -269,7 +269,7 @@ def test_after_a_plain_call_a_tensor_may_be_replaced(
     setattr(of, name, 255 - tensor if name == "data" else 2 * tensor + 1)
     after = layer(x)
     assert not torch.equal(after, before)
-    torch.testing.assert_close(after, operations.binary_linear(x, *layer.part(), "a8"))
+    torch.testing.assert_close(after, custom_ops.binary_linear(x, *layer.part(), "a8"))
     assert torch.equal(plain(layer, x), after)
 
 
@@ -303,7 +303,7 @@ def test_a_table_of_many_rows_is_multiplied_part_by_part(
 
 
 def test_inputs_of_another_size_or_an_act_that_does_not_exist_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"14,.* where the matrix takes 13"):
+    with pytest.raises(ValueError, match=r"14,.* but the matrix takes 13"):
         linear_of("pm1", 9, 13, "a8")(torch.zeros(14))
     with pytest.raises(ValueError, match=r"'a4'.*f32, a16, a8, a1"):
         linear_of("pm1", 9, 13, "a4")(torch.zeros(13))  # type: ignore[arg-type]
@@ -715,7 +715,7 @@ def test_a_model_that_was_in_fp64_computes_again_in_fp32(
 ) -> None:
     model, expected = both[0], both[0](ids)
     model.to(torch.float64)
-    with pytest.raises(ValueError, match=r"float64 .* where float32"):
+    with pytest.raises(ValueError, match=r"float64 .* valid is float32"):
         model(ids)
     assert torch.equal(model.to(torch.float32)(ids), expected)
 
@@ -725,7 +725,7 @@ def test_a_model_that_was_in_fp64_computes_again_in_fp32(
 def test_a_norm_of_another_type_is_refused(name: str) -> None:
     _, block = block_of(binary("layers"), "f32", name)
     block.norm.double()  # type: ignore[union-attr, operator]
-    with pytest.raises(ValueError, match=r"float64 .* where float32 of \(20,\)"):
+    with pytest.raises(ValueError, match=r"float64 .* valid is float32 of shape \(20,\)"):
         run(block, normal(2, 5, 20, seed=11))
 
 

@@ -10,8 +10,9 @@ import torch
 from packed.matrices import norm_of, random_matrix, using
 from torch import Tensor
 
+from bitmaps.packed.custom_ops import binary_linear
 from bitmaps.packed.kernels import LARGEST_K, Packed, Part
-from bitmaps.packed.operations import binary_linear, ffnn, linear_norm, linears
+from bitmaps.packed.operations import ffnn, linear_norm, linears
 from bitmaps.vocabulary import Act
 
 
@@ -34,15 +35,27 @@ def test_too_many_inputs_are_refused() -> None:
         ({"weight": torch.zeros(5, 16, dtype=torch.int8), "low": None}, r"\(5, 16\).*17"),
         ({"weight": torch.zeros(15, dtype=torch.uint8)}, r"\(15,\).*17"),
         ({"weight": torch.zeros(5, 17, dtype=torch.int8)}, "int8.*no low"),
-        ({"high": torch.zeros(4)}, r"\(4,\) where float32 of \(5,\)"),
-        ({"high": torch.zeros(5, 1)}, r"\(5, 1\) where float32 of \(5,\)"),
-        ({"high": torch.zeros(5, dtype=torch.float64)}, r"float64.*where float32 of \(5,\)"),
-        ({"low": torch.zeros(6)}, r"\(6,\) where float32 of \(5,\)"),
-        ({"low": torch.zeros(5, dtype=torch.bfloat16)}, r"bfloat16.*where float32 of \(5,\)"),
-        ({"bias": torch.zeros(17)}, r"\(17,\) where float32 of \(5,\)"),
-        ({"bias": torch.zeros(5, dtype=torch.float16)}, r"float16.*where float32 of \(5,\)"),
-        ({"column": torch.zeros(5)}, r"\(5,\) where float32 of \(17,\)"),
-        ({"column": torch.zeros(17, dtype=torch.int64)}, r"int64.*where float32 of \(17,\)"),
+        ({"high": torch.zeros(4)}, r"\(4,\).* valid is float32 of shape \(5,\)"),
+        ({"high": torch.zeros(5, 1)}, r"\(5, 1\).* valid is float32 of shape \(5,\)"),
+        (
+            {"high": torch.zeros(5, dtype=torch.float64)},
+            r"float64.*valid is float32 of shape \(5,\)",
+        ),
+        ({"low": torch.zeros(6)}, r"\(6,\).* valid is float32 of shape \(5,\)"),
+        (
+            {"low": torch.zeros(5, dtype=torch.bfloat16)},
+            r"bfloat16.*valid is float32 of shape \(5,\)",
+        ),
+        ({"bias": torch.zeros(17)}, r"\(17,\).* valid is float32 of shape \(5,\)"),
+        (
+            {"bias": torch.zeros(5, dtype=torch.float16)},
+            r"float16.*valid is float32 of shape \(5,\)",
+        ),
+        ({"column": torch.zeros(5)}, r"\(5,\).* valid is float32 of shape \(17,\)"),
+        (
+            {"column": torch.zeros(17, dtype=torch.int64)},
+            r"int64.*valid is float32 of shape \(17,\)",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(changed: dict[str, Any], message: str) -> None:
@@ -61,7 +74,7 @@ def refused(backend: str, message: str, compute: Callable[[], object]) -> None:
 
 def test_inputs_of_another_size_are_refused(backend: str) -> None:
     matrix, x = random_matrix(5, 17).packed(), torch.zeros(2, 18)
-    message = r"inputs of shape \(2, 18\) where the matrix takes 17 numbers"
+    message = r"inputs have shape \(2, 18\), but the matrix takes 17 numbers"
     refused(backend, message, lambda: linears(x, matrix, Act.a8))
     refused(
         backend, message, lambda: linear_norm(x, matrix, torch.zeros(2, 5), *norm_of(5), Act.a8)
@@ -93,7 +106,7 @@ def test_inputs_that_are_not_floating_point_are_refused(backend: str, dtype: tor
 def test_a_single_number_is_refused(backend: str) -> None:
     refused(
         backend,
-        r"inputs of shape \(\) where the matrix takes 17",
+        r"inputs have shape \(\), but the matrix takes 17",
         lambda: linears(torch.tensor(1.0), random_matrix(5, 17).packed(), Act.a8),
     )
 
@@ -105,9 +118,11 @@ def test_what_is_on_another_device_is_refused(backend: str) -> None:
     x, here = torch.zeros(2, 17), random_matrix(5, 17)
     away, gain = Packed([moved(here.part())], 17), norm_of(5)
     refused(
-        backend, "inputs on cpu where the matrix is elsewhere", lambda: linears(x, away, Act.a8)
+        backend,
+        "inputs are on cpu, and the matrix is on another device",
+        lambda: linears(x, away, Act.a8),
     )
-    refused(backend, "inputs on meta", lambda: linears(x.to("meta"), here.packed(), Act.a8))
+    refused(backend, "inputs are on meta", lambda: linears(x.to("meta"), here.packed(), Act.a8))
     refused(
         backend, "several devices: cpu, meta", lambda: Packed([here.part(), moved(here.part())], 17)
     )
@@ -120,7 +135,7 @@ def test_what_is_on_another_device_is_refused(backend: str) -> None:
     there = (gain[0].to("meta"), *gain[1:])
     refused(
         backend,
-        "on meta where float32",
+        "on meta; valid is float32",
         lambda: linear_norm(x, here.packed(), torch.zeros(2, 5), *there, Act.a8),
     )
     back = Packed([moved(random_matrix(17, 5).part())], 5)
@@ -144,7 +159,7 @@ def test_activations_that_do_not_exist_are_refused(backend: str) -> None:
 @pytest.mark.parametrize("act", [Act.f32, Act.a16, Act.a1])
 def test_int8_weights_take_a8_alone(backend: str, act: Act) -> None:
     bits, byte = random_matrix(5, 17), random_matrix(5, 17, byte=True)
-    x, message = torch.zeros(2, 17), f"act='{act}' is not there.*valid are a8$"
+    x, message = torch.zeros(2, 17), f"act='{act}' is not available.*valid are a8$"
     refused(backend, message, lambda: linears(x, byte.packed(), act))
     refused(backend, message, lambda: linears(x, Packed([bits.part(), byte.part()], 17), act))
     refused(

@@ -9,15 +9,8 @@ import torch
 from packed.matrices import norm_of, normal, random_matrix
 from torch import Tensor, nn
 
-from bitmaps.packed.operations import (
-    binary_ffnn,
-    binary_linear,
-    binary_linear_norm,
-    binary_linears,
-    ffnn,
-    linear_norm,
-    linears,
-)
+from bitmaps.packed.custom_ops import binary_ffnn, binary_linear, binary_linear_norm, binary_linears
+from bitmaps.packed.operations import ffnn, linear_norm, linears
 
 
 def calls() -> list[tuple[Any, tuple[Any, ...]]]:
