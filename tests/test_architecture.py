@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,12 @@ def test_the_page_lists_every_room() -> None:
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert folders == set(ROOMS)
     assert len(ROOMS) == len(set(ROOMS))
+
+
+def test_the_package_is_built_with_every_room() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    built = set(project["tool"]["setuptools"]["packages"])
+    assert built == {"bitmaps", "bitmaps.conf", *(f"bitmaps.{room}" for room in ROOMS)}
 
 
 def test_the_page_names_every_module_beside_the_rooms() -> None:
