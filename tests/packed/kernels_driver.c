@@ -1,6 +1,10 @@
-/* Runs the kernels on random shapes, for sanitizers to watch: every instruction set against generic, alone and from two threads at
- * once. Arrays are exactly as long as they have to be, and most end or begin at a page that must not be touched, because sanitizers
- * do not see masked loads. The arguments are a seed and how often. Prints what fails and how many products it made. */
+/* Runs the kernels on random shapes, for sanitizers to watch: every instruction set against generic,
+ * alone and from two threads at once. Arrays are exactly as long as they have to be. Most end or
+ * begin at a page that must not be touched, because sanitizers do not see masked loads.
+ *
+ *     driver <seed> <rounds> <largest product, tokens * rows * columns>
+ *
+ * Prints what fails and how many products it made. */
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -28,6 +32,7 @@ static const int64_t SIZES[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64
 enum { SIZE_COUNT = sizeof SIZES / sizeof *SIZES };
 
 static int isas[MOST_ISAS], isa_count; /* those that run; the last is generic */
+static int64_t largest;
 
 /* -- what belongs to one thread -- */
 
@@ -129,17 +134,31 @@ static void fail(struct state *s, const char *what, int isa, int act, int64_t m,
 
 /* -- the products -- */
 
-static int64_t some_size(struct state *s) { return below(s, 3) ? SIZES[below(s, SIZE_COUNT)] : 1 + below(s, 300); }
+static int64_t some_size(struct state *s, int64_t most)
+{
+    int64_t size;
+    do
+        size = below(s, 3) ? SIZES[below(s, SIZE_COUNT)] : 1 + below(s, 300);
+    while (size > most);
+    return size;
+}
+
+/* The other size of a matrix: m tokens times both is at most `largest`. */
+static int64_t other_size(struct state *s, int64_t m, int64_t size)
+{
+    const int64_t most = largest / (m * size + 1);
+    return some_size(s, most > 0 ? most : 1);
+}
 
 static void linears(struct state *s, int64_t m)
 {
     const int act = (int)below(s, 4), count = 1 + (int)below(s, MOST_MATRICES), threads = 1 + (int)below(s, 3);
-    const int64_t k = some_size(s);
+    const int64_t k = some_size(s, INT64_MAX);
     const float *columns[] = {NULL, numbers(s, k, 1), numbers(s, k, 1)}, *x = numbers(s, m * k, 1);
     struct matrix w[MOST_MATRICES];
     float *y[MOST_ISAS][MOST_MATRICES];
     for (int i = 0; i < count; i++)
-        w[i] = random_matrix(s, some_size(s), k, act == A8 && below(s, 2) ? INT8 : BITS, columns[below(s, 3)], below(s, 2) != 0);
+        w[i] = random_matrix(s, other_size(s, m, k), k, act == A8 && below(s, 2) ? INT8 : BITS, columns[below(s, 3)], below(s, 2) != 0);
     for (int j = 0; j < isa_count; j++) {
         for (int i = 0; i < count; i++)
             y[j][i] = outputs(s, m * w[i].n);
@@ -150,14 +169,14 @@ static void linears(struct state *s, int64_t m)
     }
     for (int i = 0; i < count; i++)
         for (int64_t r = 0; r < m; r++) {
-            float total = 0, largest = 0;
+            float total = 0, top = 0;
             for (int64_t c = 0; c < k; c++) {
                 const float size = fabsf(x[r * k + c] * (w[i].column ? w[i].column[c] : 1.0f));
                 total += size;
-                largest = size > largest ? size : largest;
+                top = size > top ? size : top;
             }
             /* rounded inputs may be half a level larger, and signs of one magnitude are */
-            total = (act == F32 ? total : total + (float)k * largest / 127) * (w[i].kind == INT8 ? 127 : 1);
+            total = (act == F32 ? total : total + (float)k * top / 127) * (w[i].kind == INT8 ? 127 : 1);
             for (int64_t n = 0; n < w[i].n; n++) {
                 const float expected = y[isa_count - 1][i][r * w[i].n + n];
                 const float size = total * (fabsf(w[i].high[n]) + 2 * (w[i].low ? fabsf(w[i].low[n]) : fabsf(w[i].high[n]))) + fabsf(w[i].bias ? w[i].bias[n] : 0);
@@ -195,7 +214,7 @@ static void compare_norms(struct state *s, const char *what, int act, int64_t m,
 static void linear_norm(struct state *s, int64_t m)
 {
     const int act = (int)below(s, 4), threads = 1 + (int)below(s, 3);
-    const int64_t n = some_size(s), k = some_size(s);
+    const int64_t n = some_size(s, INT64_MAX), k = other_size(s, m, n);
     const float *column = below(s, 2) ? numbers(s, k, 1) : NULL;
     const struct matrix w = random_matrix(s, n, k, act == A8 && below(s, 2) ? INT8 : BITS, column, below(s, 2) != 0);
     const float *x = numbers(s, m * k, 1), *residual = numbers(s, m * n, 1), *gain = numbers(s, n, 1), *shift = numbers(s, n, 1);
@@ -214,7 +233,7 @@ static void linear_norm(struct state *s, int64_t m)
 static void ffnn(struct state *s, int64_t m)
 {
     const int act = (int)below(s, 4), kind = act == A8 && below(s, 2) ? INT8 : BITS, threads = 1 + (int)below(s, 3);
-    const int64_t k = some_size(s), width = some_size(s);
+    const int64_t k = some_size(s, INT64_MAX), width = other_size(s, m, k);
     const float *first = below(s, 2) ? numbers(s, k, 1) : NULL, *second = below(s, 2) ? numbers(s, width, 1) : NULL;
     /* signs that cancel and no bias would leave a sign to the last bit */
     const struct matrix expand = random_matrix(s, width, k, kind, first, act == A1 || below(s, 2));
@@ -261,10 +280,11 @@ static void attend(float *context, const float *query, const float *key, const f
 }
 
 /* Against the generic products around plain loops. */
-static void attention(struct state *s, int64_t sentences, int64_t length)
+static void attention(struct state *s, int64_t some, int64_t length)
 {
     const int act = (int)below(s, 4), threads = 1 + (int)below(s, 3), generic = isas[isa_count - 1];
-    const int64_t heads = 1 + below(s, 3), size = 32 * (1 + below(s, 3)), k = heads * size, m = sentences * length;
+    const int64_t heads = 1 + below(s, 3), size = 32 * (1 + below(s, 3)), k = heads * size;
+    const int64_t most = largest / (length * k * k), sentences = some < most ? some : most > 0 ? most : 1, m = sentences * length;
     const float *column = below(s, 2) ? numbers(s, k, 1) : NULL;
     struct matrix w[3];
     for (int i = 0; i < 3; i++)
@@ -342,6 +362,7 @@ int main(int count, char **arguments)
     const uint64_t seed = count > 1 ? strtoull(arguments[1], NULL, 10) : 0;
     const int times = count > 2 ? atoi(arguments[2]) : 10;
     long products = 0, failures = 0;
+    largest = count > 3 ? atoll(arguments[3]) : INT64_MAX;
     for (int i = 0; bitmaps_isa_name(i) && isa_count < MOST_ISAS; i++)
         if (bitmaps_isa_runs(i))
             isas[isa_count++] = i;
