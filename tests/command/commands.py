@@ -17,13 +17,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import bitmaps
 from bitmaps import cli
 from bitmaps.bert import Bert
+from bitmaps.command.schema import conf_dir
 from bitmaps.data.evaluation import masked
 from bitmaps.data.sources import Source
 
@@ -68,6 +71,17 @@ def write_text(folder: Path) -> None:
         ids = torch.randint(len(WORDS), (count, 12), generator=generator).tolist()
         lines = "\n".join(" ".join(WORDS[i] for i in row) for row in ids)
         (folder / f"{name}.txt").write_text(lines, encoding="utf-8")
+
+
+def composed(command: str, *overrides: str) -> DictConfig:
+    """What ``conf/<command>.yaml`` and these overrides give."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        return compose(command, overrides=list(overrides))
+
+
+def config(command: str, *overrides: str) -> Any:
+    """The same, as a ``Train`` or an ``Evaluate``."""
+    return OmegaConf.to_object(composed(command, *overrides))
 
 
 class Commands:

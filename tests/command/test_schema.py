@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import shlex
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
+from command.commands import config
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 
@@ -45,16 +42,6 @@ CHOICES = {  # what a command line can choose from; an experiment is one of its 
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _conf() -> Iterator[None]:
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        yield
-
-
-def config(command: str, *overrides: str) -> Any:
-    return OmegaConf.to_object(compose(command, overrides=list(overrides)))
-
-
 def test_the_schema_is_that_of_its_command() -> None:
     assert isinstance(config("train"), Train)
     assert isinstance(config("evaluate"), Evaluate)
@@ -72,12 +59,8 @@ def test_every_file_opens_with_a_comment_that_names_a_command_that_composes(path
         line = re.sub(r"<[^>]*>", "somewhere", line).split("#")[0]
         words = [word.split("=", 1) for word in shlex.split(line) if word != "-m"]
         for values in itertools.product(*(value.split(",") for _, value in words)):
-            check(
-                config(
-                    command,
-                    *(f"{name}={value}" for (name, _), value in zip(words, values, strict=True)),
-                )
-            )
+            typed = [f"{name}={value}" for (name, _), value in zip(words, values, strict=True)]
+            config(command, *typed).check()
 
 
 def test_every_file_can_be_chosen() -> None:
@@ -102,9 +85,8 @@ def test_every_choice_composes_and_passes_its_check(command: str, group: str, ch
 
 def test_binarize_names_the_blog_posts_groups() -> None:
     for name, components in GROUPS.items():
-        assert sorted(config("evaluate", f"binarize={name}").component_names()) == sorted(
-            components
-        )
+        found = config("evaluate", f"binarize={name}").binarize.components
+        assert sorted(found) == sorted(components)
 
 
 def test_01_on_the_command_line_is_text_and_not_a_number() -> None:
@@ -135,11 +117,8 @@ def test_what_a_loss_leaves_out_weighs_nothing() -> None:
 
 def test_the_standard_work_is_one_teacher_and_recipes_that_start_from_it() -> None:
     teacher = config("train", "experiment=ptb")
-    assert (teacher.loss.name, teacher.component_names(), teacher.data.name) == (
-        "tokens",
-        [],
-        "ptb",
-    )
+    assert (teacher.loss.name, teacher.data.name) == ("tokens", "ptb")
+    assert teacher.binarize.components == []
     for budget, steps in (("ptb_short", 300), ("ptb_long", 1500)):
         student = config("train", f"experiment={budget}", "recipe=bwn")
         assert (student.loss.name, student.recipe.name, student.scale.name) == (
@@ -172,14 +151,23 @@ def test_an_experiment_chooses_model_and_data() -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["binarize=ears", "values=012", "data=newspapers", "model=gpt", "trainer=tpu"]
+    "override",
+    [
+        "binarize=ears",
+        "values=012",
+        "data=newspapers",
+        "model=gpt",
+        "trainer=tpu",
+        "loss=best",
+        "recipe=best",
+    ],
 )
 def test_an_unknown_choice_is_told_the_valid_ones(override: str) -> None:
     group, choice = override.split("=")
     with pytest.raises(MissingConfigException) as caught:
-        config("evaluate", override)
+        config("train", override)
     assert choice in str(caught.value)
-    assert all(name in str(caught.value) for g, name in CHOICES["evaluate"] if g == group)
+    assert all(name in str(caught.value) for g, name in CHOICES["train"] if g == group)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +229,7 @@ def test_a_bad_value_is_named(override: str, named: tuple[str, ...]) -> None:
             "trainer.precision=64-true .* 32-true, bf16-mixed, 16-mixed",
         ),
         ("evaluate", "model=hub", "model=hub needs model.source="),
-        ("evaluate", "model=hub model.weights=random", "model.shape or a model.source"),
+        ("evaluate", "model=hub model.weights=random", "model.shape, or a model.source"),
         ("train", "trainer.max_steps=0", "trainer.max_steps=0 "),
         ("train", "trainer.val_check_interval=0", "trainer.val_check_interval=0 "),
         ("train", "trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0 "),
@@ -325,6 +313,19 @@ def test_a_bad_value_is_named(override: str, named: tuple[str, ...]) -> None:
         ("evaluate", "~logger", "logger has no _target_"),
         ("train", "~schedule", "schedule has no _target_"),
         ("train", "~callbacks.best._target_", "callbacks.best has no _target_"),
+        ("train", "callbacks.signs=null", "callbacks.signs=null .* ~callbacks.signs"),
+        (
+            "train",
+            "activations=bit",
+            "one_bit_inputs=query belongs to attention, which is not binarized",
+        ),
+        (
+            "train",
+            "activations=bit binarize=layers one_bit_inputs=[]",
+            "valid are .*query, key, value, output, expand, contract",
+        ),
+        ("evaluate", "activations=bit binarize=none", "activations=bit .*binarize=none has none"),
+        ("evaluate", "activations=int8", "activations=int8 .*binarize=none has none"),
         ("train", "+lenght=32", "there is no lenght; valid are .*, limit, .*"),
         ("evaluate", "+data.lenght=32", "there is no data.lenght; valid are .*, data.length, .*"),
     ],
@@ -375,175 +376,9 @@ def test_a_run_shorter_than_the_interval_is_validated_once() -> None:
     assert config("train", "trainer.max_steps=480").trainer.validation_steps == 120
 
 
-@pytest.mark.parametrize(
-    ("overrides", "components"),
-    [
-        ("binarize=none", "none"),
-        ("binarize=layers_except_ffnn", "layers_except_ffnn"),
-        ("binarize=attention", "attention"),
-        ("binarize.components=[head,attention]", "attention+head"),
-        ("binarize=layers binarize.components=[ffnn,attention]", "layers"),
-        ("binarize=layers binarize.components=[ffnn]", "ffnn"),
-        ("binarize=ffnn binarize.components=[]", "none"),
-    ],
-)
-def test_components_go_by_their_groups_name_or_their_own(overrides: str, components: str) -> None:
-    assert config("evaluate", *overrides.split()).facts()["components"] == components
-
-
-def test_facts_say_what_is_run() -> None:
-    facts = config(
-        "train", "binarize=all", "values=01", "scale=tensor", "limit=9", "seed=3", "data.split=test"
-    ).facts()
-    del facts["settings"]
-    assert facts == {
-        "row": None,
-        "model": "minilm",
-        "weights": "pretrained",
-        "data": "wiki",
-        "split": "test",
-        "limit": 9,
-        "components": "all",
-        "values": "01",
-        "scale": "tensor",
-        "scope": "matrices",
-        "recipe": "bitmaps",
-        "loss": "common",
-        "embeddings": "bit",
-        "activations": "float",
-        "one_bit_inputs": None,
-        "steps": None,
-        "best_step": None,
-        "seed": 3,
-        "mask_seed": 481,
-        "mask_sets": 1,
-    }
-
-
-@pytest.mark.parametrize(
-    ("overrides", "stored"),
-    [
-        ("binarize=none", "fp32"),
-        ("binarize=layers", "fp32"),
-        ("binarize=all", "bit"),
-        ("binarize=embeddings", "bit"),
-        ("binarize=all embeddings=bit", "bit"),
-        ("binarize=layers embeddings=bit", "bit"),
-        ("binarize=layers embeddings=int8", "int8"),
-        ("binarize=none embeddings=int4", "int4"),
-    ],
-)
-@pytest.mark.parametrize("command", ["train", "evaluate"])
-def test_the_word_table_is_stored_as_asked_or_as_its_component_says(
-    command: str, overrides: str, stored: str
-) -> None:
-    composed = config(command, *overrides.split())
-    composed.check()
-    assert composed.word_table() == composed.facts()["embeddings"] == stored
-
-
-def test_facts_tell_how_it_is_run() -> None:
-    trained = config(
-        "train", "recipe=bwn", "loss=common", "activations=int8", "mask_sets=5", "mask_seed=7"
-    ).facts()
-    assert (trained["recipe"], trained["loss"], trained["activations"]) == ("bwn", "common", "int8")
-    assert (trained["mask_seed"], trained["mask_sets"]) == (7, 5)
-    scored = config("evaluate", "activations=int8", "binarize=layers").facts()
-    assert (scored["recipe"], scored["loss"], scored["activations"]) == (None, None, "int8")
-
-
-OF_A_MODEL = {
-    "model.source",
-    "model.adapter",
-    "model.head",
-    "data.configuration",
-    "data.column",
-    "data.length",
-}
-
-
-def test_settings_are_all_else_that_decides_how_a_model_comes_out() -> None:
-    assert set(config("evaluate").settings()) == OF_A_MODEL
-    plain = config("train").settings()
-    assert plain.keys() > OF_A_MODEL
-    assert (plain["optimizer.lr"], plain["recipe.gradient"], plain["loss.hidden"]) == (
-        4e-4,
-        "scaled",
-        100.0,
-    )
-    json.dumps(plain)  # goes into files
-
-
 def test_a_share_of_which_no_end_is_given_stays_what_it_is() -> None:
     given = ("loss=bit", "loss.more_masked=0.4")
     assert config("train", *given).loss.shares() == (0.4, 0.4)
     assert config("train", *given, "loss.more_masked_at_end=0").loss.shares() == (0.4, 0.0)
     assert config("train", "loss=bit", "loss.more_masked_at_end=0.2").loss.shares() == (0.0, 0.2)
     assert config("train", "loss=tokens").loss.shares() == (0.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "optimizer.lr=1", "optimizer.weight_decay=0.5", "recipe.gradient=clipped", "recipe.center=row", "loss.more_masked=0",
-        "data.batch_size=1", "data.length=32", "model.adapter=null", "model.dropout=0.1", "schedule.num_warmup_steps=5",
-        "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=null",
-    ],
-)  # fmt: skip
-def test_each_setting_goes_by_its_key(override: str) -> None:
-    plain, changed = config("train").settings(), config("train", override).settings()
-    assert {key for key in changed if changed[key] != plain[key]} == {override.split("=")[0]}
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "seed=1",
-        "text='[MASK]'",
-        "measure=none",
-        "logger=wandb_offline",
-        "trainer.max_steps=480",
-        "data.eval_batch_size=1",
-    ],
-)
-def test_what_decides_nothing_or_is_a_fact_of_its_own_is_no_setting(override: str) -> None:
-    assert config("train", override).settings() == config("train").settings()
-
-
-def test_nothing_binarized_has_no_values_scale_or_scope() -> None:
-    facts = config("evaluate", "binarize=none", "values=01", "scale=row").facts()
-    assert (facts["values"], facts["scale"], facts["scope"], facts["recipe"]) == (
-        None,
-        None,
-        None,
-        None,
-    )
-
-
-def test_a_recipe_is_no_setting_where_nothing_is_binarized() -> None:
-    def parts(*overrides: str) -> set[str]:
-        return {key.split(".")[0] for key in config("train", *overrides).settings()}
-
-    assert "recipe" not in parts("binarize=none")
-    assert "recipe" in parts("binarize=none", "embeddings=bit") & parts("binarize=embeddings")
-
-
-def test_random_weights_of_a_shape_go_by_the_name_of_their_model() -> None:
-    shape = ("model.weights=random", "+model.shape={hidden_size: 8}", "model.random_tokenizer=x")
-    assert config("train", "model=hub", "model.source=null", *shape).facts()["model"] == "hub"
-
-
-def test_what_comes_from_the_hub_goes_by_its_id() -> None:
-    facts = config(
-        "evaluate", "model=hub", "model.source=me/bert", "data=hub", "data.path=me/text"
-    ).facts()
-    assert (facts["model"], facts["data"]) == ("me/bert", "me/text")
-
-
-@pytest.mark.parametrize("command", ["train", "evaluate"])
-def test_a_sentence_of_ones_own_is_no_part_of_what_is_run(command: str) -> None:
-    plain, own = config(command), config(command, "text='the [MASK] of england'", "analysis=true")
-    assert (plain.text, plain.analysis) == (None, False)
-    assert (own.text, own.analysis) == ("the [MASK] of england", True)
-    assert own.facts() == plain.facts()
-    assert config(command, "text='a, b=[MASK]: {c}'").text == "a, b=[MASK]: {c}"

@@ -16,6 +16,7 @@ from command.commands import (
     TIMED,
     Commands,
     assert_sums_give,
+    composed,
     contents,
     metrics,
     read,
@@ -27,6 +28,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from bitmaps.command.overrides import job_folder
+from bitmaps.command.sweep import digest
 from bitmaps.jobs.evaluate import Evaluation
 from bitmaps.training.module import MaskedLanguageModel
 
@@ -379,3 +381,42 @@ def test_jobs_side_by_side_give_the_same_rows(command: Commands) -> None:
     another = ("evaluate", "-m", "binarize=none,all", "limit=30", "hydra.sweep.dir=p")
     assert command(*another, "hydra/launcher=joblib")[0] == 2
     assert set(Path("p").iterdir()) == there
+
+
+# The same job
+
+
+def same(command: str, one: str, other: str) -> bool:
+    """Whether two choices, each beside the same others, are one job."""
+    first, second = (digest(composed(command, *(choice.split()))) for choice in (one, other))
+    return first == second
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("measure=none", "measure=default"),
+        ("logger=csv", "logger=wandb"),
+        ("analysis=true", "analysis=false"),
+        ("data=ptb data.dir=/a", "data=ptb data.dir=/b"),
+        ("model=hub model.source=/a/b/c", "model=hub model.source=/d/e/f"),
+    ],
+)
+def test_it_is_the_same_job(one: str, other: str) -> None:
+    assert same("train", one, other)
+    assert same("evaluate", one, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("data=text data.dir=/a", "data=text data.dir=/b"),
+        ("model=hub model.source=me/bert", "model=hub model.source=you/bert"),
+        ("seed=0", "seed=1"),
+        ("scale=row", "scale=none"),
+        ("trainer.precision=32-true", "trainer.precision=bf16-mixed"),
+    ],
+)
+def test_it_is_another_job(one: str, other: str) -> None:
+    assert not same("train", one, other)
+    assert not same("evaluate", one, other)
