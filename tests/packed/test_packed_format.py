@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,13 +15,12 @@ import pytest
 import torch
 import transformers
 from conftest import Pack
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from packed.packed_files import LAYERS, QUERY, WORDS, tensors_by_numpy
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bitmaps.bert import Bert, BertConfig, checkpoint
+from bitmaps.bert import Bert, checkpoint
 from bitmaps.errors import InputError
 from bitmaps.packed import format as folder_format
 from bitmaps.packed import kernels as native
@@ -38,16 +33,10 @@ from bitmaps.quantize.convert import (
     make_trainable,
     restore_activations,
     round_activations,
-    store_words,
 )
 from bitmaps.quantize.convert import to_float as effective
 from bitmaps.quantize.quantizer import Quantization
 from bitmaps.vocabulary import Scale, Storage, ValueSet
-
-LAYERS = ("attention", "ffnn")
-QUERY = "bert.encoder.layer.1.attention.self.query.weight"
-WORDS = "bert.embeddings.word_embeddings.weight"
-NORM = "bert.encoder.layer.0.output.LayerNorm.bias"
 
 
 def trained(
@@ -300,21 +289,6 @@ def test_a_model_taken_back_to_floats_opens_in_transformers(
 # The format, read without this package
 
 
-def tensors_by_numpy(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    raw, dtypes = (
-        path.read_bytes(),
-        {"U8": np.uint8, "I8": np.int8, "F16": np.float16, "F32": np.float32},
-    )
-    start = 8 + int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8:start])
-    metadata = header.pop("__metadata__")
-    return {
-        name: np.frombuffer(raw[start + found["data_offsets"][0] : start + found["data_offsets"][1]], dtypes[found["dtype"]])
-        .reshape(found["shape"])
-        for name, found in header.items()
-    }, metadata  # fmt: skip
-
-
 def weight_by_numpy(
     tensors: dict[str, NDArray[Any]], name: str, shapes: dict[str, list[int]]
 ) -> NDArray[Any]:
@@ -520,331 +494,3 @@ def test_the_file_stays_what_it_was_when_a_loaded_model_is_written_to(
 
 
 # Reading what is damaged
-
-
-@pytest.fixture
-def folder(tiny: Bert, pack: Pack) -> Path:
-    """Parts of every kind: bits with and without column scales, with any two values a row, int8, fp16 and fp32. Of
-    ``intermediate`` 21, so that bytes are left over."""
-    return whole_folder(tiny.config, pack)
-
-
-def whole_folder(config: BertConfig, pack: Pack) -> Path:
-    model = (
-        Bert(replace(config, intermediate_size=21))
-        .randomize(torch.Generator().manual_seed(0))
-        .eval()
-    )
-    binarize_naive(model, ("attention",), "pm1", "rank_one", "matrices")
-    binarize_naive(model, ("ffnn",), "01", "row", "matrices")
-    with torch.no_grad():
-        weight = model.get_parameter("encoder.layers.0.attention.query.weight")
-        weight.copy_(torch.where(weight > 0, 0.5, -0.25))
-    return pack(store_words(model, "int4"), "int8", "fp16")
-
-
-def rewrite(
-    folder: Path,
-    change: Callable[[dict[str, Tensor], dict[str, str]], object],
-    right_digest: bool = True,
-) -> None:
-    """Change the tensors and the metadata of a file."""
-    tensors = {name: tensor.clone() for name, tensor in load_file(folder / FILE).items()}
-    metadata = tensors_by_numpy(folder / FILE)[1]
-    if right_digest:
-        change(tensors, metadata)
-        metadata["digest"] = digest(tensors)
-    else:
-        change(tensors, metadata)
-    (folder / FILE).unlink()
-    save_file(tensors, folder / FILE, metadata=metadata)
-
-
-def refused(folder: Path, named: str = "model.safetensors") -> None:
-    """It is refused in a message that begins with the file and names what is wrong."""
-    with pytest.raises(InputError, match=named) as error:
-        load(folder, "f32")
-    assert str(error.value).startswith(str(folder / FILE))
-
-
-def test_a_rewritten_file_opens(folder: Path, ids: Tensor) -> None:
-    expected = load(folder, "f32")(ids)
-    rewrite(folder, lambda tensors, metadata: None)
-    assert torch.equal(load(folder, "f32")(ids), expected)
-
-
-def test_a_file_of_every_kind_has_bits_left_over(folder: Path) -> None:
-    tensors = load_file(folder / FILE)
-    suffixes = {name.rpartition(".")[2] for name in tensors}
-    assert suffixes >= {"bits", "scale", "high", "low", "column", "int4", "int8"}
-    assert tensors["bert.encoder.layer.0.output.dense.weight.bits"].shape == (16, 3)
-
-
-@pytest.mark.parametrize("kept", [0, 4, 8, 100, -1])
-def test_a_truncated_file_is_refused(folder: Path, kept: int) -> None:
-    content = (folder / FILE).read_bytes()
-    (folder / FILE).write_bytes(content[:kept])
-    refused(folder, "truncated or not a safetensors file")
-
-
-def test_bytes_after_the_end_are_refused(folder: Path) -> None:
-    content = (folder / FILE).read_bytes()
-    (folder / FILE).write_bytes(content + b"\0")
-    refused(folder, "truncated or not a safetensors file")
-
-
-def test_a_missing_file_is_named(folder: Path) -> None:
-    (folder / FILE).unlink()
-    refused(folder, "is missing")
-
-
-CHANGES: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, str]], object], str]] = {
-    "another format": (lambda t, m: m.update(format="pt"), "its format is 'pt'; valid is 'bitmaps'"),
-    "no format": (lambda t, m: m.pop("format"), "its format is None"),
-    "a later version": (lambda t, m: m.update(version="2"), "version '2'; this package reads version 1"),
-    "no version": (lambda t, m: m.pop("version"), "version None"),
-    "no shapes": (lambda t, m: m.pop("shapes"), "no table of shapes"),
-    "shapes that are no JSON": (lambda t, m: m.update(shapes="{"), "no table of shapes"),
-    "shapes in a list": (lambda t, m: m.update(shapes="[[1, 2]]"), "no table of shapes"),
-    "shapes of one size": (lambda t, m: m.update(shapes=json.dumps({QUERY: [16]})), "no table of shapes"),
-    "shapes that are a number": (lambda t, m: m.update(shapes=json.dumps({QUERY: 16})), "no table of shapes"),
-    "shapes of words": (lambda t, m: m.update(shapes=json.dumps({QUERY: "ab"})), "no table of shapes"),
-    "shapes below one": (lambda t, m: m.update(shapes=json.dumps({QUERY: [16, 0]})), "no table of shapes"),
-    "another shape": (
-        lambda t, m: m.update(shapes=m["shapes"].replace("[60, 16]", "[60, 15]")), f"{WORDS} has another shape"
-    ),
-    "a shape of nothing": (
-        lambda t, m: m.update(shapes=json.dumps(json.loads(m["shapes"]) | {"nothing": [1, 1]})),
-        "no BERT of its config.json has: nothing",
-    ),
-    "no bits": (lambda t, m: t.pop(f"{QUERY}.bits"), f"{QUERY}.bits is missing"),
-    "no scale": (lambda t, m: t.pop(f"{QUERY}.scale"), f"{QUERY}.high is missing"),
-    "no scale of a table": (lambda t, m: t.pop(f"{WORDS}.scale"), f"{WORDS}.scale is missing"),
-    "no norm": (lambda t, m: t.pop(NORM), f"{NORM} is missing"),
-    "a tensor more": (lambda t, m: t.update(more=torch.zeros(3)), "no BERT of its config.json has: more"),
-    "a part more": (
-        lambda t, m: t.update({f"{QUERY}.int8": t[f"{QUERY}.bits"].repeat(1, 8).view(torch.int8)}),
-        rf"no BERT of its config.json has: {QUERY}\.bits",
-    ),
-    "a low beside a scale": (
-        lambda t, m: t.update({f"{QUERY}.low": torch.zeros(16)}), rf"no BERT of its config.json has: {QUERY}\.low"
-    ),
-    "fewer rows": (lambda t, m: t.update({f"{QUERY}.bits": t[f"{QUERY}.bits"][:15].clone()}), r"\(15, 2\)"),
-    "fewer columns": (
-        lambda t, m: t.update({f"{QUERY}.bits": t[f"{QUERY}.bits"][:, :1].clone()}), r"\(16, 1\).*\(16, 2\)"
-    ),
-    "a scale a column": (lambda t, m: t.update({f"{QUERY}.scale": torch.ones(16, 1)}), r"\(16, 1\).*\(16,\)"),
-    "fewer words": (lambda t, m: t.update({f"{WORDS}.int4": t[f"{WORDS}.int4"][1:].clone()}), r"\(59, 8\).*\(60, 8\)"),
-    "a longer norm": (lambda t, m: t.update({NORM: torch.zeros(17)}), r"\(17,\).*\(16,\)"),
-    "signed bits": (
-        lambda t, m: t.update({f"{QUERY}.bits": t[f"{QUERY}.bits"].view(torch.int8)}), "int8 .*needs torch.uint8"
-    ),
-    "a scale in fp16": (
-        lambda t, m: t.update({f"{QUERY}.scale": t[f"{QUERY}.scale"].half()}), "float16 .*needs torch.float32"
-    ),
-    "a norm in fp16": (lambda t, m: t.update({NORM: t[NORM].half()}), "float16 .*needs torch.float32"),
-    "a norm in fp64": (lambda t, m: t.update({NORM: t[NORM].double()}), "float64 .*needs torch.float32"),
-    "nibbles of a sign": (
-        lambda t, m: t.update({f"{WORDS}.int4": t[f"{WORDS}.int4"].view(torch.int8)}), "int8 .*needs torch.uint8"
-    ),
-    "an empty tensor more": (lambda t, m: t.update(more=torch.zeros(0)), "has: more"),
-    "a number more": (lambda t, m: t.update(more=torch.tensor(1.0)), "has: more"),
-    "truths more": (lambda t, m: t.update(more=torch.ones(3, dtype=torch.bool)), "has: more"),
-    "bfloat16 more": (lambda t, m: t.update(more=torch.ones(3, dtype=torch.bfloat16)), "has: more"),
-    "fp8 more": (lambda t, m: t.update(more=torch.ones(3).to(torch.float8_e4m3fn)), "has: more"),
-    "complex numbers more": (lambda t, m: t.update(more=torch.ones(3, dtype=torch.complex64)), "has: more"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_does_not_fit_is_refused_even_with_the_right_digest(
-    folder: Path, change: str
-) -> None:
-    function, named = CHANGES[change]
-    rewrite(folder, function)
-    refused(folder, named)
-
-
-@pytest.mark.parametrize(
-    "name", [f"{QUERY}.scale", f"{QUERY}.column", f"{WORDS}.scale", NORM, "fp16", "high", "low"]
-)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_number_that_is_not_finite_is_refused(folder: Path, name: str, value: float) -> None:
-    first = "bert.encoder.layer.0.attention.self.query.weight"
-    name = {"fp16": "cls.predictions.transform.dense.weight"}.get(name, name)
-    name = f"{first}.{name}" if name in ("high", "low") else name
-    rewrite(folder, lambda tensors, _: tensors[name].view(-1)[3:4].fill_(value))
-    refused(folder, f"{name} holds a number that is not finite")
-
-
-@pytest.mark.parametrize("bit", [5, 7])
-def test_bits_beyond_the_last_column_are_refused(folder: Path, bit: int) -> None:
-    name = "bert.encoder.layer.0.output.dense.weight.bits"  # of 21 columns
-    rewrite(folder, lambda tensors, _: tensors[name][7, 2].bitwise_or_(1 << bit))
-    refused(folder, f"{name} has bits beyond its 21 columns")
-
-
-def test_a_changed_tensor_does_not_have_its_digest(folder: Path) -> None:
-    rewrite(folder, lambda tensors, _: tensors[NORM].add_(1e-3), right_digest=False)
-    refused(
-        folder,
-        "is damaged: its content has digest [0-9a-f]{64}, but it was written with [0-9a-f]{64}",
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"hidden_size": 18}, "has another shape|needs"),
-        ({"vocab_size": 61}, "has another shape|needs"),
-        ({"intermediate_size": 22}, "has another shape|needs"),
-        ({"max_position_embeddings": 13}, "has another shape|needs"),
-        ({"num_hidden_layers": 3}, r"bert\.encoder\.layer\.2\..* is missing"),
-        ({"num_hidden_layers": 1}, r"no BERT of its config.json has: bert\.encoder\.layer\.1\."),
-        ({"tie_word_embeddings": False}, r"cls\.predictions\.decoder\.weight.* is missing"),
-    ],
-)
-def test_a_file_that_does_not_fit_its_config_is_refused(
-    folder: Path, changes: dict[str, Any], named: str
-) -> None:
-    path = folder / "config.json"
-    path.write_text(
-        json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8"
-    )
-    refused(folder, named)
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"hidden_size": 0}', '{"model_type": "gpt2"}'])
-def test_a_damaged_config_is_named(folder: Path, content: str) -> None:
-    (folder / "config.json").write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match=r"config\.json"):
-        load(folder, "f32")
-
-
-def test_a_checkpoint_in_floats_is_no_packed_file(tiny: Bert, tmp_path: Path) -> None:
-    checkpoint.save(tiny, tmp_path / "floats")
-    refused(tmp_path / "floats", "its format is 'pt'")
-
-
-@pytest.fixture(scope="module")
-def victim(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    """A folder whose file is damaged over and over."""
-    target = tmp_path_factory.mktemp("victim") / "packed"
-    config = BertConfig(
-        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=8,
-        initializer_range=0.3,
-    )  # fmt: skip
-
-    def write(model: Bert, embeddings: Storage, head: Storage) -> Path:
-        save(model, target, tokenizer, embeddings, head)
-        return target
-
-    whole_folder(config, write)
-    shutil.copy(target / FILE, target / "whole")
-    return target
-
-
-def damage(victim: Path, position: int, flip: int) -> None:
-    """Flip bits of one byte. The file is a new one, because the last may still be mapped."""
-    content = bytearray((victim / "whole").read_bytes())
-    content[position] ^= flip
-    (victim / FILE).unlink()
-    (victim / FILE).write_bytes(content)
-
-
-@settings(max_examples=300, deadline=None)
-@given(data=st.data(), flip=st.integers(1, 255))
-@pytest.mark.parametrize("where", ["length", "header", "data"])
-def test_any_byte_that_is_another_is_noticed(
-    victim: Path, where: str, data: st.DataObject, flip: int
-) -> None:
-    content = (victim / "whole").read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    text = len(
-        content[:start].rstrip()
-    )  # the header is filled up with spaces, and any other blank would do
-    first, end = {"length": (0, 8), "header": (8, text), "data": (start, len(content))}[where]
-    damage(victim, data.draw(st.integers(first, end - 1)), flip)
-    refused(victim)
-
-
-# At the size of BERT-base
-
-
-@pytest.fixture(scope="module")
-def base() -> Bert:
-    """Of the shape of ``bert-base-uncased``, with its layers in one bit."""
-    model = Bert(BertConfig()).randomize(torch.Generator().manual_seed(0))
-    return binarize_naive(model, LAYERS, "pm1", "row", "matrices").eval()
-
-
-def part_of_fp32(model: Bert, pack: Pack, **options: Any) -> float:
-    whole = 4 * sum(parameter.numel() for parameter in model.parameters())
-    return whole / (pack(model, **options) / FILE).stat().st_size
-
-
-@pytest.mark.slow
-def test_the_size_of_a_file_of_bert_base(base: Bert, pack: Pack) -> None:
-    assert part_of_fp32(base, pack, embeddings="int8") >= 11.5
-    assert part_of_fp32(base, pack, embeddings="int8", head="int8") >= 12
-    words_too = binarize_naive(copy.deepcopy(base), ("embeddings",), "pm1", "row", "matrices")
-    assert part_of_fp32(words_too, pack) >= 25
-    assert part_of_fp32(words_too, pack, head="int8") >= 28
-
-
-MEMORY = """
-import json, re, resource, sys
-from pathlib import Path
-import bitmaps
-import bitmaps.loading
-
-def status():
-    found = dict(re.findall(r"(\\w+):\\s+(\\d+) kB", Path("/proc/self/status").read_text()))
-    return {name: 1024 * int(found[name]) for name in ("VmRSS", "RssAnon", "VmHWM")}
-
-first = bitmaps.load(sys.argv[1])  # what is imported and made but once
-before = status()
-Path("/proc/self/clear_refs").write_text("5")  # the peak is what it is now
-model = bitmaps.load(sys.argv[2])
-print(json.dumps([before, status()]))
-"""
-
-
-def memory(*arguments: object) -> tuple[dict[str, int], dict[str, int]]:
-    """What a process of its own holds, after it has opened one model and then another."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=600,
-    )
-    before, after = json.loads(done.stdout)
-    return before, after
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").is_file(), reason="there is no /proc to read it from"
-)
-@pytest.mark.parametrize("tables", [None, "fp16", "int8"])
-def test_a_model_that_is_opened_takes_what_its_file_does(
-    base: Bert, pack: Pack, tables: Any
-) -> None:
-    sizes = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-    }
-    tiny = Bert(BertConfig(**sizes)).randomize(torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-    folder, first = (
-        pack(base, tables, tables),
-        pack(binarize_naive(tiny, LAYERS, "pm1", "row", "matrices").eval()),
-    )
-    size, slack = (folder / FILE).stat().st_size, 16 * 2**20
-    before, after = memory(first, folder)
-    assert after["VmRSS"] - before["VmRSS"] <= 1.3 * size + slack
-    assert after["VmHWM"] - before["VmRSS"] <= 1.3 * size + slack
-    # the weights stay in the file's pages, which every process that opens it has in common
-    assert after["RssAnon"] - before["RssAnon"] <= 0.25 * size
