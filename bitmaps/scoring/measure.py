@@ -22,7 +22,7 @@ def pseudo_bits(weight: Tensor, table: bool = True) -> int:
     """The bits a tensor would take if it were stored in as few bits as give it back.
 
     The blog post's rule: a tensor of at most two distinct values costs one bit a weight. A matrix
-    has further ways:
+    has further ways::
 
         every row has at most two values       1 bit a weight, and 32 for each number a row needs:
                                                1 for {-a, a} and {0, a}, otherwise 2
