@@ -1,4 +1,5 @@
-"""The documents: what is generated is complete, and what is referred to is there. ``make docs`` builds the site strictly."""
+"""The documents: what is generated is complete, and what is referred to is there. ``make docs``
+builds the site strictly."""
 
 from __future__ import annotations
 

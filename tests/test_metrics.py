@@ -1,4 +1,5 @@
-"""The three scores, against references that share no code with them, and what each sentence adds to them."""
+"""The three scores, against references that share no code with them, and what each sentence adds to
+them."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def score(metric: Metric | type[Metric], *batches: tuple[Any, Any]) -> float:
 def sample(
     seed: int, vocabulary: int = 50, shape: tuple[int, ...] = (4, 9), step: float | None = None
 ) -> tuple[Logits, Labels]:
-    """Logits and labels, a third of them ignored; with ``step``, logits come in steps and so have ties."""
+    """Logits and labels, a third of them ignored; with ``step``, logits come in steps and so have
+    ties."""
     generator = np.random.default_rng(seed)
     logits = generator.normal(-5, 3, (*shape, vocabulary)).astype(np.float32)
     if step:

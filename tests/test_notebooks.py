@@ -50,7 +50,8 @@ def test_stored_outputs_are_complete_and_clean(path: Path) -> None:
     nbformat.validate(notebook)
     check_outputs(notebook)
     assert path.stat().st_size < LARGEST
-    # nothing that differs from run to run and says nothing: times of cells, widgets, the Python that ran it
+    # nothing that differs from run to run and says nothing: times of cells, widgets, the Python
+    # that ran it
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     assert not any(cell.metadata for cell in notebook.cells)
 

@@ -23,7 +23,8 @@ FILES = sorted(CONF.rglob("*.yaml"))
 
 
 def commands_of(path: Path) -> list[tuple[str, str]]:
-    """The commands that the comment at the top of a file names: ``train`` or ``evaluate``, and what comes after it."""
+    """The commands that the comment at the top of a file names: ``train`` or ``evaluate``, and what
+    comes after it."""
     lines = path.read_text(encoding="utf-8").splitlines()
     opening = "\n".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
     return re.findall(r"python (train|evaluate)\.py(.*)", opening)

@@ -98,7 +98,8 @@ def test_masks_depend_on_neither_the_order_nor_numpys_global_state():
         np.testing.assert_array_equal(mask_sentence(texts[n], [481, n], BERT), forward[n])
 
 
-# "The little harbour town slept under a thin blanket of snow while three fishing boats waited for the morning tide to
+# "The little harbour town slept under a thin blanket of snow while three fishing boats waited for
+# the morning tide to
 # carry them out to sea.", in BERT's uncased pieces
 HARBOUR = [
     101, 1996, 2210, 7440, 2237, 7771, 2104, 1037, 4857, 8768, 1997, 4586, 2096, 2093, 5645,

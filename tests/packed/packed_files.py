@@ -24,7 +24,9 @@ def tensors_by_numpy(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str
     header = json.loads(raw[8:start])
     metadata = header.pop("__metadata__")
     return {
-        name: np.frombuffer(raw[start + found["data_offsets"][0] : start + found["data_offsets"][1]], dtypes[found["dtype"]])
-        .reshape(found["shape"])
+        name: np.frombuffer(
+            raw[start + found["data_offsets"][0] : start + found["data_offsets"][1]],
+            dtypes[found["dtype"]],
+        ).reshape(found["shape"])
         for name, found in header.items()
-    }, metadata  # fmt: skip
+    }, metadata

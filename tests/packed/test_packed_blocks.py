@@ -87,7 +87,8 @@ def unfused(block: nn.Module) -> nn.Module:
 def test_fused_and_unfused_agree(act: Act, name: str, scale: Scale, hidden: int) -> None:
     _, block = block_of(binary("layers", scale, hidden_size=hidden), act, name)
     x = normal(2, 5, hidden, seed=8)
-    # what is rounded may fall to the other side, now and then, where sums are added in another order
+    # what is rounded may fall to the other side, now and then, where sums are added in another
+    # order
     assert off(run(block, x), run(unfused(block), x)) < {"f32": 1e-6, "a16": 1e-4}.get(act, 0.01)
 
 

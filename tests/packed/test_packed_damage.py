@@ -105,19 +105,38 @@ def test_a_missing_file_is_named(folder: Path) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, str]], object], str]] = {
-    "another format": (lambda t, m: m.update(format="pt"), "its format is 'pt'; valid is 'bitmaps'"),
+    "another format": (
+        lambda t, m: m.update(format="pt"),
+        "its format is 'pt'; valid is 'bitmaps'",
+    ),
     "no format": (lambda t, m: m.pop("format"), "its format is None"),
-    "a later version": (lambda t, m: m.update(version="2"), "version '2'; this package reads version 1"),
+    "a later version": (
+        lambda t, m: m.update(version="2"),
+        "version '2'; this package reads version 1",
+    ),
     "no version": (lambda t, m: m.pop("version"), "version None"),
     "no shapes": (lambda t, m: m.pop("shapes"), "no table of shapes"),
     "shapes that are no JSON": (lambda t, m: m.update(shapes="{"), "no table of shapes"),
     "shapes in a list": (lambda t, m: m.update(shapes="[[1, 2]]"), "no table of shapes"),
-    "shapes of one size": (lambda t, m: m.update(shapes=json.dumps({QUERY: [16]})), "no table of shapes"),
-    "shapes that are a number": (lambda t, m: m.update(shapes=json.dumps({QUERY: 16})), "no table of shapes"),
-    "shapes of words": (lambda t, m: m.update(shapes=json.dumps({QUERY: "ab"})), "no table of shapes"),
-    "shapes below one": (lambda t, m: m.update(shapes=json.dumps({QUERY: [16, 0]})), "no table of shapes"),
+    "shapes of one size": (
+        lambda t, m: m.update(shapes=json.dumps({QUERY: [16]})),
+        "no table of shapes",
+    ),
+    "shapes that are a number": (
+        lambda t, m: m.update(shapes=json.dumps({QUERY: 16})),
+        "no table of shapes",
+    ),
+    "shapes of words": (
+        lambda t, m: m.update(shapes=json.dumps({QUERY: "ab"})),
+        "no table of shapes",
+    ),
+    "shapes below one": (
+        lambda t, m: m.update(shapes=json.dumps({QUERY: [16, 0]})),
+        "no table of shapes",
+    ),
     "another shape": (
-        lambda t, m: m.update(shapes=m["shapes"].replace("[60, 16]", "[60, 15]")), f"{WORDS} has another shape"
+        lambda t, m: m.update(shapes=m["shapes"].replace("[60, 16]", "[60, 15]")),
+        f"{WORDS} has another shape",
     ),
     "a shape of nothing": (
         lambda t, m: m.update(shapes=json.dumps(json.loads(m["shapes"]) | {"nothing": [1, 1]})),
@@ -127,39 +146,65 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, str]], object], 
     "no scale": (lambda t, m: t.pop(f"{QUERY}.scale"), f"{QUERY}.high is missing"),
     "no scale of a table": (lambda t, m: t.pop(f"{WORDS}.scale"), f"{WORDS}.scale is missing"),
     "no norm": (lambda t, m: t.pop(NORM), f"{NORM} is missing"),
-    "a tensor more": (lambda t, m: t.update(more=torch.zeros(3)), "no BERT of its config.json has: more"),
+    "a tensor more": (
+        lambda t, m: t.update(more=torch.zeros(3)),
+        "no BERT of its config.json has: more",
+    ),
     "a part more": (
         lambda t, m: t.update({f"{QUERY}.int8": t[f"{QUERY}.bits"].repeat(1, 8).view(torch.int8)}),
         rf"no BERT of its config.json has: {QUERY}\.bits",
     ),
     "a low beside a scale": (
-        lambda t, m: t.update({f"{QUERY}.low": torch.zeros(16)}), rf"no BERT of its config.json has: {QUERY}\.low"
+        lambda t, m: t.update({f"{QUERY}.low": torch.zeros(16)}),
+        rf"no BERT of its config.json has: {QUERY}\.low",
     ),
-    "fewer rows": (lambda t, m: t.update({f"{QUERY}.bits": t[f"{QUERY}.bits"][:15].clone()}), r"\(15, 2\)"),
+    "fewer rows": (
+        lambda t, m: t.update({f"{QUERY}.bits": t[f"{QUERY}.bits"][:15].clone()}),
+        r"\(15, 2\)",
+    ),
     "fewer columns": (
-        lambda t, m: t.update({f"{QUERY}.bits": t[f"{QUERY}.bits"][:, :1].clone()}), r"\(16, 1\).*\(16, 2\)"
+        lambda t, m: t.update({f"{QUERY}.bits": t[f"{QUERY}.bits"][:, :1].clone()}),
+        r"\(16, 1\).*\(16, 2\)",
     ),
-    "a scale a column": (lambda t, m: t.update({f"{QUERY}.scale": torch.ones(16, 1)}), r"\(16, 1\).*\(16,\)"),
-    "fewer words": (lambda t, m: t.update({f"{WORDS}.int4": t[f"{WORDS}.int4"][1:].clone()}), r"\(59, 8\).*\(60, 8\)"),
+    "a scale a column": (
+        lambda t, m: t.update({f"{QUERY}.scale": torch.ones(16, 1)}),
+        r"\(16, 1\).*\(16,\)",
+    ),
+    "fewer words": (
+        lambda t, m: t.update({f"{WORDS}.int4": t[f"{WORDS}.int4"][1:].clone()}),
+        r"\(59, 8\).*\(60, 8\)",
+    ),
     "a longer norm": (lambda t, m: t.update({NORM: torch.zeros(17)}), r"\(17,\).*\(16,\)"),
     "signed bits": (
-        lambda t, m: t.update({f"{QUERY}.bits": t[f"{QUERY}.bits"].view(torch.int8)}), "int8 .*needs torch.uint8"
+        lambda t, m: t.update({f"{QUERY}.bits": t[f"{QUERY}.bits"].view(torch.int8)}),
+        "int8 .*needs torch.uint8",
     ),
     "a scale in fp16": (
-        lambda t, m: t.update({f"{QUERY}.scale": t[f"{QUERY}.scale"].half()}), "float16 .*needs torch.float32"
+        lambda t, m: t.update({f"{QUERY}.scale": t[f"{QUERY}.scale"].half()}),
+        "float16 .*needs torch.float32",
     ),
-    "a norm in fp16": (lambda t, m: t.update({NORM: t[NORM].half()}), "float16 .*needs torch.float32"),
-    "a norm in fp64": (lambda t, m: t.update({NORM: t[NORM].double()}), "float64 .*needs torch.float32"),
+    "a norm in fp16": (
+        lambda t, m: t.update({NORM: t[NORM].half()}),
+        "float16 .*needs torch.float32",
+    ),
+    "a norm in fp64": (
+        lambda t, m: t.update({NORM: t[NORM].double()}),
+        "float64 .*needs torch.float32",
+    ),
     "nibbles of a sign": (
-        lambda t, m: t.update({f"{WORDS}.int4": t[f"{WORDS}.int4"].view(torch.int8)}), "int8 .*needs torch.uint8"
+        lambda t, m: t.update({f"{WORDS}.int4": t[f"{WORDS}.int4"].view(torch.int8)}),
+        "int8 .*needs torch.uint8",
     ),
     "an empty tensor more": (lambda t, m: t.update(more=torch.zeros(0)), "has: more"),
     "a number more": (lambda t, m: t.update(more=torch.tensor(1.0)), "has: more"),
     "truths more": (lambda t, m: t.update(more=torch.ones(3, dtype=torch.bool)), "has: more"),
     "bfloat16 more": (lambda t, m: t.update(more=torch.ones(3, dtype=torch.bfloat16)), "has: more"),
     "fp8 more": (lambda t, m: t.update(more=torch.ones(3).to(torch.float8_e4m3fn)), "has: more"),
-    "complex numbers more": (lambda t, m: t.update(more=torch.ones(3, dtype=torch.complex64)), "has: more"),
-}  # fmt: skip
+    "complex numbers more": (
+        lambda t, m: t.update(more=torch.ones(3, dtype=torch.complex64)),
+        "has: more",
+    ),
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -237,9 +282,13 @@ def victim(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     """A folder whose file is damaged over and over."""
     target = tmp_path_factory.mktemp("victim") / "packed"
     config = BertConfig(
-        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=8,
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8,
         initializer_range=0.3,
-    )  # fmt: skip
+    )
 
     def write(model: Bert, embeddings: Storage, head: Storage) -> Path:
         save(model, target, tokenizer, embeddings, head)

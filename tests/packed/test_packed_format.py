@@ -1,4 +1,5 @@
-"""The packed folder: what is in it, that it gives the model back, and that a damaged one is refused."""
+"""The packed folder: what is in it, that it gives the model back, and that a damaged one is
+refused."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ from bitmaps.vocabulary import Scale, Storage, ValueSet
 def trained(
     model: Bert, components: tuple[str, ...], quantization: Quantization, words: Storage | None
 ) -> Bert:
-    """What a training of the model might leave: other latent weights, other scales, and what they come to."""
+    """What a training of the model might leave: other latent weights, other scales, and what they
+    come to."""
     make_trainable(model, components, quantization, words)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():

@@ -35,7 +35,8 @@ weights = arrays(
     array_shapes(min_dims=1, max_dims=3, max_side=6),
     elements=awkward | st.floats(width=32, allow_nan=False, allow_infinity=False),
 )
-# eighths, in powers of two of rows and columns: sums and means are exact, so weights lie on thresholds and on the
+# eighths, in powers of two of rows and columns: sums and means are exact, so weights lie on
+# thresholds and on the
 # windows' edges, and it is beyond doubt on which side
 eighths = st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([2, 4, 8])).flatmap(
     lambda shape: arrays(np.float32, shape, elements=st.integers(-24, 24).map(lambda n: n / 8))
@@ -91,7 +92,8 @@ def rank_one_part(weight: NDArray[Any], values: ValueSet = "pm1") -> NDArray[Any
 
 
 def best_factors(weight: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
-    """For each row the number that times ``other`` is closest to its positive weights; 0 where there are none."""
+    """For each row the number that times ``other`` is closest to its positive weights; 0 where
+    there are none."""
     pairs = [(other[row > 0], row[row > 0]) for row in weight]
     return np.array(
         [np.linalg.lstsq(x[:, None], y, rcond=None)[0][0] if x.any() else 0.0 for x, y in pairs]

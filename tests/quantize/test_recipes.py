@@ -33,7 +33,8 @@ Arrays = dict[str, Array]
 CONF = conf_dir()
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
 
-# eighths, in powers of two of rows and columns: sums and means are exact, so that weights may lie on a threshold or on
+# eighths, in powers of two of rows and columns: sums and means are exact, so that weights may lie
+# on a threshold or on
 # the edge of a window, and it is beyond doubt on which side
 eighths = st.tuples(st.sampled_from([2, 4]), st.sampled_from([4, 8])).flatmap(
     lambda shape: st.tuples(

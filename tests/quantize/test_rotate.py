@@ -1,4 +1,5 @@
-"""Heads that are rotated: the model computes the same, with weights closer to two values, as a plain loop over heads has it."""
+"""Heads that are rotated: the model computes the same, with weights closer to two values, as a
+plain loop over heads has it."""
 
 from __future__ import annotations
 
@@ -26,9 +27,14 @@ each_scale = pytest.mark.parametrize("scale", ["none", "tensor", "row", "rank_on
 
 def model_of(seed: int = 0, heads: int = 2, hidden: int = 16) -> Bert:
     config = BertConfig(
-        vocab_size=40, hidden_size=hidden, num_hidden_layers=2, num_attention_heads=heads, intermediate_size=24,
-        max_position_embeddings=12, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=40,
+        hidden_size=hidden,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        intermediate_size=24,
+        max_position_embeddings=12,
+        initializer_range=0.3,
+    )
     generator = torch.Generator().manual_seed(seed)
     model = Bert(config).randomize(generator).eval()
     with torch.no_grad():

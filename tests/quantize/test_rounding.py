@@ -41,7 +41,8 @@ each_stored = pytest.mark.parametrize("stored", ["fp16", "int8", "int4"])
 
 
 def step_of(x: NDArray[Any], stored: Storage) -> NDArray[Any]:
-    """The distance of two levels, for each vector, in fp32: not less than its smallest normal number."""
+    """The distance of two levels, for each vector, in fp32: not less than its smallest normal
+    number."""
     return np.maximum(
         np.abs(x).max(-1, keepdims=True) / np.float32(LEVELS[stored]), np.float32(SMALLEST_NORMAL)
     )

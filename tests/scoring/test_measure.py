@@ -271,7 +271,8 @@ def test_resident_memory_is_that_of_parameters_and_buffers_with_shared_storage_o
 
 @pytest.fixture
 def calls(tiny: Bert, monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
-    """What ``tiny`` and its head were called with, on a clock that only a forward pass moves: by 9 s, 4 s, 1 s, 1 s ..."""
+    """What ``tiny`` and its head were called with, on a clock that only a forward pass moves: by 9
+    s, 4 s, 1 s, 1 s ..."""
     seen: list[SimpleNamespace] = []
     now = [100.0]
     clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0])

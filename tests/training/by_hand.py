@@ -70,7 +70,8 @@ def relations_by_hand(student: list[Tensor], teacher: list[Tensor], kept: Tensor
 
 
 def projected(model: Bert, states: list[Tensor]) -> list[Tensor]:
-    """Queries, keys and values (batch, heads, length, d) of each layer in turn, computed from what goes into the layer."""
+    """Queries, keys and values (batch, heads, length, d) of each layer in turn, computed from what
+    goes into the layer."""
     found = []
     for number, x in enumerate(states[:-1]):
         weights = dict(model.encoder.layers[number].named_parameters())

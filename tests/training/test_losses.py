@@ -55,7 +55,8 @@ every_part = pytest.mark.parametrize("part", BY_HAND, ids=lambda part: part.__na
 
 
 def tensors(part: Part, seed: int, layers: int = 2) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """What a part compares, and which tokens are none of padding: two at least of each sentence, and not all."""
+    """What a part compares, and which tokens are none of padding: two at least of each sentence,
+    and not all."""
     generator = torch.Generator().manual_seed(seed)
     sentences, length, d = torch.randint(1, 4, (3,), generator=generator).tolist()
     length += 2

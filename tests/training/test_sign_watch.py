@@ -127,7 +127,8 @@ def test_outside_are_weights_beyond_the_magnitude_of_their_own_value(
     if center != "none":
         weight = weight - (weight.mean() if center == "tensor" else weight.mean(1, keepdims=True))
     row, column = layer.quantizer.scales(layer.weight)
-    # the largest of the two values in magnitude, for {0,1} too: what a weight would be if its bit were the high one
+    # the largest of the two values in magnitude, for {0,1} too: what a weight would be if its bit
+    # were the high one
     magnitude = row.detach().double().numpy() * (
         1.0 if column is None else column.detach().double().numpy()
     )
@@ -201,7 +202,8 @@ def batch(seed: int) -> Batch:
 
 
 class Record(Callback):
-    """What is logged after every step, and copies of the layers then; ``SignWatch`` is to come first."""
+    """What is logged after every step, and copies of the layers then; ``SignWatch`` is to come
+    first."""
 
     def __init__(self) -> None:
         self.layers: list[dict[str, QuantizedLinear | QuantizedEmbedding]] = []
@@ -234,9 +236,16 @@ def fit(
         model.train(), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=lr)
     )
     trainer = Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, max_epochs=-1, max_steps=max_steps, callbacks=[watch, record], **options,
-    )  # fmt: skip
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=-1,
+        max_steps=max_steps,
+        callbacks=[watch, record],
+        **options,
+    )
     batches: Any = [batch(seed) for seed in range(40)]
     trainer.fit(module, train_dataloaders=DataLoader(batches, batch_size=None))
     return watch, record
@@ -334,9 +343,15 @@ def test_a_training_that_is_stopped_between_two_looks_is_judged_as_it_is_then(
         trainable(tiny).train(), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05)
     )
     trainer = Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, max_epochs=-1, max_steps=20, callbacks=[watch, record, StopAt(3)],
-    )  # fmt: skip
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=-1,
+        max_steps=20,
+        callbacks=[watch, record, StopAt(3)],
+    )
     batches: Any = [batch(seed) for seed in range(40)]
     trainer.fit(module, train_dataloaders=DataLoader(batches, batch_size=None))
     first, last = record.layers[0], record.layers[3]
