@@ -1,4 +1,7 @@
-"""Score a BERT as it is, binarized or trained: ``python evaluate.py -m binarize=none,all,layers``."""
+"""Score a BERT as it is, binarized or trained.
+
+For example: ``python evaluate.py -m binarize=none,all,layers``.
+"""
 
 from bitmaps.cli import evaluate
 

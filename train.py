@@ -1,4 +1,7 @@
-"""Train a binarized BERT: ``python train.py binarize=ffnn values=pm1``. Every choice is a file in ``conf/``."""
+"""Train a binarized BERT: ``python train.py binarize=ffnn values=pm1``.
+
+Every choice is a file in ``conf/``.
+"""
 
 from bitmaps.cli import train
 
