@@ -70,13 +70,15 @@ def test_the_naive_sweep_prints_its_table(tmp_path):
     )
     assert (sweep / "results.md").read_text(encoding="utf-8").count("\n") == 5
     assert "layers" in out
+    # the overrides that are typed, but for those that change no score
+    jobs = [f"binarize-{group}+limit-300" for group in ("none", "all", "layers")]
     none, everything, layers = (
-        json.loads((sweep / str(i) / "metrics.json").read_text(encoding="utf-8")) for i in range(3)
+        json.loads((sweep / job / "metrics.json").read_text(encoding="utf-8")) for job in jobs
     )
     assert none["cross_entropy"] < layers["cross_entropy"] < everything["cross_entropy"]
     assert everything["memory_mib"] < none["memory_mib"] / 30
     page = (sweep / "results.html").read_text(encoding="utf-8")
-    for job, collapsed in (("0", False), ("1", True), ("2", True)):
+    for job, collapsed in zip(jobs, (False, True, True), strict=True):
         (analysis,) = json.loads(
             (sweep / job / "analysis.json").read_text(encoding="utf-8")
         ).values()
@@ -203,17 +205,26 @@ def test_the_standard_comparison_runs_and_goes_on_where_it_was(tmp_path):
         pytest.skip(
             "BITMAPS_PTB is not set: the folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt"
         )
-    command = (
-        "-m", "bitmaps.compare", "short", f"data.dir={os.environ['BITMAPS_PTB']}", "limit=64", "mask_sets=2",
-        "trainer.max_steps=2", "trainer.val_check_interval=2", "--seeds=2", "--jobs=bitmaps-layers-[01]",
-        f"--folder={tmp_path / 'runs'}", f"--results={tmp_path / 'results'}",
-    )  # fmt: skip
-    assert "0 of 2 jobs are done" in run(*command)
-    assert "2 of 2 jobs are done" in run(*command)
-    line = json.loads(
-        (tmp_path / "results" / "short" / "bitmaps-layers.json").read_text(encoding="utf-8")
+    small = ("limit=64", "mask_sets=2", "trainer.max_steps=2", "trainer.val_check_interval=2")
+    data = f"data.dir={os.environ['BITMAPS_PTB']}"
+    teacher, sweep, results = (tmp_path / name for name in ("teacher", "short", "short.json"))
+    run("train.py", "experiment=ptb", data, *small, f"hydra.run.dir={teacher}")
+    jobs = (
+        *("train.py", "-m", "experiment=ptb_short", "seed=0,1", "binarize=layers", data, *small),
+        *(f"model.source={teacher}", f"hydra.sweep.dir={sweep}"),
     )
-    assert list(line["seeds"]) == ["0", "1"]
-    assert line["versus_full_precision"]["cross_entropy"]["value"] > 0
-    table = run("-m", "bitmaps.compare", "table", f"--results={tmp_path / 'results'}")
-    assert "| bitmaps-layers | 2 |" in table
+    assert "done already" not in run(*jobs)
+    assert run(*jobs).count("is done already") == 2
+    out = run(
+        *("-m", "bitmaps.report", teacher, sweep, "--output", tmp_path / "report"),
+        *("--against", "teacher", "--json", results),
+    )
+    assert "accuracy kept" in out
+    (line,) = (
+        line
+        for line in json.loads(results.read_text(encoding="utf-8"))["lines"]
+        if line["facts"]["components"] == "layers"
+    )
+    assert [seed["seed"] for seed in line["seeds"]] == [0, 1]
+    (against,) = line["against"].values()
+    assert against["cross_entropy"]["low"] > 0
