@@ -225,4 +225,4 @@ class Quantizer(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return str(self.quantization)
+        return ", ".join(f"{name}={part}" for name, part in vars(self.quantization).items())

@@ -218,7 +218,7 @@ def test_effective_weight_is_fp32_under_autocast(
 def test_a_quantizer_says_what_it_is() -> None:
     parts = Quantization("01", "tensor", "lsq", "row", "clipped")
     text = repr(Quantizer(normal(2, 3), parts))
-    assert all(f"{name}={value!r}" in text for name, value in vars(parts).items())
+    assert text == "Quantizer(values=01, scale=tensor, scaling=lsq, center=row, gradient=clipped)"
 
 
 # Packing
