@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow lint docs recipes clean
+.PHONY: demo test test-fast test-slow lint docs recipes clean
 
 demo: $(VENV)/demo
 	$(BIN)/python train.py binarize=ffnn values=pm1
@@ -11,7 +11,11 @@ demo: $(VENV)/demo
 # one worker a core, one thread each
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-test: $(VENV)/dev lint
+# side by side: types are checked on one core
+test: $(VENV)/dev
+	$(MAKE) --jobs=2 lint test-fast
+
+test-fast: $(VENV)/dev
 	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/dev
