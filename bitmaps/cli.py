@@ -17,13 +17,13 @@ from typing import Any, cast
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from bitmaps.command.inherit import Request, inherit
 from bitmaps.command.overrides import check_lists, job_folder
 from bitmaps.command.schema import Evaluate, Train, conf_dir
-from bitmaps.command.sweep import SweepError
+from bitmaps.command.sweep import SweepError, check_whole_sweep
 from bitmaps.errors import InputError
 from bitmaps.runs.folder import RunFolder
 from bitmaps.runs.provenance import commit, versions
@@ -57,7 +57,20 @@ def run_folder(resume: str | None, new: str) -> str:
 
 
 class SweepTable(Callback):
-    """Shows a sweep when it has ended, and ends the command with 1 if a job has no scores."""
+    """Checks a sweep before it starts. Shows it when it has ended, and ends the command with 1 if a
+    job has no scores."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        cfg, hydra = config.copy(), config.hydra
+        with flag_override(cfg, ["struct", "readonly"], False):
+            del cfg["hydra"]
+        try:
+            check_whole_sweep(cfg, list(hydra.overrides.task), Path(hydra.sweep.dir))
+        except SweepError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except (InputError, OmegaConfBaseException):
+            return  # one of the jobs may be valid; each tells what is wrong with it
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from bitmaps.launch import show_sweep

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bitmaps.command.inherit import Request
 from bitmaps.command.schema import Evaluate, Train
-from bitmaps.command.sweep import SweepError, check_sweep, find_duplicate
+from bitmaps.command.sweep import SweepError, check_job, find_duplicate
 from bitmaps.jobs.evaluate import Evaluation
 from bitmaps.jobs.setup import Outcome
 from bitmaps.jobs.train import Training
@@ -54,7 +54,7 @@ def launch(
                 f"{config.trainer.devices} in a multirun: each process that it starts would "
                 "replay the whole sweep. Run the jobs one by one, without -m."
             )
-        check_sweep(facts, folder.path, request.overrides)
+        check_job(facts, folder.path, request.overrides)
         if isinstance(config, Evaluate):  # a training leaves a model, which has to be its own
             duplicate = find_duplicate(cfg, folder.path)
     resume = isinstance(config, Train) and config.resume is not None

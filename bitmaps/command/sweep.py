@@ -103,22 +103,26 @@ def check_same_job(cfg: DictConfig, path: Path) -> None:
         )
 
 
-def swept_keys(folder: Path, overrides: list[str]) -> set[str]:
-    """The first parts of the keys that a sweep goes over.
+def check_whole_sweep(cfg: DictConfig, typed: list[str], folder: Path) -> None:
+    """Refuse a sweep before its first job, which may run beside others, has a folder.
 
     Args:
-        folder: of one of its jobs.
-        overrides: of that job.
+        cfg: the configuration without what the sweep goes over.
+        typed: the overrides, as they were typed.
+        folder: of the sweep.
+
+    Raises:
+        SweepError: when no job could run, or none is comparable with the jobs in the folder.
+        InputError: when the configuration is not valid.
     """
-    sweep = OmegaConf.load(folder.parent / "multirun.yaml")  # which Hydra writes
-    # a job's own values cannot be compared with these: Hydra writes 1e1 as 10.0
-    typed = OverridesParser.create().parse_overrides(list(sweep.hydra.overrides.task))
-    fixed = {one.key_or_group for one in typed if not one.is_sweep_override()}
-    keys = {key_of(override) for override in overrides} - fixed
-    return {key.split(".")[0] for key in keys}
+    parsed = OverridesParser.create().parse_overrides(typed)
+    swept = {first_part(one.key_or_group) for one in parsed if one.is_sweep_override()}
+    check_swept(swept)
+    if not cfg.get("checkpoint") and "checkpoint" not in swept:  # which brings its own text
+        check_text(cast(Train | Evaluate, OmegaConf.to_object(cfg)).facts(), swept, folder)
 
 
-def check_sweep(facts: Facts, folder: Path, overrides: list[str]) -> None:
+def check_job(facts: Facts, folder: Path, overrides: list[str]) -> None:
     """Check that a job belongs into its sweep. All jobs are scored on the same text, unless the
     sweep itself goes over several texts.
 
@@ -129,15 +133,35 @@ def check_sweep(facts: Facts, folder: Path, overrides: list[str]) -> None:
     Raises:
         SweepError: naming what differs.
     """
-    swept = swept_keys(folder, overrides)
+    sweep = OmegaConf.load(folder.parent / "multirun.yaml")  # which Hydra writes
+    # a job's own values cannot be compared with these: Hydra writes 1e1 as 10.0
+    parsed = OverridesParser.create().parse_overrides(list(sweep.hydra.overrides.task))
+    fixed = {one.key_or_group for one in parsed if not one.is_sweep_override()}
+    swept = {first_part(key) for key in {key_of(override) for override in overrides} - fixed}
+    check_swept(swept)
+    check_text(facts, swept, folder.parent, own=folder)
+
+
+def first_part(key: str) -> str:
+    return key.split(".")[0]
+
+
+def check_swept(swept: set[str]) -> None:
+    """Raises:
+    SweepError: for a sweep over what changes no score."""
     if useless := sorted(swept & set(WITHOUT_EFFECT)):
         raise SweepError(f"{useless[0]} changes no score: a sweep over it would repeat one job")
+
+
+def check_text(facts: Facts, swept: set[str], sweep: Path, own: Path | None = None) -> None:
+    """Raises:
+    SweepError: when a job of the sweep has another text or other masks."""
     if swept & set(TEXT_KEYS):
         return
     names = [name for name in fields_with(Role.text) if hasattr(facts, name)]
-    for metrics in sorted(folder.parent.glob("*/metrics.json")):
+    for metrics in sorted(sweep.glob("*/metrics.json")):
         there = read_state(metrics.parent).facts
-        for name in names if metrics.parent != folder and there.data is not None else ():
+        for name in names if metrics.parent != own and there.data is not None else ():
             ours, theirs = getattr(facts, name), getattr(there, name)
             if ours != theirs:
                 raise SweepError(

@@ -312,7 +312,7 @@ def test_another_text_is_refused_and_leaves_nothing(
     there, shown = set(Path("s").iterdir()), results()
     err = command.refused("evaluate", "-m", "binarize=none,all", *other, INTO)
     assert message in err
-    assert "/s/binarize-" in err
+    assert " of s/binarize-" in err
     assert set(Path("s").iterdir()) == there
     assert results() == shown
     command.ok("evaluate", "-m", "binarize=ffnn", "limit=20", INTO)  # is still possible
@@ -341,7 +341,7 @@ def test_another_configuration_under_the_same_name_is_refused(command: Commands)
 def test_going_over_what_changes_no_score_is_refused(command: Commands, swept: str) -> None:
     err = command.refused("evaluate", "-m", swept, INTO)
     assert f"{swept.split('=')[0]} changes no score: a sweep over it would repeat one job" in err
-    assert not [path for path in Path("s").iterdir() if path.is_dir()]
+    assert not Path("s").exists()
 
 
 def test_a_number_that_hydra_writes_otherwise_is_no_sweep_over_it(command: Commands) -> None:
@@ -379,7 +379,7 @@ def test_jobs_side_by_side_give_the_same_rows(command: Commands) -> None:
     assert Path("p/results.md").read_text(encoding="utf-8") == shown
     there = set(Path("p").iterdir())
     another = ("evaluate", "-m", "binarize=none,all", "limit=30", "hydra.sweep.dir=p")
-    assert command(*another, "hydra/launcher=joblib")[0] == 2
+    assert "limit=30 is not" in command.refused(*another, "hydra/launcher=joblib")
     assert set(Path("p").iterdir()) == there
 
 
