@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-fast test-slow lint docs recipes clean
+.PHONY: demo test test-fast test-slow test-long lint docs recipes clean
 
 demo: $(VENV)/demo
 	$(BIN)/python train.py binarize=ffnn values=pm1
@@ -20,6 +20,10 @@ test-fast: $(VENV)/dev
 
 test-slow: $(VENV)/dev
 	$(PYTEST) -m slow
+
+# All cases of the promises in docs/promises.md, of which test-slow takes a sample. Stopped and started again, it goes on.
+test-long: $(VENV)/dev
+	BITMAPS_LONG=$(abspath build/long) $(PYTEST) -m slow tests/long
 
 # the hooks of .pre-commit-config.yaml, on everything
 lint: $(VENV)/dev
