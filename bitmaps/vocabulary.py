@@ -112,7 +112,7 @@ class Gradient(StrEnum):
 
 
 class Storage(StrEnum):
-    """How a matrix is stored: floats, integers with a scale a row, or one bit a weight."""
+    """How a matrix is stored: floats, integers with a scale per row, or one bit per weight."""
 
     fp32 = auto()
     fp16 = auto()
@@ -127,7 +127,7 @@ class Storage(StrEnum):
 
 
 class Activations(StrEnum):
-    """What enters a binarized matrix: floats, int8 with a scale a token, or for chosen matrices
+    """What enters a binarized matrix: floats, int8 with a scale per token, or for chosen matrices
     one bit a number."""
 
     float = auto()

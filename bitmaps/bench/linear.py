@@ -47,7 +47,7 @@ def two_valued(outputs: int, inputs: int, generator: torch.Generator) -> nn.Line
 
 
 def packed(linear: nn.Linear, x: Tensor) -> dict[str, Run]:
-    """The layer in one bit a weight, in every activation mode."""
+    """The layer in one bit per weight, in every activation mode."""
     weight = one_bit(linear.weight)
     assert weight is not None, "two values a row"
     bias = linear.bias.detach()

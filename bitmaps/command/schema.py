@@ -192,7 +192,7 @@ class Evaluate(Common):
             )
         if self.scale not in (Scale.row, Scale.rank_one):
             raise InputError(
-                f"calibrate fits a scale a row: scale={self.scale} has none; "
+                f"calibrate fits a scale per row: scale={self.scale} has none; "
                 "valid are row, rank_one"
             )
 

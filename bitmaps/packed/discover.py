@@ -35,7 +35,7 @@ def fewest_bits(weight: Tensor, table: bool) -> PackedWeight | None:
 
 @torch.no_grad()
 def one_bit(weight: Tensor) -> PackedWeight | None:
-    """A matrix in one bit a weight: exactly, or up to rounding with column scales, or ``None``."""
+    """A matrix of one-bit weights: exactly, or up to rounding with column scales, or ``None``."""
     low, high = weight.amin(-1), weight.amax(-1)
     if has_two_values_a_row(weight, low, high):
         constant = low == high

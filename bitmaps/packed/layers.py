@@ -128,7 +128,7 @@ class PackedEmbedding(nn.Module):
 
 
 def are_alike(*modules: Any) -> bool:
-    """Whether all have one bit a weight and the same ``act``, so that one operation can do all."""
+    """Whether all have one-bit weights and the same ``act``, so that one operation can do all."""
     return all(
         isinstance(m, PackedLinear) and m.is_one_bit and m.act == modules[0].act for m in modules
     )

@@ -1,6 +1,6 @@
 """Products with packed matrices: the reference in plain PyTorch, and the calls of the C kernels.
 
-A matrix of one bit a weight has rows of two values, low and high. The activations of a token are
+A matrix of one bit per weight has rows of two values, low and high. The activations of a token are
 multiplied by the matrix's column scales, if it has any, and rounded to integers q with a scale s.
 Then output r is
 

@@ -213,7 +213,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def pack(self, weight: Tensor) -> PackedWeight:
-        """The effective weight of a latent matrix in one bit a weight: ``forward``, exactly."""
+        """The effective weight of a latent matrix in one bit per weight: ``forward``, exactly."""
         scale, column = self.scales(weight)
         high = bounded(scale, self.quantization.scaling).float().flatten().expand(len(weight))
         low = torch.zeros(len(weight)) if self.quantization.values == ZERO_ONE else None

@@ -71,7 +71,7 @@ class Entry:
 
     @property
     def single(self) -> Sequence[Entry]:
-        """The rows of the entry, one a seed."""
+        """The rows of the entry, one per seed."""
         return self.seeds or (self,)
 
     @property

@@ -21,15 +21,15 @@ MIB = 2**20
 def pseudo_bits(weight: Tensor, table: bool = True) -> int:
     """The bits a tensor would take if it were stored in as few bits as give it back.
 
-    The blog post's rule: a tensor of at most two distinct values costs one bit a weight. A matrix
+    The blog post's rule: a tensor of at most two distinct values costs one bit per weight. A matrix
     has further ways::
 
-        every row has at most two values       1 bit a weight, and 32 for each number a row needs:
+        every row has at most two values       1 bit per weight, and 32 for each number a row needs:
                                                1 for {-a, a} and {0, a}, otherwise 2
-        magnitudes of rank one                 1 bit a weight, 32 a row and 32 a column
-        every row is int4 or int8, times a     4 or 8 bits a weight, and 32 a row; for a ``table``
-        number                                 of words only
-        all numbers are fp16                   16 bits a weight; for a ``table`` of words only
+        magnitudes of rank one                 1 bit per weight, 32 per row and 32 per column
+        every row is int4 or int8, times a     4 or 8 bits per weight, and 32 per row; only for a
+        number                                 word ``table``
+        all numbers are fp16                   16 bits per weight; only for a word ``table``
 
     Any other tensor costs its own width per weight, which is also the upper bound.
     """

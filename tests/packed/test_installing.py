@@ -14,36 +14,63 @@ from packed.building import ROOT, call, compiler
 
 from bitmaps.packed.kernels import REFERENCE, VARIABLE
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
-@pytest.mark.parametrize("cc", ["/bin/false", "/nowhere/cc", None])
-def test_the_package_installs_with_and_without_a_compiler(tmp_path: Path, cc: str | None) -> None:
-    try:
-        if int(version("setuptools").split(".")[0]) < 77:
-            pytest.skip("an older setuptools than the package is built with")
-        version("pip")
-    except PackageNotFoundError:
-        pytest.skip("no setuptools or no pip, and the network is not asked")
-    tree, wheels, site = (tmp_path / name for name in ("tree", "wheels", "site"))
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """What a wheel is built from, in a folder of its own: nothing is built in the checkout."""
+    tree = tmp_path / "tree"
     for name in ("bitmaps", "conf"):
         shutil.copytree(
             ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.so", "__pycache__")
         )
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "MANIFEST.in"):
         shutil.copy(ROOT / name, tree)
-    build = (
-        "pip",
-        "wheel",
-        "--no-index",
-        "--no-deps",
-        "--no-build-isolation",
-        "--wheel-dir",
-        wheels,
-        tree,
-    )
-    done = call(sys.executable, "-m", *build, cwd=tmp_path, CC=compiler() if cc is None else cc)
+    return tree
+
+
+def wheel_of(tree: Path, *options: object, cc: str) -> Path:
+    wheels = tree.parent / "wheels"
+    done = call(
+        sys.executable, "-m", "pip", "wheel", "--no-deps", *options, "--wheel-dir", wheels, tree,
+        cwd=tree.parent, CC=cc,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = wheels.glob("bitmaps-*.whl")
+    return wheel
+
+
+def test_a_wheel_carries_every_module_the_configuration_and_the_adapter(tree: Path) -> None:
+    with zipfile.ZipFile(wheel_of(tree, cc="/bin/false")) as archive:
+        names = set(archive.namelist())
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "bitmaps").rglob("*.py")}
+    conf = {
+        f"bitmaps/conf/{path.relative_to(ROOT / 'conf')}"
+        for path in (ROOT / "conf").rglob("*.yaml")
+    }
+    assert names >= modules | conf
+    assert names >= {
+        "bitmaps/py.typed",
+        "bitmaps/adapters/minilm_mlm.safetensors",
+        "bitmaps/report/page.html",
+    }
+
+
+@pytest.mark.parametrize("cc", ["/bin/false", "/nowhere/cc", None])
+def test_the_package_installs_with_and_without_a_compiler(
+    tmp_path: Path, tree: Path, cc: str | None
+) -> None:
+    try:
+        if int(version("setuptools").split(".")[0]) < 77:
+            pytest.skip("an older setuptools than the package is built with")
+        version("pip")
+    except PackageNotFoundError:
+        pytest.skip("no setuptools or no pip, and the network is not asked")
+    site = tmp_path / "site"
+    wheel = wheel_of(
+        tree, "--no-index", "--no-build-isolation", cc=compiler() if cc is None else cc
+    )
     with zipfile.ZipFile(wheel) as archive:
         assert any("_kernels" in name for name in archive.namelist()) is (cc is None)
         archive.extractall(site)
