@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import BertTokenizer
 
 from bitmaps.bert import Bert, BertConfig
-from bitmaps.packed.format import digest, load, save, to_float
+from bitmaps.packed.format import load, save, to_float
+from bitmaps.packed.integrity import digest
 from bitmaps.packed.kernels import REFERENCE
 from bitmaps.quantize.convert import binarize_naive, store_words
 from bitmaps.vocabulary import Act, Component, Scale, Scope, Storage, ValueSet
@@ -96,19 +97,24 @@ def weights_of(folder: Path) -> str:
     return digest({name: each.detach() for name, each in model.named_parameters()})
 
 
-def main(version: str) -> None:
-    vocabulary = GOLDEN / "vocab.txt"
-    vocabulary.parent.mkdir(exist_ok=True)
-    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
+def write(to: Path) -> None:
+    """Pack all models into folders of ``to``."""
+    to.mkdir(parents=True)
+    vocabulary = to / "vocab.txt"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    vocabulary.write_text("\n".join(pieces) + "\n", encoding="utf-8")
     for name, (make, embeddings, head) in MODELS.items():
-        folder = GOLDEN / version / name
-        save(make(), folder, BertTokenizer(str(vocabulary)), embeddings, head)
+        save(make(), to / name, BertTokenizer(str(vocabulary)), embeddings, head)
+    vocabulary.unlink()
+
+
+def main(version: str) -> None:
+    write(GOLDEN / version)
+    for folder in [GOLDEN / version / name for name in MODELS]:
         with using(REFERENCE):
             expected = {act.value: load(folder, act)(some_ids()).contiguous() for act in ACTS}
-        save_file(
-            expected, folder.with_suffix(".safetensors"), metadata={"weights": weights_of(folder)}
-        )
-    vocabulary.unlink()
+        weights = {"weights": weights_of(folder)}
+        save_file(expected, folder.with_suffix(".safetensors"), metadata=weights)
 
 
 if __name__ == "__main__":
