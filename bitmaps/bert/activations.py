@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitmaps.errors import InputError
@@ -22,6 +23,19 @@ class NewGELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = x + 0.044715 * torch.pow(x, 3.0)
         return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * inner))
+
+
+class SignedGELU(nn.Module):
+    """The exact GELU, with the sign of x for every x, for layers that take the sign of its result.
+
+    ``torch``'s is -0 below about -5.5, where 1 + erf(x / sqrt 2) rounds to 0, and -0 >= 0 is true.
+    Here a negative number gives at most -2^-100.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        least = max(2.0**-100, torch.finfo(x.dtype).tiny)
+        y = F.gelu(x)
+        return torch.where(x < 0, y.clamp(max=-least), y)
 
 
 COMMON: dict[str, Callable[[], nn.Module]] = {

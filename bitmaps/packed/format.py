@@ -5,7 +5,6 @@ docs/format.md specifies it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bitmaps.bert import Bert, BertConfig
@@ -23,8 +21,9 @@ from bitmaps.bert.checkpoint import hugging_face_name
 from bitmaps.bert.model import on_meta
 from bitmaps.errors import InputError
 from bitmaps.packed import kernels as native
+from bitmaps.packed.belonging import canonical, check_keys, check_sizes, shaping_keys
 from bitmaps.packed.discover import fewest_bits
-from bitmaps.packed.integrity import read_content
+from bitmaps.packed.integrity import digest, read_content, write
 from bitmaps.packed.layers import PackedAttention, PackedEmbedding, PackedFeedForward, PackedLinear
 from bitmaps.packed.weights import PackedWeight, PacksItself
 from bitmaps.vocabulary import Act, Storage
@@ -32,17 +31,9 @@ from bitmaps.vocabulary import Act, Storage
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT, VERSION = "bitmaps", "1"
+FORMAT, VERSION = "bitmaps", "2"
+READS = ("1", "2")  # docs/format.md: a version that was written once opens for ever
 FILE, MODEL_TYPE = "model.safetensors", "bitmaps"
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over all tensors in the order of their names: name, zero byte, bytes."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        found.update(name.encode() + b"\0")
-        found.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 @torch.no_grad()
@@ -146,13 +137,15 @@ def save(
     }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (draft / "config.json").write_text(text, encoding="utf-8")
+    keys = canonical(shaping_keys(model.config))
     metadata = {
         "format": FORMAT,
         "version": VERSION,
-        "shapes": json.dumps(shapes),
-        "digest": digest(tensors),
+        "shapes": canonical(shapes),
+        "config": keys,
+        "digest": digest(tensors, keys.encode() + b"\0"),
     }
-    save_file(tensors, draft / FILE, metadata=metadata)
+    write(draft / FILE, tensors, metadata)
     tokenizer.save_pretrained(draft)
     draft.rename(folder)
 
@@ -173,11 +166,13 @@ class PackedFile:
     Attributes:
         tensors: by name. The file is mapped: a tensor stays in it until it is used.
         shapes: of the packed matrices.
+        config: the keys that the weights were written for (``belonging``); ``None`` in version 1.
         nonfinite: the names of the tensors that hold a NaN or an infinity.
     """
 
     tensors: dict[str, Tensor]
     shapes: dict[str, list[int]]
+    config: dict[str, Any] | None
     nonfinite: frozenset[str]
 
 
@@ -185,8 +180,8 @@ def read(path: Path) -> PackedFile:
     """Open and check a file.
 
     Raises:
-        InputError: for a file that is missing, truncated, of another format or version, or changed
-            since it was written.
+        InputError: for a file that is missing, truncated, of another format or an unknown version,
+            or changed since it was written.
     """
     if not path.is_file():
         raise InputError(f"{path} is missing")
@@ -194,7 +189,8 @@ def read(path: Path) -> PackedFile:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        content = read_content(path)
+        first = metadata["config"].encode() + b"\0" if "config" in metadata else b""
+        content = read_content(path, first)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is truncated or not a safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
@@ -202,21 +198,40 @@ def read(path: Path) -> PackedFile:
             f"{path} is not a packed model: its format is {metadata.get('format')!r}; "
             f"valid is {FORMAT!r}"
         )
-    if metadata.get("version") != VERSION:
+    version = metadata.get("version")
+    if version not in READS:
         raise InputError(
-            f"{path} has version {metadata.get('version')!r}; this package reads version {VERSION}"
+            f"{path} has version {version!r}; this package reads versions {' and '.join(READS)}"
         )
     if metadata.get("digest") != content.digest:
         raise InputError(
             f"{path} is damaged: its content has digest {content.digest}, but it was written with "
             f"{metadata.get('digest')}"
         )
+    shapes = table(path, metadata, "shapes")
+    if not all(is_shape(shape) for shape in shapes.values()):
+        raise InputError(f"{path} has no table of shapes in its metadata")
+    config = None if version == "1" else table(path, metadata, "config")
+    return PackedFile(tensors, shapes, config, content.nonfinite)
+
+
+def table(path: Path, metadata: Mapping[str, str], name: str) -> dict[str, Any]:
+    """A JSON object in the metadata."""
     try:
-        shapes = json.loads(metadata["shapes"])
-        assert all(len(shape) == 2 and min(shape) > 0 for shape in shapes.values())
-    except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
-        raise InputError(f"{path} has no table of shapes in its metadata") from error
-    return PackedFile(tensors, shapes, content.nonfinite)
+        found = json.loads(metadata[name])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} has no table of {name} in its metadata") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} has no table of {name} in its metadata")
+    return found
+
+
+def is_shape(found: object) -> bool:
+    return (
+        isinstance(found, list)
+        and len(found) == 2
+        and all(isinstance(size, int) and size > 0 for size in found)
+    )
 
 
 def take(file: PackedFile, name: str, shape: tuple[int, ...]) -> PackedWeight | Tensor:
@@ -289,6 +304,9 @@ def load(folder: Path, act: Act) -> Bert:
     file = read(path)
     parts: dict[str, PackedWeight | Tensor] = {}
     try:
+        if file.config is not None:
+            check_keys(config, file.config)
+        check_sizes(config, file.tensors)
         for name, parameter in without_numbers(config).named_parameters():
             theirs, shape = hugging_face_name(name), tuple(parameter.shape)
             if theirs in file.shapes and tuple(file.shapes.pop(theirs)) != shape:

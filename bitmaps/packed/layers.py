@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_compiling, is_dynamo_compiling
 
+from bitmaps.bert.activations import SignedGELU
 from bitmaps.bert.attention import Attention
 from bitmaps.bert.config import BertConfig
 from bitmaps.bert.ffnn import FeedForward
@@ -199,6 +200,8 @@ class PackedFeedForward(FeedForward):
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.fused = config.hidden_act == "gelu"  # the exact one
+        if self.fused:
+            self.activation = SignedGELU()
 
     def forward(self, x: Tensor) -> Tensor:
         expand: Any = self.expand

@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitmaps.bert.activations import SignedGELU
 from bitmaps.packed import kernels as native
 from bitmaps.packed.kernels import Packed, Part
 from bitmaps.vocabulary import Act
@@ -232,7 +233,7 @@ def ffnn(
     epsilon: float,
     act: Act,
 ) -> Tensor:
-    """``LayerNorm(x + contract(gelu(expand(x))))``, with the exact GELU."""
+    """``LayerNorm(x + contract(gelu(expand(x))))``, with ``SignedGELU``."""
     outer = check(x, expand, act)
     if expand.sizes != [contract.k] or contract.sizes != [expand.k]:
         raise ValueError(
@@ -245,7 +246,7 @@ def ffnn(
         raise no_such(contract, act)
     gain, shift = norm_input(gain, expand.k, x), norm_input(shift, expand.k, x)
     if (found := kernels_for(expand)) is None:
-        inner = F.gelu(reference_linear(x.float(), parts_of(expand)[0], act))
+        inner = SignedGELU()(reference_linear(x.float(), parts_of(expand)[0], act))
         y = x.float() + reference_linear(inner, parts_of(contract)[0], act)
         return F.layer_norm(y, gain.shape, gain, shift, epsilon).to(x.dtype)
     inputs = native_input(x)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bitmaps.bert import Bert
+from bitmaps.bert.activations import SignedGELU
 from bitmaps.errors import InputError
 from bitmaps.quantize.layers import QuantizedEmbedding, QuantizedLinear
 from bitmaps.quantize.quantizer import Quantization, Quantizer, two_values
@@ -19,6 +20,7 @@ from bitmaps.vocabulary import (
     GROUPS,
     PLUS_MINUS_ONE,
     Component,
+    LinearName,
     Scale,
     Scope,
     Storage,
@@ -182,6 +184,8 @@ def round_activations(model: Bert, components: Iterable[str], one_bit: Container
         inputs = InputQuantizer(Storage.bit if name in one_bit else Storage.int8)
         weights = child.quantizer if isinstance(child, QuantizedLinear) else None
         setattr(parent, name, QuantizedLinear.from_float(child, weights, inputs))
+        if name == LinearName.contract and name in one_bit and model.config.hidden_act == "gelu":
+            parent.activation = SignedGELU()  # as the packed kernels compute it
     return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ import torch
 import transformers
 from conftest import Pack
 from numpy.typing import NDArray
+from packed.building import ROOT, call
 from packed.packed_files import LAYERS, QUERY, WORDS, tensors_by_numpy
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,7 +27,8 @@ from bitmaps.bert import Bert, checkpoint
 from bitmaps.errors import InputError
 from bitmaps.packed import format as folder_format
 from bitmaps.packed import kernels as native
-from bitmaps.packed.format import FILE, digest, is_packed, load, pack_model, save, to_float
+from bitmaps.packed.format import FILE, is_packed, load, pack_model, save, to_float
+from bitmaps.packed.integrity import digest
 from bitmaps.packed.layers import PackedLinear
 from bitmaps.packed.weights import PackedWeight
 from bitmaps.quantize.convert import (
@@ -344,10 +347,50 @@ def test_the_reader_in_the_documentation_reads_a_matrix(
 def test_the_digest_is_sha256_over_names_and_bytes(tiny: Bert, pack: Pack) -> None:
     folder = pack(layers_of(words="int8")(tiny))
     tensors, metadata = tensors_by_numpy(folder / FILE)
-    found = hashlib.sha256()
+    first = metadata["config"].encode() + b"\0"
+    found = hashlib.sha256(first)
     for name in sorted(tensors):
         found.update(name.encode() + b"\0" + tensors[name].tobytes())
-    assert metadata["digest"] == found.hexdigest() == digest(load_file(folder / FILE))
+    assert metadata["digest"] == found.hexdigest() == digest(load_file(folder / FILE), first)
+
+
+def test_the_same_model_gives_the_same_bytes(tiny: Bert, pack: Pack) -> None:
+    tiny.config = replace(tiny.config, bitmaps={"one_bit_inputs": "query+contract"})
+    first, *others = (pack(tiny, "int8", "fp16") for _ in range(3))
+    for file in first.iterdir():
+        assert all((other / file.name).read_bytes() == file.read_bytes() for other in others)
+    keys = tensors_by_numpy(first / FILE)[1]["config"]
+    assert keys == (
+        '{"hidden_act":"gelu","hidden_size":16,"intermediate_size":24,"layer_norm_eps":1e-12,'
+        '"max_position_embeddings":12,"num_attention_heads":2,"num_hidden_layers":2,'
+        '"one_bit_inputs":"contract+query","tie_word_embeddings":true,"type_vocab_size":2,'
+        '"vocab_size":60}'
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
+    """Whatever order their sets and dictionaries have."""
+    code = "import sys; from packed import golden_models as g; g.write(g.Path(sys.argv[1]))"
+    for seed in ("1", "2"):
+        variables = {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[1])}
+        done = call(sys.executable, "-c", code, tmp_path / seed, cwd=ROOT, **variables)
+        assert done.returncode == 0, done.stderr
+    one, two = (tmp_path / "1", tmp_path / "2")
+    files = [path.relative_to(one) for path in one.rglob("*") if path.is_file()]
+    assert len(files) > 9
+    assert all((one / file).read_bytes() == (two / file).read_bytes() for file in files)
+
+
+def test_every_number_of_a_file_is_aligned(tiny: Bert, pack: Pack) -> None:
+    raw = (pack(tiny, "int8", "fp16") / FILE).read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    sizes = {"F32": 4, "F16": 2, "U8": 1, "I8": 1}
+    header = json.loads(raw[8:start])
+    del header["__metadata__"]
+    assert {entry["dtype"] for entry in header.values()} == {"F32", "F16", "I8"}
+    for entry in header.values():
+        assert (start + entry["data_offsets"][0]) % sizes[entry["dtype"]] == 0
 
 
 @pytest.mark.parametrize(
@@ -378,8 +421,8 @@ def test_a_file_has_the_names_of_hugging_face_with_what_each_part_is(
     assert tensors[f"{QUERY}.bits"].shape == (16, 2)
     assert all(tensors[f"{QUERY}.{part}"].shape == (16,) for part in parts if part != "bits")
     metadata = tensors_by_numpy(folder / FILE)[1]
-    assert set(metadata) == {"format", "version", "shapes", "digest"}
-    assert (metadata["format"], metadata["version"]) == ("bitmaps", "1")
+    assert list(metadata) == ["config", "digest", "format", "shapes", "version"]
+    assert (metadata["format"], metadata["version"]) == ("bitmaps", "2")
     packed = {WORDS, "cls.predictions.transform.dense.weight"}
     packed |= {name.removesuffix(".bits") for name in tensors if name.endswith(".bits")}
     assert set(json.loads(metadata["shapes"])) == packed

@@ -293,6 +293,17 @@ def test_activations_are_restored_where_they_were_one_bit_alone(tiny: Bert, ids:
     assert_inputs_are(tiny, ids, sign_layers)
 
 
+def test_one_bit_inputs_of_contract_have_the_signs_that_gelu_reads(tiny: Bert) -> None:
+    """``torch``'s GELU is -0 below -5.5, which counts as positive."""
+    x = torch.linspace(-60, 60, 1001)
+    assert ((nn.GELU()(x) >= 0) != (x >= 0)).sum() > 400
+    activation = round_activations(tiny, ("ffnn",), ("contract",)).encoder.layers[0].ffnn.activation
+    assert torch.equal(activation(x) >= 0, x >= 0)
+    for dtype in (torch.float16, torch.bfloat16):
+        assert torch.equal(activation(x.to(dtype)) >= 0, x >= 0)
+    torch.testing.assert_close(activation(x), nn.GELU()(x), rtol=0, atol=1e-30)
+
+
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")
 def test_a_trained_layer_compiles_with_both_quantizers() -> None:
     """In one graph, whose share of one-bit inputs changes without another compilation."""

@@ -123,7 +123,9 @@ static inline void plain_gelu(float *x, int64_t n)
             q = q * t + GELU_Q[i];
         }
         const float inside = 0.5f * v * (1.0f + v * p / q);
-        x[j] = v > GELU_END ? v : v < -GELU_END ? 0.0f : inside;
+        const float y = v > GELU_END ? v : v < -GELU_END ? 0.0f : inside;
+        const float below = y < -GELU_LEAST ? y : -GELU_LEAST;
+        x[j] = v < 0.0f ? below : y;
     }
 }
 

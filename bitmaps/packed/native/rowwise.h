@@ -67,9 +67,14 @@ static inline void round_row(const float *x, const struct rows *rows, int offset
 /* GELU is x Phi(x), where Phi is the normal distribution function. On |x| <= 5.2, erf(x / sqrt
  * 2) is approximated by x P(x^2) / Q(x^2), fitted to minimize the largest error of x Phi(x):
  * 2e-8 before rounding. Beyond, Phi is 0 or 1 to float precision. Coefficients of the highest
- * power first. */
+ * power first.
+ *
+ * The result has the sign of x for every x, because the next matrix may take only that (A1): a
+ * negative x gives at most -GELU_LEAST. It lies far below any error and far above the least float,
+ * so that a factor of the inputs does not make it 0. */
 enum { GELU_TERMS = 6 };
 #define GELU_END 5.2f
+#define GELU_LEAST 0x1p-100f
 static const float GELU_P[GELU_TERMS] = {
     4.80782393e-08f, 1.29250874e-05f, 3.30301293e-04f,
     9.31509574e-03f, 6.67142242e-02f, 7.97884309e-01f,

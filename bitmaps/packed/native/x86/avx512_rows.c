@@ -110,7 +110,7 @@ static void sign_row(const float *x, const struct rows *rows, uint8_t *q, float 
 static void gelu_16(float *x, int64_t n)
 {
     const __m512 zero = _mm512_setzero_ps(), one = _mm512_set1_ps(1.0f);
-    const __m512 end = _mm512_set1_ps(GELU_END);
+    const __m512 end = _mm512_set1_ps(GELU_END), least = _mm512_set1_ps(-GELU_LEAST);
     for (int64_t j = 0; j < n; j += 16) {
         const __mmask16 there = lanes_of(n - j);
         const __m512 v = _mm512_maskz_loadu_ps(there, x + j), t = _mm512_mul_ps(v, v);
@@ -126,9 +126,11 @@ static void gelu_16(float *x, int64_t n)
         const __m512 half = _mm512_mul_ps(v, _mm512_set1_ps(0.5f));
         const __mmask16 above = _mm512_cmp_ps_mask(v, end, _CMP_GT_OQ);
         const __mmask16 below = _mm512_cmp_ps_mask(v, _mm512_sub_ps(zero, end), _CMP_LT_OQ);
+        const __mmask16 negative = _mm512_cmp_ps_mask(v, zero, _CMP_LT_OQ);
         __m512 y = _mm512_fmadd_ps(half, erf, half);
         y = _mm512_mask_mov_ps(y, above, v);
-        y = _mm512_mask_mov_ps(y, below, zero);
+        y = _mm512_mask_mov_ps(y, below, least);
+        y = _mm512_mask_min_ps(y, negative, y, least);
         _mm512_mask_storeu_ps(x + j, there, y);
     }
 }
