@@ -89,6 +89,32 @@ def test_the_vocabulary_is_the_tokenizers(minilm: str) -> None:
     assert sorted([*vocabulary.replacements, *special]) == list(range(30522))
 
 
+def test_special_pieces_that_a_text_contains_are_no_targets_but_for_the_unknown_one(
+    minilm: str, text: Callable[[str], Source]
+) -> None:
+    plain = "A line of text that is long enough to be masked somewhere.\n"
+    source = text(
+        plain + "[MASK] [PAD] [UNK] [CLS] [SEP] one [MASK][MASK] [PAD] [UNK] two\n" + plain
+    )
+    vocabulary = Vocabulary.of(tokenizer_of(minilm))
+    examples = masked(source, "test", minilm, 64, None, 0, 100)
+    stream = TrainingStream(tokenized(source, "train", minilm, 64, None), vocabulary, 3, 0)
+    batches = take(iter(stream), 100)
+    for labels in (
+        np.concatenate([labels for *_, labels in examples]),
+        np.concatenate([batch["labels"].flatten().numpy() for batch in batches]),
+    ):
+        targets = set(labels.tolist()) - {-100}
+        assert targets & {0, 100, 101, 102, 103} == {100}
+        assert len(targets) == 16  # the unknown piece, and all others of the text
+    # the masks of ordinary sentences are those of [CLS] and [SEP] as the only special pieces
+    ordinary = replace(vocabulary, untouched=(101, 102))
+    for number, ids, labels in masked(source, "test", minilm, 64, None, 0):
+        sentence = tokenized(source, "test", minilm, 64, None)[number]
+        same = mask_sentence(sentence, [0, number], ordinary)
+        assert number == 1 or (np.array_equal(ids, same[0]) and np.array_equal(labels, same[1]))
+
+
 def test_a_sentence_has_cls_and_sep_and_at_most_length_pieces(minilm: str) -> None:
     pieces = tokenized(WIKI, "test", minilm, 64, None)
     assert all((ids[0], ids[-1]) == (101, 102) for ids in pieces)
@@ -391,32 +417,6 @@ def test_a_text_is_read_and_masked_once(
     assert reads == ["test"]
     tokenized(source, "test", minilm, 32, None)
     assert reads == ["test", "test"]
-
-
-def test_special_pieces_that_a_text_contains_are_no_targets_but_for_the_unknown_one(
-    minilm: str, text: Callable[[str], Source]
-) -> None:
-    plain = "A line of text that is long enough to be masked somewhere.\n"
-    source = text(
-        plain + "[MASK] [PAD] [UNK] [CLS] [SEP] one [MASK][MASK] [PAD] [UNK] two\n" + plain
-    )
-    vocabulary = Vocabulary.of(tokenizer_of(minilm))
-    examples = masked(source, "test", minilm, 64, None, 0, 100)
-    stream = TrainingStream(tokenized(source, "train", minilm, 64, None), vocabulary, 3, 0)
-    batches = take(iter(stream), 100)
-    for labels in (
-        np.concatenate([labels for *_, labels in examples]),
-        np.concatenate([batch["labels"].flatten().numpy() for batch in batches]),
-    ):
-        targets = set(labels.tolist()) - {-100}
-        assert targets & {0, 100, 101, 102, 103} == {100}
-        assert len(targets) == 16  # the unknown piece, and all others of the text
-    # the masks of ordinary sentences are those of [CLS] and [SEP] as the only special pieces
-    ordinary = replace(vocabulary, untouched=(101, 102))
-    for number, ids, labels in masked(source, "test", minilm, 64, None, 0):
-        sentence = tokenized(source, "test", minilm, 64, None)[number]
-        same = mask_sentence(sentence, [0, number], ordinary)
-        assert number == 1 or (np.array_equal(ids, same[0]) and np.array_equal(labels, same[1]))
 
 
 def test_a_limit_that_leaves_no_masked_token_is_named(
