@@ -144,6 +144,83 @@ def test_transformers_interface_gives_the_same_logits(
     )
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_interface_computes_what_berts_own_does(
+    kind: str, folders: dict[str, Path], ids: Tensor
+) -> None:
+    """Of the same arguments, each alone and all together."""
+    theirs = transformers.BertForMaskedLM.from_pretrained(folders["floats"] / "model").eval()
+    ours = bitmaps.to_transformers(bitmaps.load(folders[kind], act={"packed": "f32"}.get(kind)))
+    generator = torch.Generator().manual_seed(2)
+    labels = ids.where(torch.rand(ids.shape, generator=generator) < 0.4, -100)
+    arguments = {
+        "attention_mask": torch.ones_like(ids).index_fill(1, torch.tensor([6]), 0),
+        "token_type_ids": torch.randint(2, ids.shape, generator=generator),
+        "position_ids": torch.arange(7).flip(0)[None],
+        "labels": labels,
+        "output_hidden_states": True,
+        "return_dict": False,
+    }
+    for given in [*({name: value} for name, value in arguments.items()), arguments]:
+        expected, found = theirs(ids, **given), ours(ids, **given)
+        assert type(found) is type(expected)
+        if not isinstance(found, tuple):
+            assert found.keys() == expected.keys()
+            found, expected = found.to_tuple(), expected.to_tuple()
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    for name in ("output_hidden_states", "return_dict"):
+        changed = bitmaps.to_transformers(ours.bert)
+        setattr(changed.config, name, arguments[name])
+        assert type(changed(ids)) is type(theirs(ids, **{name: arguments[name]}))
+        assert len(changed(ids)) == len(theirs(ids, **{name: arguments[name]}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_token_may_have_a_mask_of_its_own(
+    kind: str, folders: dict[str, Path], ids: Tensor
+) -> None:
+    theirs = transformers.BertForMaskedLM.from_pretrained(folders["floats"] / "model").eval()
+    ours = bitmaps.to_transformers(bitmaps.load(folders[kind], act={"packed": "f32"}.get(kind)))
+    mask = torch.ones(3, 7, 7, dtype=torch.long).tril()
+    logits = ours(ids, attention_mask=mask).logits
+    expected = theirs(ids, attention_mask=mask[:, None].bool()).logits
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+    with pytest.raises(InputError, match=r"must be .batch, length. or .*, not \(3, 1, 7, 7\)"):
+        ours(ids, attention_mask=mask[:, None])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["inputs_embeds", "output_attentions", "encoder_hidden_states"])
+def test_what_transformers_interface_does_not_compute_is_a_type_error(
+    kind: str, name: str, folders: dict[str, Path], ids: Tensor
+) -> None:
+    model = bitmaps.to_transformers(bitmaps.load(folders[kind]))
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        model(ids, **{name: torch.zeros(1)})
+    model.config.output_attentions = True
+    with pytest.raises(TypeError, match="attentions are not available"):
+        model(ids)
+
+
+def test_transformers_interface_saves_hugging_faces_names(
+    folders: dict[str, Path], ids: Tensor, tmp_path: Path
+) -> None:
+    model = bitmaps.to_transformers(bitmaps.load(folders["floats"]))
+    model.save_pretrained(str(tmp_path / "saved"))
+    theirs, report = transformers.AutoModelForMaskedLM.from_pretrained(
+        tmp_path / "saved", output_loading_info=True
+    )
+    assert not any(report.values())
+    torch.testing.assert_close(theirs(ids).logits, model(ids).logits, atol=1e-5, rtol=0)
+    assert torch.equal(bitmaps.load(tmp_path / "saved")(ids), model(ids).logits)
+    with pytest.raises(TypeError, match="max_shard_size"):
+        model.save_pretrained(str(tmp_path / "again"), max_shard_size="1MB")
+    packed = bitmaps.to_transformers(bitmaps.load(folders["packed"]))
+    with pytest.raises(TypeError, match="copy a packed folder"):
+        packed.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 def test_transformers_knows_a_packed_folder_and_has_no_model_for_it(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

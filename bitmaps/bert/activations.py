@@ -65,10 +65,20 @@ def activation(name: str) -> nn.Module:
 
 
 def check_activation(name: object) -> None:
-    """Raise an ``InputError`` for a name that ``activation`` does not know."""
+    """Check the name of a function.
+
+    Raises:
+        InputError: when ``activation`` does not know it, or it has parameters of its own.
+    """
     if isinstance(name, str) and name in COMMON:
         return
     from transformers.activations import ACT2FN
 
-    if not isinstance(name, str) or name not in ACT2FN:
-        raise InputError(f"unknown hidden_act {name!r}; valid are {', '.join(sorted(ACT2FN))}")
+    if not isinstance(name, str) or name not in ACT2FN or has_parameters(ACT2FN[name]):
+        valid = [known for known in sorted(ACT2FN) if not has_parameters(ACT2FN[known])]
+        raise InputError(f"hidden_act {name!r} is not supported; valid are {', '.join(valid)}")
+
+
+def has_parameters(module: nn.Module) -> bool:
+    """Whether a function is learned, such as PReLU; a BERT has no place for its parameters."""
+    return any(True for _ in module.parameters())

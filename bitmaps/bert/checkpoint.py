@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints: finding, naming, reading and writing them.
+"""Hugging Face checkpoints: finding, naming, opening and writing them.
 
 Only safetensors are read. A ``pytorch_model.bin`` is a pickle, which can run code, and this package
 unpickles nothing from outside.
@@ -10,14 +10,18 @@ import hashlib
 import importlib.util
 import json
 import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from bitmaps.bert.config import BertConfig
 from bitmaps.bert.model import Bert, on_meta
+from bitmaps.bert.tensors import prefix_before, read_safetensors, read_tensors
 from bitmaps.errors import InputError
 from bitmaps.vocabulary import HeadSource
 
@@ -39,6 +43,21 @@ MODULES = {
     "head.norm": "cls.predictions.transform.LayerNorm",
     "head.decoder": "cls.predictions.decoder",
 }
+WORDS, DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder"
+HEAD = "cls.predictions.transform.dense.weight"
+SIZES = {
+    "vocab_size": (WORDS, 0),
+    "hidden_size": (WORDS, 1),
+    "max_position_embeddings": ("bert.embeddings.position_embeddings.weight", 0),
+    "type_vocab_size": ("bert.embeddings.token_type_embeddings.weight", 0),
+    "intermediate_size": ("bert.encoder.layer.0.intermediate.dense.weight", 0),
+}
+"""A size in ``config.json`` -> the tensor and the axis that show it."""
+BUFFERS: dict[str, tuple[Callable[[int], Tensor], str]] = {
+    "bert.embeddings.position_ids": (torch.arange, "0, 1, 2, ..."),
+    "bert.embeddings.token_type_ids": (partial(torch.zeros, dtype=torch.long), "0, 0, 0, ..."),
+}
+"""Constants that older files hold, as a function of their length."""
 HUB_FILES = (
     "config.json",
     "*.safetensors",
@@ -137,61 +156,6 @@ def check_sha256(path: Path, expected: str) -> None:
         )
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of one file, floating point ones in fp32, and its metadata.
-
-    Raises:
-        InputError: for a file that is missing, truncated or not safetensors.
-    """
-    if not path.is_file():
-        raise InputError(f"{path} is missing")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise InputError(f"{path} is truncated or not a safetensors file: {error}") from error
-    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, metadata
-
-
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a Hugging Face folder under their present-day names, in fp32.
-
-    ``LayerNorm.gamma`` and ``beta`` are renamed, body-only files get their ``bert.`` prefix, and
-    ``cls.predictions.bias`` stands for the decoder's bias, of which it is a second name.
-
-    Raises:
-        InputError: when there is no safetensors file, or it is damaged.
-    """
-    index = folder / "model.safetensors.index.json"
-    files = ["model.safetensors"]
-    if index.is_file():
-        try:
-            files = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{index} is damaged: {error}") from error
-    elif not (folder / "model.safetensors").is_file():
-        pickles = sorted(p.name for p in folder.glob("*.bin"))
-        hint = (
-            f"; {', '.join(pickles)} is a pickle, which is never read: convert it to safetensors"
-            if pickles
-            else ""
-        )
-        raise InputError(f"{folder} has no model.safetensors{hint}")
-    tensors = {}
-    for file in files:
-        for name, tensor in read_safetensors(folder / file)[0].items():
-            name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
-            name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
-            name = re.sub(r"^(embeddings|encoder|pooler)\.", r"bert.\1.", name)
-            tensors[name] = tensor
-    if (bias := tensors.pop("cls.predictions.bias", None)) is not None:
-        tensors.setdefault("cls.predictions.decoder.bias", bias)
-    return tensors
-
-
 def apply_adapter(tensors: dict[str, Tensor], path: Path, checkpoint: Path) -> None:
     """Add a low-rank adapter (Hu et al. 2021) to the tensors of its checkpoint, in place.
 
@@ -219,6 +183,24 @@ def apply_adapter(tensors: dict[str, Tensor], path: Path, checkpoint: Path) -> N
     tensors.update(adapter)
 
 
+def settle(config: BertConfig, tensors: dict[str, Tensor]) -> tuple[BertConfig, dict[str, Tensor]]:
+    """Each parameter once, and a configuration that ties what the file ties.
+
+    ``cls.predictions.bias`` is a second name of the decoder's bias. A tied matrix can have the name
+    of the word embeddings, of the decoder, or both. Two matrices that differ are not tied, whatever
+    the configuration says: ``transformers`` does the same.
+    """
+    tensors = dict(tensors)
+    if (bias := tensors.pop("cls.predictions.bias", None)) is not None:
+        tensors.setdefault(f"{DECODER}.bias", bias)
+    if config.tie_word_embeddings and (decoder := tensors.get(f"{DECODER}.weight")) is not None:
+        if torch.equal(tensors.setdefault(WORDS, decoder), decoder):
+            del tensors[f"{DECODER}.weight"]
+        else:
+            config = replace(config, tie_word_embeddings=False)
+    return config, tensors
+
+
 def build(
     config: BertConfig, tensors: dict[str, Tensor], head: HeadSource = HeadSource.checkpoint
 ) -> Bert:
@@ -230,50 +212,109 @@ def build(
         head: ``new`` initializes a masked-language-model head if the checkpoint has none.
 
     Raises:
-        InputError: when a tensor is missing, unknown or of another shape, or the head is missing.
+        InputError: when a tensor is missing, unknown, of another shape or type, or holds a NaN or
+            an infinity, or the head is missing.
     """
+    config, tensors = settle(config, tensors)
+    check_sizes(config, tensors)
     with on_meta():
         model = Bert(config)
     tied = config.tie_word_embeddings
     wanted = {
-        n: hugging_face_name(n)
-        for n in model.state_dict()
-        if not (tied and n == "head.decoder.weight")
+        ours: hugging_face_name(ours)
+        for ours in model.state_dict()
+        if not (tied and ours == "head.decoder.weight")
     }
-    missing = {ours: theirs for ours, theirs in wanted.items() if theirs not in tensors}
-    if headless := [ours for ours in missing if ours.startswith("head.")]:
-        if head == HeadSource.checkpoint:
+    if not any(name.startswith("cls.predictions.") for name in tensors):
+        if (prefix := prefix_before(HEAD, tensors)) is None and head == HeadSource.checkpoint:
             raise InputError(
-                "the checkpoint has no masked-language-model head "
-                f"({missing[headless[0]]} and {len(headless) - 1} more are missing): "
+                f"the checkpoint has no masked-language-model head (no {HEAD}): "
                 "name an adapter that has one, or initialize one with model.head=new"
             )
-        fresh = Bert(config).state_dict()
-        tensors = tensors | {missing.pop(ours): fresh[ours] for ours in headless}
-    if missing:
-        raise InputError(
-            f"the checkpoint lacks {', '.join(sorted(missing.values()))}: another architecture"
-        )
-    body = {
-        n
-        for n in tensors
-        if n.startswith("bert.") and not n.startswith("bert.pooler.") and "position_ids" not in n
-    }
-    if unknown := sorted(body - set(wanted.values())):
-        raise InputError(f"no BERT of its config.json has: {', '.join(unknown[:5])}")
-    shapes = {ours: tuple(parameter.shape) for ours, parameter in model.state_dict().items()}
+        if prefix is None:
+            fresh = Bert(config).state_dict()
+            tensors |= {wanted[ours]: fresh[ours] for ours in wanted if ours.startswith("head.")}
+    check_names(config, tensors, set(wanted.values()))
     for ours, theirs in wanted.items():
-        if tuple(tensors[theirs].shape) != shapes[ours]:
-            raise InputError(
-                f"{theirs} has shape {tuple(tensors[theirs].shape)}, "
-                f"but config.json needs {shapes[ours]}"
-            )
+        check_tensor(theirs, tensors[theirs], model.get_parameter(ours).shape)
     model.load_state_dict(
         {ours: tensors[theirs] for ours, theirs in wanted.items()}, strict=False, assign=True
     )
     if tied:  # assigning replaced one of the two names of the shared parameter
         model.head.decoder.weight = model.embeddings.word.weight
     return model.requires_grad_().eval()
+
+
+def check_sizes(config: BertConfig, tensors: dict[str, Tensor]) -> None:
+    """Compare the configuration with the tensors, before a model of its sizes is built.
+
+    Raises:
+        InputError: when they differ, or a tensor that shows a size is missing.
+    """
+    if missing := {name for name, _ in SIZES.values()} - tensors.keys():
+        raise lacks(missing, config, tensors)
+    for size, (name, axis) in SIZES.items():
+        shape, said = tuple(tensors[name].shape), getattr(config, size)
+        if shape[axis : axis + 1] != (said,):
+            raise InputError(f"config.json says {size}={said}, but {name} has shape {shape}")
+    found = [re.match(r"bert\.encoder\.layer\.(\d+)\.", name) for name in tensors]
+    layers = len({match[1] for match in found if match})
+    if layers != config.num_hidden_layers:
+        raise InputError(
+            f"config.json says num_hidden_layers={config.num_hidden_layers}, "
+            f"but the checkpoint has {layers} layers"
+        )
+
+
+def check_names(config: BertConfig, tensors: dict[str, Tensor], wanted: set[str]) -> None:
+    """Raises:
+    InputError: when a tensor is missing, or one of the body or the head is unknown."""
+    if missing := wanted - tensors.keys():
+        raise lacks(missing, config, tensors)
+    unknown = [
+        name
+        for name in sorted(tensors.keys() - wanted - BUFFERS.keys())
+        if name.startswith(("bert.", "cls.predictions.")) and not name.startswith("bert.pooler.")
+    ]
+    if unknown:
+        raise InputError(f"no BERT of its config.json has: {some(unknown)}")
+    for name, (usual, said) in BUFFERS.items():
+        buffer = tensors.get(name, torch.empty(0)).flatten()
+        if not torch.equal(buffer.long(), usual(buffer.numel())):
+            raise InputError(f"{name} is not {said}, which is the only supported content")
+
+
+def lacks(missing: set[str], config: BertConfig, tensors: dict[str, Tensor]) -> InputError:
+    """The error for tensors that a checkpoint lacks, with the likely reason."""
+    names = sorted(missing)
+    hint = "another architecture"
+    if (prefix := prefix_before(names[0], tensors)) is not None:
+        hint = f"some of its names begin with {prefix!r}, which must go"
+    elif missing == {f"{DECODER}.weight"} and not config.tie_word_embeddings:
+        hint = "it is the word embeddings' own only if config.json says tie_word_embeddings=true"
+    elif all(name.startswith("cls.") for name in names):
+        hint = "a part of its masked-language-model head"
+    return InputError(f"the checkpoint lacks {some(names)}: {hint}")
+
+
+def some(names: list[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def check_tensor(name: str, tensor: Tensor, shape: torch.Size) -> None:
+    """Raises:
+    InputError: when it has another shape, or holds anything but finite floating-point numbers."""
+    if tensor.shape != shape:
+        raise InputError(
+            f"{name} has shape {tuple(tensor.shape)}, but config.json needs {tuple(shape)}"
+        )
+    if tensor.dtype != torch.float32:
+        found = str(tensor.dtype).removeprefix("torch.")
+        raise InputError(f"{name} holds {found}; valid are floating-point numbers")
+    if wrong := int((~tensor.isfinite()).sum()):
+        raise InputError(f"{name} holds NaN or infinity at {wrong} of {tensor.numel()} places")
 
 
 def load(
@@ -295,23 +336,36 @@ def load(
     """
     folder = locate(str(source))
     config = BertConfig.from_file(folder / "config.json")
-    tensors = read_tensors(folder)
-    if adapter is not None:
-        apply_adapter(tensors, Path(adapter), folder / "model.safetensors")
-    return build(config, tensors, head)
+    try:
+        tensors = read_tensors(folder)
+        if adapter is not None:
+            config, tensors = settle(config, tensors)  # before one of two equal matrices changes
+            apply_adapter(tensors, Path(adapter), folder / "model.safetensors")
+        return build(config, tensors, head)
+    except InputError as error:
+        raise InputError(error if str(folder) in str(error) else f"{folder}: {error}") from error
 
 
 def save(model: Bert, folder: Path) -> None:
     """Write ``config.json`` and ``model.safetensors`` in Hugging Face's layout, a tied tensor once.
 
     Raises:
+        TypeError: for a model that is not of floats alone, such as a packed one.
         FileExistsError: when the folder already holds a model.
     """
+    parameters = dict(model.named_parameters())
+    tied = model.head.decoder.weight is model.embeddings.word.weight
+    config = replace(model.config, tie_word_embeddings=tied)
+    with on_meta():
+        if parameters.keys() != dict(Bert(config).named_parameters()).keys():
+            raise TypeError(
+                "only a model of floats is written like this: copy a packed folder instead"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "config.json").open("x", encoding="utf-8") as file:
-        json.dump(model.config.to_dict(), file, indent=2, sort_keys=True)
+        json.dump(config.to_dict(), file, indent=2, sort_keys=True)
         file.write("\n")
-    tensors = {
-        hugging_face_name(name): p.detach().contiguous() for name, p in model.named_parameters()
-    }
+    tensors = {hugging_face_name(name): p.detach().contiguous() for name, p in parameters.items()}
+    if not tied:  # transformers looks for both names of the bias then
+        tensors["cls.predictions.bias"] = tensors[f"{DECODER}.bias"].clone()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -10,7 +10,7 @@ from typing import Any
 
 from bitmaps.bert.activations import check_activation
 from bitmaps.errors import InputError
-from bitmaps.vocabulary import LinearName
+from bitmaps.vocabulary import Activations, LinearName, components_of
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,22 @@ class BertConfig:
             "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
             "intermediate_size", "max_position_embeddings", "type_vocab_size",
         ):  # fmt: skip
-            if not isinstance(size := getattr(self, name), int) or size < 1:
+            if type(size := getattr(self, name)) is not int or size < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, not {size!r}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not isinstance(p := getattr(self, name), int | float) or not 0 <= p <= 1:
+            if type(p := getattr(self, name)) not in (int, float) or not 0 <= p <= 1:
                 raise InputError(f"{name} must lie in 0..1, not {p!r}")
         for name in ("layer_norm_eps", "initializer_range"):
-            if not isinstance(x := getattr(self, name), int | float) or not 0 < x < math.inf:
+            if type(x := getattr(self, name)) not in (int, float) or not 0 < x < math.inf:
                 raise InputError(f"{name} must be a number above 0, not {x!r}")
-        if self.pad_token_id is not None and self.pad_token_id not in range(self.vocab_size):
+        pad = self.pad_token_id
+        if pad is not None and (type(pad) is not int or pad not in range(self.vocab_size)):
             raise InputError(
-                f"pad_token_id must lie in 0..{self.vocab_size - 1} or be null, "
-                f"not {self.pad_token_id!r}"
+                f"pad_token_id must lie in 0..{self.vocab_size - 1} or be null, not {pad!r}"
+            )
+        if not isinstance(self.tie_word_embeddings, bool):
+            raise InputError(
+                f"tie_word_embeddings must be true or false, not {self.tie_word_embeddings!r}"
             )
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
@@ -67,6 +71,12 @@ class BertConfig:
         check_activation(self.hidden_act)
         if not isinstance(self.bitmaps, dict | None):
             raise InputError(f"bitmaps must be an object or null, not {self.bitmaps!r}")
+        if (trained := self.bitmaps or {}).get("activations") == Activations.bit:
+            self.one_bit_inputs()
+            try:
+                components_of(str(trained.get("components")))
+            except ValueError as error:
+                raise InputError(f"bitmaps.components: {error}") from error
 
     def one_bit_inputs(self) -> list[LinearName]:
         """The linear layers that were trained with one-bit inputs, by ``bitmaps``.
@@ -104,6 +114,11 @@ class BertConfig:
                 "a BERT decoder (is_decoder, add_cross_attention) is not supported; "
                 "valid is an encoder"
             )
+        if values.get("quantization_config"):
+            raise InputError(
+                "quantized weights (quantization_config) are not supported; "
+                "valid are floating-point weights"
+            )
         known = {f.name for f in fields(cls)}
         return cls(
             **{
@@ -122,7 +137,7 @@ class BertConfig:
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        except (ValueError, RecursionError) as error:  # wrong JSON, UTF-8, or nested too deeply
             raise InputError(f"{path} is not a JSON file: {error}") from error
         if not isinstance(values, dict):
             raise InputError(f"{path} holds no JSON object")

@@ -69,17 +69,21 @@ class Bert(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> list[Tensor]:
         """The hidden states: the embeddings' output, then each layer's.
 
         They are layers + 1 tensors of (batch, length, hidden).
 
         Args:
-            attention_mask: (batch, length), 1 (or true) for tokens and 0 for padding.
+            attention_mask: (batch, length), 1 (or true) for tokens and 0 for padding; or (batch,
+                length, length), 1 where the token of a row may attend to that of a column.
             token_type_ids: (batch, length), 0 unless given.
+            position_ids: (batch, length), 0, 1, 2 and so on unless given.
 
         Raises:
-            InputError: for a sequence longer than ``max_position_embeddings``.
+            InputError: for a sequence longer than ``max_position_embeddings``, or a mask of another
+                number of dimensions.
         """
         if input_ids.shape[1] > self.config.max_position_embeddings:
             raise InputError(
@@ -88,8 +92,16 @@ class Bert(nn.Module):
             )
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
-        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
-        return self.encoder(self.embeddings(input_ids, token_type_ids), mask)
+        mask = None
+        if attention_mask is not None:
+            if attention_mask.ndim not in (2, 3):
+                raise InputError(
+                    "attention_mask must be (batch, length) or (batch, length, length), "
+                    f"not {tuple(attention_mask.shape)}"
+                )
+            mask = attention_mask.bool()[:, None]
+            mask = mask[:, None] if attention_mask.ndim == 2 else mask
+        return self.encoder(self.embeddings(input_ids, token_type_ids, position_ids), mask)
 
     def forward(
         self,

@@ -1,8 +1,8 @@
 """Which tokens are masked, and by what: Devlin et al. 2019, section 3.1 and appendix C.2.
 
-15 % of the tokens become targets; [CLS], [SEP] and padding never do. Of the targets, 80 % are
-replaced by [MASK], 10 % by a random token that is not special, and 10 % stay. [UNK] can be a
-target, as in the blog post.
+15 % of the tokens become targets. Special tokens never do, even where a text contains them, except
+[UNK], as in the blog post. Of the targets, 80 % are replaced by [MASK], 10 % by a random token that
+is not special, and 10 % stay.
 
 The draws of ``mask_sentence`` come from ``numpy.random.RandomState``, the generator whose stream
 numpy has frozen. The masks are therefore the same on every machine and with every version.
@@ -33,7 +33,7 @@ class Vocabulary:
     mask: int
     pad: int
     unknown: int
-    untouched: tuple[int, ...]  # [CLS] and [SEP]
+    untouched: tuple[int, ...]  # [CLS], [SEP] and every other special token but [UNK]
     replacements: np.ndarray  # every token that is not special
 
     @classmethod
@@ -43,7 +43,7 @@ class Vocabulary:
             mask=tokenizer.mask_token_id,
             pad=tokenizer.pad_token_id,
             unknown=tokenizer.unk_token_id,
-            untouched=(tokenizer.cls_token_id, tokenizer.sep_token_id),
+            untouched=tuple(sorted(special - {tokenizer.unk_token_id})),
             replacements=np.array([i for i in range(len(tokenizer)) if i not in special]),
         )
 

@@ -154,7 +154,7 @@ def is_packed(folder: Path) -> bool:
     """Whether a model's folder is a packed one."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # which whoever reads the file reports
         return False
     return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
 

@@ -33,5 +33,5 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path.parent} holds no results: it has no {path.name}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the second for what is nested too deeply
         raise InputError(f"{path} is not JSON: {error}") from error

@@ -61,6 +61,14 @@ def test_other_keys_and_nulls_are_left_aside() -> None:
         ({"layer_norm_eps": "a"}, "layer_norm_eps .*not 'a'"),
         ({"initializer_range": "x"}, "initializer_range .*not 'x'"),
         ({"bitmaps": "x"}, "bitmaps .*not 'x'"),
+        ({"bitmaps": {"activations": "bit"}}, "bitmaps.components.*'None'"),
+        ({"bitmaps": {"activations": "bit", "one_bit_inputs": 3}}, "one_bit_inputs '3'"),
+        ({"num_hidden_layers": True}, "num_hidden_layers .*not True"),
+        ({"hidden_dropout_prob": False}, "hidden_dropout_prob .*not False"),
+        ({"layer_norm_eps": True}, "layer_norm_eps .*not True"),
+        ({"pad_token_id": 1.0}, "pad_token_id .*not 1.0"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings .*not 'false'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantized weights"),
     ],
 )
 def test_what_is_not_supported_is_named(values: dict[str, Any], named: str) -> None:
@@ -78,7 +86,9 @@ def test_sizes_are_at_least_one(size: str) -> None:
         BertConfig(**{size: 0})
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{}", b"[]", b'{"model_type": "gpt2"}'])
+@pytest.mark.parametrize(
+    "content", [b"{", b"", b"\xff\xfe{}", b"[]", b'{"model_type": "gpt2"}', b'{"a":' * 100_000]
+)
 def test_unreadable_file_is_an_input_error_that_names_it(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,10 +221,17 @@ def test_truncated_file_is_named(folder: Path, kept: int) -> None:
     ("changes", "named"),
     [
         ({"model_type": "roberta"}, "'roberta'"),
-        ({"num_hidden_layers": 3}, r"lacks bert\.encoder\.layer\.2\."),
-        ({"num_hidden_layers": 1}, r"no BERT of its config.json has: bert\.encoder\.layer\.1\."),
-        ({"intermediate_size": 25}, r"\(24, 16\).*\(25, 16\)"),
-        ({"tie_word_embeddings": False}, r"cls\.predictions\.decoder\.weight"),
+        ({"num_hidden_layers": 3}, r"num_hidden_layers=3, but the checkpoint has 2 layers$"),
+        ({"num_hidden_layers": 1}, r"num_hidden_layers=1, but the checkpoint has 2 layers$"),
+        ({"num_hidden_layers": 10**9}, r"num_hidden_layers=1000000000, but .* 2 layers$"),
+        ({"vocab_size": 64}, r"vocab_size=64, but .*word_embeddings.weight has shape \(60, 16\)$"),
+        ({"hidden_size": 2**62}, r"hidden_size=\d+, but .*word_embeddings.* has shape \(60, 16\)$"),
+        (
+            {"max_position_embeddings": 9},
+            r"max_position_embeddings=9, but .* has shape \(12, 16\)$",
+        ),
+        ({"type_vocab_size": 1}, r"type_vocab_size=1, but .* has shape \(2, 16\)$"),
+        ({"intermediate_size": 25}, r"intermediate_size=25, but .* has shape \(24, 16\)$"),
     ],
 )
 def test_another_architecture_is_an_input_error(
@@ -239,6 +247,243 @@ def test_missing_layer_tensor_is_named(folder: Path, head: checkpoint.Head) -> N
     rewrite(folder, lambda tensors: {name: t for name, t in tensors.items() if name != LAYER})
     with pytest.raises(InputError, match=f"lacks {LAYER}"):
         load(folder, head=head)
+
+
+WORDS = "bert.embeddings.word_embeddings.weight"
+DECODER = "cls.predictions.decoder.weight"
+
+
+def opened_by_transformers(folder: Path, ids: Tensor) -> Tensor:
+    """Its logits, of a folder in which it misses nothing."""
+    model, report = transformers.BertForMaskedLM.from_pretrained(
+        folder, output_loading_info=True, dtype=torch.float32
+    )
+    assert not report["missing_keys"]
+    return model.eval()(ids).logits
+
+
+@pytest.mark.parametrize(
+    ("content", "tied"),
+    [
+        (lambda words: {DECODER: words}, True),  # both, and the same
+        (lambda words: {DECODER: words.flip(0)}, False),  # both, and different
+        (lambda words: {DECODER: words, WORDS: None}, True),  # the decoder alone
+    ],
+)
+def test_what_the_file_ties_is_tied(
+    tiny: Bert, folder: Path, ids: Tensor, tmp_path: Path, content: Any, tied: bool
+) -> None:
+    def change(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        tensors |= content(tensors[WORDS])
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    rewrite(folder, change)
+    model = load(folder)
+    same(model(ids), opened_by_transformers(folder, ids))
+    assert torch.equal(model(ids), tiny(ids)) is tied
+    assert model.config.tie_word_embeddings is tied
+    assert (model.head.decoder.weight is model.embeddings.word.weight) is tied
+    save(model, tmp_path / "again")
+    same(opened_by_transformers(tmp_path / "again", ids), model(ids))
+
+
+def test_an_adapter_changes_both_names_of_a_tied_matrix(
+    tiny: Bert, folder: Path, tmp_path: Path, ids: Tensor
+) -> None:
+    low_rank = {
+        WORDS.replace("weight", "lora_A.weight"): torch.randn(1, 16),
+        WORDS.replace("weight", "lora_B.weight"): torch.randn(60, 1),
+    }
+    base = folder / "model.safetensors"
+    expected = load(folder, adapter=write_adapter(tmp_path, low_rank, base))(ids)
+    rewrite(folder, lambda tensors: tensors | {DECODER: tensors[WORDS]})
+    model = load(folder, adapter=write_adapter(tmp_path, low_rank, base))
+    assert model.config.tie_word_embeddings
+    assert torch.equal(model(ids), expected)
+
+
+def test_an_untied_model_without_decoder_is_told_of_the_tie(folder: Path) -> None:
+    reconfigure(folder, tie_word_embeddings=False)
+    with pytest.raises(
+        InputError, match=rf"lacks {DECODER}: .* only if config.json says tie_word_embeddings=true$"
+    ):
+        load(folder, head="new")
+
+
+@pytest.mark.parametrize("head", ["checkpoint", "new"])
+@pytest.mark.parametrize(
+    ("lost", "named"), [("decoder.bias", "decoder.bias"), ("transform", "transform.LayerNorm.bias")]
+)
+def test_half_a_head_is_not_thrown_away(
+    folder: Path, head: checkpoint.HeadSource, lost: str, named: str
+) -> None:
+    rewrite(
+        folder,
+        lambda tensors: {n: t for n, t in tensors.items() if f"predictions.{lost}" not in n},
+    )
+    with pytest.raises(
+        InputError,
+        match=rf"lacks cls\.predictions\.{named}.*: a part of its masked-language-model head",
+    ) as error:
+        load(folder, head=head)
+    assert "head=new" not in str(error.value)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.model."])
+@pytest.mark.parametrize("body", [False, True])
+def test_the_prefix_of_a_wrapper_is_dropped(
+    tiny: Bert, folder: Path, ids: Tensor, prefix: str, body: bool
+) -> None:
+    start = "bert." if body else ""
+    rewrite(
+        folder,
+        lambda tensors: (
+            {
+                prefix + name.removeprefix("bert."): t
+                for name, t in tensors.items()
+                if name.startswith(start)
+            }
+            if body
+            else {prefix + name: t for name, t in tensors.items()}
+        ),
+    )
+    model = load(folder, head="new" if body else "checkpoint")
+    assert torch.equal(model.encode(ids)[-1], tiny.encode(ids)[-1])
+    assert body or torch.equal(model(ids), tiny(ids))
+
+
+@pytest.mark.parametrize("head", ["checkpoint", "new"])
+@pytest.mark.parametrize(
+    ("renamed", "prefix"),
+    [
+        (lambda name: f"student.{name}", "student."),
+        (lambda name: f"student.{name.removeprefix('bert.')}", "student."),
+        (lambda name: f"module.{name}" if name.startswith("bert.") else name, "module."),
+        (lambda name: f"module.{name}" if name.startswith("cls.") else name, "module."),
+    ],
+)
+def test_another_prefix_is_named(
+    folder: Path, head: checkpoint.HeadSource, renamed: Callable[[str], str], prefix: str
+) -> None:
+    rewrite(folder, lambda tensors: {renamed(name): t for name, t in tensors.items()})
+    with pytest.raises(
+        InputError, match=f"lacks .*: some of its names begin with '{prefix}', which"
+    ):
+        load(folder, head=head)
+
+
+def test_two_tensors_of_one_name_must_be_the_same(tiny: Bert, folder: Path, ids: Tensor) -> None:
+    new, old = "bert.embeddings.LayerNorm.weight", "bert.embeddings.LayerNorm.gamma"
+    rewrite(folder, lambda tensors: tensors | {old: tensors[new]})
+    assert torch.equal(load(folder)(ids), tiny(ids))
+    rewrite(folder, lambda tensors: tensors | {old: tensors[new] + 1})
+    with pytest.raises(InputError, match=f"two different tensors for {new}$"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", [LAYER, "bert.encoder.layer.0.attention.self.query.bias", WORDS,
+                                  "cls.predictions.decoder.bias"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.flatten().index_fill(0, torch.tensor([1, 3]), float("nan")),
+         "NaN or infinity at 2 of"),
+        (lambda t: t.double() * 1e300, "NaN or infinity at"),
+        (lambda t: t.long(), "int64; valid are floating-point numbers$"),
+        (lambda t: t > 0, "bool; valid are floating-point numbers$"),
+    ],
+)  # fmt: skip
+def test_a_weight_that_is_no_finite_number_is_named(
+    folder: Path, name: str, change: Callable[[Tensor], Tensor], said: str
+) -> None:
+    rewrite(folder, lambda tensors: tensors | {name: change(tensors[name]).view_as(tensors[name])})
+    with pytest.raises(InputError, match=rf"saved: {re.escape(name)} holds {said}"):
+        load(folder)
+
+
+def test_numbers_of_other_tasks_are_not_looked_at(tiny: Bert, folder: Path, ids: Tensor) -> None:
+    nan = torch.full((16, 16), float("nan"))
+    rewrite(
+        folder,
+        lambda tensors: tensors | {"bert.pooler.dense.weight": nan, "classifier.weight": nan},
+    )
+    assert torch.equal(load(folder)(ids), tiny(ids))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert.encoder.layer.0.attention.self.distance_embedding.weight",
+        "bert.encoder.layer.0.crossattention.self.query.weight",
+        "bert.encoder.layer.0.intermediate_act_fn.weight",
+        "cls.predictions.adapter.weight",
+    ],
+)
+def test_a_part_of_another_architecture_is_named(folder: Path, name: str) -> None:
+    rewrite(folder, lambda tensors: tensors | {name: torch.zeros(1)})
+    with pytest.raises(InputError, match=f"no BERT of its config.json has: {re.escape(name)}$"):
+        load(folder)
+
+
+def test_other_positions_in_the_file_are_not_dropped(tiny: Bert, folder: Path, ids: Tensor) -> None:
+    usual = {
+        "bert.embeddings.position_ids": torch.arange(12)[None],
+        "bert.embeddings.token_type_ids": torch.zeros(1, 12, dtype=torch.long),
+    }
+    rewrite(folder, lambda tensors: tensors | usual)
+    assert torch.equal(load(folder)(ids), tiny(ids))
+    for name, buffer in usual.items():
+        rewrite(
+            folder, lambda tensors, name=name, buffer=buffer: tensors | usual | {name: buffer + 1}
+        )
+        with pytest.raises(InputError, match=f"{re.escape(name)} is not"):
+            load(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn])
+def test_odd_floating_point_types_are_read(folder: Path, ids: Tensor, dtype: torch.dtype) -> None:
+    rewrite(folder, lambda tensors: {name: t.to(dtype) for name, t in tensors.items()})
+    same(load(folder)(ids), opened_by_transformers(folder, ids))
+
+
+def test_a_single_file_goes_before_an_index(tiny: Bert, folder: Path, ids: Tensor) -> None:
+    index = {"weight_map": {LAYER: "gone.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    assert torch.equal(load(folder)(ids), tiny(ids))
+    same(opened_by_transformers(folder, ids), tiny(ids))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"weight_map": {}}', r"index\.json names no file"),
+        ('{"weight_map": []}', r"index\.json is damaged"),
+        ('{"weight_map": {"a": 3}}', r"index\.json is damaged"),
+        ('{"weight_map": {"a": "b", "c": null}}', r"index\.json is damaged"),
+        ('{"weight_map": {"a": "b"}}', r"saved/b is missing"),
+        ("{}", r"index\.json is damaged"),
+        ('{"a":' * 100_000, r"index\.json is damaged"),
+    ],
+)
+def test_an_index_without_shards_is_named(folder: Path, content: str, said: str) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=said):
+        load(folder)
+
+
+def test_shards_may_repeat_a_tensor_but_not_differ_in_it(
+    tiny: Bert, folder: Path, ids: Tensor
+) -> None:
+    (folder / "model.safetensors").rename(folder / "1.safetensors")
+    index = {"weight_map": {LAYER: "1.safetensors", WORDS: "2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    tensor = load_file(folder / "1.safetensors")[LAYER]
+    save_file({LAYER: tensor}, folder / "2.safetensors")
+    assert torch.equal(load(folder)(ids), tiny(ids))
+    save_file({LAYER: tensor + 1}, folder / "2.safetensors")
+    with pytest.raises(InputError, match=f"2.safetensors and another shard differ in {LAYER}"):
+        load(folder)
 
 
 def test_sha256_is_checked(tmp_path: Path) -> None:

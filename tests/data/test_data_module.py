@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from bitmaps.bert.checkpoint import locate
 from bitmaps.data.batches import Batch, Example, collate
 from bitmaps.data.evaluation import masked
-from bitmaps.data.masking import Vocabulary
+from bitmaps.data.masking import Vocabulary, mask_sentence
 from bitmaps.data.module import MaskedSentences
 from bitmaps.data.sources import Source
 from bitmaps.data.stream import TrainingStream
@@ -80,10 +81,38 @@ def assert_same(batches: list[Batch], others: list[Batch]) -> None:
 def test_the_vocabulary_is_the_tokenizers(minilm: str) -> None:
     tokenizer = tokenizer_of(minilm)
     vocabulary = Vocabulary.of(tokenizer)
-    names = ["[MASK]", "[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    ids = [vocabulary.mask, vocabulary.pad, vocabulary.unknown, *vocabulary.untouched]
-    assert tokenizer.convert_ids_to_tokens(ids) == names
-    assert sorted([*vocabulary.replacements, *ids]) == list(range(30522))
+    ids = [vocabulary.mask, vocabulary.pad, vocabulary.unknown]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["[MASK]", "[PAD]", "[UNK]"]
+    untouched = tokenizer.convert_ids_to_tokens(list(vocabulary.untouched))
+    assert untouched == ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+    special = [vocabulary.unknown, *vocabulary.untouched]
+    assert sorted([*vocabulary.replacements, *special]) == list(range(30522))
+
+
+def test_special_pieces_that_a_text_contains_are_no_targets_but_for_the_unknown_one(
+    minilm: str, text: Callable[[str], Source]
+) -> None:
+    plain = "A line of text that is long enough to be masked somewhere.\n"
+    source = text(
+        plain + "[MASK] [PAD] [UNK] [CLS] [SEP] one [MASK][MASK] [PAD] [UNK] two\n" + plain
+    )
+    vocabulary = Vocabulary.of(tokenizer_of(minilm))
+    examples = masked(source, "test", minilm, 64, None, 0, 100)
+    stream = TrainingStream(tokenized(source, "train", minilm, 64, None), vocabulary, 3, 0)
+    batches = take(iter(stream), 100)
+    for labels in (
+        np.concatenate([labels for *_, labels in examples]),
+        np.concatenate([batch["labels"].flatten().numpy() for batch in batches]),
+    ):
+        targets = set(labels.tolist()) - {-100}
+        assert targets & {0, 100, 101, 102, 103} == {100}
+        assert len(targets) == 16  # the unknown piece, and all others of the text
+    # the masks of ordinary sentences are those of [CLS] and [SEP] as the only special pieces
+    ordinary = replace(vocabulary, untouched=(101, 102))
+    for number, ids, labels in masked(source, "test", minilm, 64, None, 0):
+        sentence = tokenized(source, "test", minilm, 64, None)[number]
+        same = mask_sentence(sentence, [0, number], ordinary)
+        assert number == 1 or (np.array_equal(ids, same[0]) and np.array_equal(labels, same[1]))
 
 
 def test_a_sentence_has_cls_and_sep_and_at_most_length_pieces(minilm: str) -> None:

@@ -49,7 +49,7 @@ def test_a_file_that_is_missing_is_named_with_its_folder(tmp_path: Path) -> None
     assert str(caught.value) == f"{tmp_path / 'run'} holds no results: it has no rows.json"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"{'a': 1}"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"{'a': 1}", b"[" * 100_000])
 def test_what_is_not_json_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "rows.json"
     path.write_bytes(content)
