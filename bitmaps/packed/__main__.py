@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bitmaps.bert import checkpoint
+from bitmaps.command.saved import first_line, load_config
 from bitmaps.command.schema import Train
 from bitmaps.data.tokenizing import tokenizer_of
 from bitmaps.errors import InputError
@@ -50,12 +51,9 @@ def pack(run: Path, to: Path, embeddings: Storage | None, head: Storage | None) 
     if trained:  # read first what the card will say, so that no folder is left without one
         rows = read_rows(run)
         try:
-            saved = OmegaConf.merge(
-                OmegaConf.structured(Train), OmegaConf.load(run / "config.yaml")
-            )
-            config = cast(Train, OmegaConf.to_object(saved))
+            config = cast(Train, OmegaConf.to_object(load_config(run, Train)))
         except OmegaConfBaseException as error:
-            said = str(error).splitlines()[0]
+            said = first_line(error)
             raise InputError(f"{run / 'config.yaml'} is of another version: {said}") from error
     folder.save(checkpoint.load(source), to, tokenizer_of(str(source)), embeddings, head)
     if trained:
