@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from bitmaps.command.saved import (
     without_resolvers,
 )
 from bitmaps.command.schema import Train
+from bitmaps.data.tokenizing import tokenizer_of
 from bitmaps.errors import InputError
 from bitmaps.packed.__main__ import main as pack_main
 
@@ -294,3 +297,20 @@ def test_a_stopped_job_of_a_sweep_goes_on_from_what_is_typed(command: Commands) 
     code, _, err = command(*sweep)
     assert code == 1
     assert "callbacks.best.extra uses the resolver oc.env" in err
+
+
+@pytest.mark.slow
+def test_every_command_names_a_tokenizer_that_is_not_there(command: Commands) -> None:
+    """A BERT without ``model_type`` is one nevertheless."""
+    shutil.copytree("model", "m")
+    config = Path("m/config.json")
+    values = json.loads(config.read_text(encoding="utf-8"))
+    del values["model_type"]
+    config.write_text(json.dumps(values), encoding="utf-8")
+    command.ok("evaluate", "model.source=m", "binarize=none", "hydra.run.dir=e")
+    tokenizer_of.cache_clear()
+    for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"):
+        (Path("m") / name).unlink()
+    for name in ("train", "evaluate"):
+        err = command.refused(name, "model.source=m", "binarize=ffnn")
+        assert "m holds no tokenizer" in err
