@@ -14,8 +14,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from bitmaps.command.overrides import key_of
 from bitmaps.command.parts import Devices
+from bitmaps.command.saved import (
+    FILE,
+    check_offered,
+    load_config,
+    read_config,
+    resolved,
+    without_resolvers,
+)
 from bitmaps.command.schema import Train
-from bitmaps.command.sweep import Job, find_job, load_config
+from bitmaps.command.sweep import Job, find_job
 from bitmaps.errors import InputError
 from bitmaps.runs.folder import RunFolder, read_state
 from bitmaps.runs.records import Facts
@@ -70,14 +78,14 @@ def inherit(cfg: DictConfig, request: Request, folder: RunFolder) -> tuple[DictC
         cfg = of_checkpoint(cfg, request.overrides)
     if cfg.get("resume"):
         cfg = resumed(cfg, request.overrides)
-        return cfg, resumed_command(cfg.resume, request)
+        return without_resolvers(cfg), resumed_command(cfg.resume, request)
     if request.in_sweep:
         job = find_job(cfg, folder)
         if job is Job.done:
             return None
         if job is Job.stopped:
             cfg.resume = str(folder.path)
-    return cfg, request.command
+    return without_resolvers(cfg), request.command
 
 
 def resumed_command(resume: str, request: Request) -> str:
@@ -104,29 +112,30 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """The configuration of the run that ``cfg.resume`` names, with the overrides that may change.
 
     Raises:
-        InputError: when there is no such run, it has no checkpoint, or an override would make it
-            another run.
+        InputError: when there is no such run, it has no checkpoint, an override would make it
+            another run, or its configuration names code from outside.
     """
     path = Path(cfg.resume)
-    for file in ("config.yaml", "checkpoints/last.ckpt"):
+    for file in (FILE, "checkpoints/last.ckpt"):
         if not (path / file).is_file():
             raise InputError(f"resume={cfg.resume} holds no run to go on with: it has no {file}")
-    merged = load_config(path, Train)
+    typed = [key for key in map(key_of, overrides) if key != "trainer"]
+    merged = load_config(path, Train, unread=typed)
     for override in overrides:
         key = key_of(override)
         if key != "resume" and not is_resumable(key):
             raise InputError(
                 f"{key} cannot change when a run is resumed; what can: {', '.join(RESUMABLE)}"
             )
-        parent, _, name = key.rpartition(".")
-        if override.startswith("~") and parent:
-            OmegaConf.select(merged, parent).pop(name, None)
-        elif key == "trainer":
+        if override.startswith("~"):
+            continue
+        if key == "trainer":
             # the choice of devices; the steps and what else is under `trainer` stay
             for device in fields(Devices):
                 merged.trainer[device.name] = cfg.trainer[device.name]
         else:
             OmegaConf.update(merged, key, OmegaConf.select(cfg, key), merge=False)
+    check_offered(merged, typed, path / FILE)
     steps = read_state(path).facts.steps or 0
     if merged.trainer.max_steps < steps:
         raise InputError(
@@ -209,11 +218,11 @@ def check_rounding(cfg: DictConfig, given: list[str], facts: Facts) -> None:
 
 def trained_config(cfg: DictConfig, run: Path, given: list[str]) -> DictConfig:
     """``cfg`` with what a trained run decides, and with its data and seed unless they are given."""
-    saved = cast(DictConfig, OmegaConf.load(run / "config.yaml"))
+    saved = resolved(read_config(run, unread=("logger",)), run / FILE)
     names = [*OF_THE_CHECKPOINT, *(name for name in ("data", "seed") if name not in given)]
     merged = OmegaConf.merge(cfg, {name: saved[name] for name in names if name in saved})
     if "data" in given:  # other text, cut as it was in training
-        OmegaConf.update(merged, "data.length", saved.data.length)
+        OmegaConf.update(merged, "data.length", saved["data"]["length"])
     for key in given:
         if key.startswith("data."):
             OmegaConf.update(merged, key, OmegaConf.select(cfg, key))

@@ -17,10 +17,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from bitmaps.command.overrides import WITHOUT_EFFECT, key_of
+from bitmaps.command.saved import load_config
 from bitmaps.command.schema import Evaluate, Train
 from bitmaps.errors import InputError
 from bitmaps.runs.folder import RunFolder, lock_folder, read_state
-from bitmaps.runs.records import RENAMED, Facts, Role, fields_with
+from bitmaps.runs.records import Facts, Role, fields_with
 from bitmaps.vocabulary import Status
 
 # overrides that choose the text and the masks
@@ -38,16 +39,6 @@ class Job(Enum):
     new = auto()
     done = auto()
     stopped = auto()
-
-
-def load_config(run: Path, schema: type[Train | Evaluate]) -> DictConfig:
-    """The configuration in a run folder, with the present names of classes."""
-    loaded = OmegaConf.load(run / "config.yaml")
-    saved = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), loaded))
-    for callback in (saved.get("callbacks") or {}).values():
-        if callback is not None and callback.get("_target_") in RENAMED:
-            callback._target_ = RENAMED[callback._target_]
-    return saved
 
 
 def is_path(source: str | None) -> bool:

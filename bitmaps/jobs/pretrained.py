@@ -11,7 +11,7 @@ from bitmaps import ADAPTERS
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.bert.checkpoint import check_sha256, load, locate
 from bitmaps.command.parts import Model
-from bitmaps.data.tokenizing import tokenizer_of
+from bitmaps.data.tokenizing import check_fit, tokenizer_of
 from bitmaps.errors import InputError
 from bitmaps.packed.format import is_packed
 from bitmaps.vocabulary import Activations, Weights
@@ -59,12 +59,7 @@ class Pretrained:
                 check_sha256(folder / "model.safetensors", settings.sha256)
         if settings.adapter is not None and not random:
             check_adapter(settings.adapter)
-        pieces = len(tokenizer_of(str(folder)))
-        if pieces > shape.vocab_size:
-            raise InputError(
-                f"the tokenizer in {folder} has {pieces} pieces, "
-                f"but the model only {shape.vocab_size}"
-            )
+        check_fit(tokenizer_of(str(folder)), folder, shape.vocab_size)
         for name, length in lengths.items():
             if length > shape.max_position_embeddings:
                 raise InputError(

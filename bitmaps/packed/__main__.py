@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bitmaps.bert import checkpoint
+from bitmaps.command.saved import first_line, load_config
 from bitmaps.command.schema import Train
-from bitmaps.data.tokenizing import tokenizer_of
+from bitmaps.data.tokenizing import check_fit, tokenizer_of
 from bitmaps.errors import InputError
 from bitmaps.packed import format as folder
 from bitmaps.packed import kernels as native
@@ -50,14 +51,14 @@ def pack(run: Path, to: Path, embeddings: Storage | None, head: Storage | None) 
     if trained:  # read first what the card will say, so that no folder is left without one
         rows = read_rows(run)
         try:
-            saved = OmegaConf.merge(
-                OmegaConf.structured(Train), OmegaConf.load(run / "config.yaml")
-            )
-            config = cast(Train, OmegaConf.to_object(saved))
+            config = cast(Train, OmegaConf.to_object(load_config(run, Train)))
         except OmegaConfBaseException as error:
-            said = str(error).splitlines()[0]
+            said = first_line(error)
             raise InputError(f"{run / 'config.yaml'} is of another version: {said}") from error
-    folder.save(checkpoint.load(source), to, tokenizer_of(str(source)), embeddings, head)
+    tokenizer = tokenizer_of(str(source))
+    model = checkpoint.load(source)
+    check_fit(tokenizer, source, model.config.vocab_size)
+    folder.save(model, to, tokenizer, embeddings, head)
     if trained:
         write_card(to, rows, config.model, config.data)
     before = sum(file.stat().st_size for file in source.glob("*.safetensors"))
@@ -70,13 +71,14 @@ def to_float(packed: Path, to: Path) -> None:
         raise InputError(f"{packed} is not a packed folder")
     if to.exists():
         raise InputError(f"{to} exists already: choose another folder")
+    tokenizer = tokenizer_of(str(packed))
     model = folder.to_float(folder.load(packed, Act.f32))
     try:
         to.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"{to} cannot be made: {error}") from error
     checkpoint.save(model, to)
-    tokenizer_of(str(packed)).save_pretrained(to)
+    tokenizer.save_pretrained(to)
     print(f"{to}: an ordinary checkpoint, {(to / folder.FILE).stat().st_size / 2**20:.2f} MiB")
 
 
