@@ -17,7 +17,7 @@ from bitmaps.command.parts import Devices
 from bitmaps.command.schema import Train
 from bitmaps.command.sweep import Job, find_job, load_config
 from bitmaps.errors import InputError
-from bitmaps.runs.folder import RunFolder, read_state
+from bitmaps.runs.folder import RunFolder, has_checkpoint, read_state
 from bitmaps.runs.records import Facts
 from bitmaps.vocabulary import Activations, Status, Storage
 
@@ -108,8 +108,11 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             another run.
     """
     path = Path(cfg.resume)
-    for file in ("config.yaml", "checkpoints/last.ckpt"):
-        if not (path / file).is_file():
+    for file, there in (
+        ("config.yaml", (path / "config.yaml").is_file()),
+        ("checkpoints/last.ckpt", has_checkpoint(path)),
+    ):
+        if not there:
             raise InputError(f"resume={cfg.resume} holds no run to go on with: it has no {file}")
     merged = load_config(path, Train)
     for override in overrides:
