@@ -289,7 +289,7 @@ def test_a_folder_that_a_killed_process_leaves_is_whole_or_says_that_it_is_not(
         assert ((tmp_path / "config.yaml").read_text() == "seed: 0\n") is old
     else:
         assert (state.status, state.row) == (Status.running, None)
-    assert (state.status is Status.ok) is (event == 1 or event > 14)
+    assert (state.status is Status.ok) is (event == 1 or event > 13)
 
 
 def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
