@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,11 +25,11 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from bitmaps.command.inherit import Request, inherit
-from bitmaps.command.overrides import check_lists, job_folder
+from bitmaps.command.overrides import check_lists, job_folder, key_of
 from bitmaps.command.schema import Evaluate, Train, conf_dir
 from bitmaps.command.sweep import SweepError, check_whole_sweep
-from bitmaps.errors import InputError
-from bitmaps.runs.folder import RunFolder
+from bitmaps.errors import InputError, Stopped
+from bitmaps.runs.folder import RunFolder, has_checkpoint
 from bitmaps.runs.provenance import commit, versions
 from bitmaps.runs.records import Facts
 from bitmaps.vocabulary import Status
@@ -48,7 +52,36 @@ def main(command: str | None = None) -> None:
     a sweep. Without a command, Hydra's own ``--config-name`` names one."""
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(run)()
+    SweepTable.running.clear()
+    with stoppable():
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(run)()
+        except Stopped as stop:
+            for sweep in SweepTable.running:
+                print_table(sweep)
+                print(f"{stop}: to go on, repeat the command with hydra.sweep.dir={sweep}")
+            raise
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """While a command runs, SIGTERM and Ctrl-C raise ``Stopped``. A second one ends it at once."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(number: int, frame: object) -> None:
+        for one in signals:
+            signal.signal(one, signal.SIG_DFL)
+        raise Stopped(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # other threads get no signals
+        return
+    usual = {one: signal.signal(one, stop) for one in signals}
+    try:
+        yield
+    finally:
+        for one, handler in usual.items():
+            signal.signal(one, handler)
 
 
 def run_folder(resume: str | None, new: str) -> str:
@@ -58,9 +91,16 @@ def run_folder(resume: str | None, new: str) -> str:
 
 class SweepTable(Callback):
     """Checks a sweep before it starts. Shows it when it has ended, and ends the command with 1 if a
-    job has no scores."""
+    job has no scores.
+
+    Attributes:
+        running: the folder of the sweep that runs, if one does.
+    """
+
+    running: ClassVar[list[Path]] = []
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        SweepTable.running.append(Path(config.hydra.sweep.dir))
         cfg, hydra = config.copy(), config.hydra
         with flag_override(cfg, ["struct", "readonly"], False):
             del cfg["hydra"]
@@ -73,15 +113,20 @@ class SweepTable(Callback):
             return  # one of the jobs may be valid; each tells what is wrong with it
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from bitmaps.launch import show_sweep
-
-        try:
-            statuses = show_sweep(Path(config.hydra.sweep.dir))
-        except Exception as error:  # Hydra would turn it into a warning, and exit with 0
-            log.exception("the table of the sweep could not be made")
-            raise SystemExit(1) from error
-        if any(status is not Status.ok for status in statuses):
+        # Hydra would turn another exception into a warning, and exit with 0
+        if not print_table(Path(config.hydra.sweep.dir)):
             sys.exit(1)
+
+
+def print_table(sweep: Path) -> bool:
+    """Write and print the table of a sweep. Returns whether all its jobs have scores."""
+    from bitmaps.launch import show_sweep
+
+    try:
+        return all(status is Status.ok for status in show_sweep(sweep))
+    except Exception:
+        log.exception("the table of the sweep could not be made")
+        return False
 
 
 def run(cfg: DictConfig) -> None:
@@ -119,11 +164,30 @@ def run(cfg: DictConfig) -> None:
         print(f"error: {error}", file=sys.stderr)
         if not request.in_sweep:
             sys.exit(2)
+    except Stopped as stop:
+        folder.fail(stop, facts)
+        if folder.writes and not request.in_sweep:
+            print(f"{stop}{how_to_go_on(request)}")
+        raise
+    except OSError as error:  # a full disk, or a folder that was removed or made read-only
+        folder.fail(error, facts)
+        print(f"error: {error}{how_to_go_on(request)}", file=sys.stderr)
+        if not request.in_sweep:
+            sys.exit(1)
     except BaseException as error:
         folder.fail(error, facts)
         if not request.in_sweep or not isinstance(error, Exception):
             raise
         log.exception("this job failed; the sweep goes on")
+
+
+def how_to_go_on(request: Request) -> str:
+    """What follows the line on a training that ended too soon: the command that goes on with it."""
+    if not has_checkpoint(request.folder):
+        return ""
+    resumes = any(key_of(override) == "resume" for override in request.overrides)
+    resume = shlex.join(["python", "train.py", f"resume={request.folder}"])
+    return f"; to go on from its last checkpoint: {request.command if resumes else resume}"
 
 
 def discard(folder: Path) -> None:

@@ -25,7 +25,7 @@ from bitmaps.command.saved import (
 from bitmaps.command.schema import Train
 from bitmaps.command.sweep import Job, find_job
 from bitmaps.errors import InputError
-from bitmaps.runs.folder import RunFolder, read_state
+from bitmaps.runs.folder import RunFolder, has_checkpoint, read_state
 from bitmaps.runs.records import Facts
 from bitmaps.vocabulary import Activations, Status, Storage
 
@@ -116,8 +116,11 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             another run, or its configuration names code from outside.
     """
     path = Path(cfg.resume)
-    for file in (FILE, "checkpoints/last.ckpt"):
-        if not (path / file).is_file():
+    for file, there in (
+        (FILE, (path / FILE).is_file()),
+        ("checkpoints/last.ckpt", has_checkpoint(path)),
+    ):
+        if not there:
             raise InputError(f"resume={cfg.resume} holds no run to go on with: it has no {file}")
     typed = [key for key in map(key_of, overrides) if key != "trainer"]
     merged = load_config(path, Train, unread=typed)

@@ -20,7 +20,7 @@ from bitmaps.command.overrides import WITHOUT_EFFECT, key_of
 from bitmaps.command.saved import load_config
 from bitmaps.command.schema import Evaluate, Train
 from bitmaps.errors import InputError
-from bitmaps.runs.folder import RunFolder, lock_folder, read_state
+from bitmaps.runs.folder import RunFolder, has_checkpoint, lock_folder, read_state
 from bitmaps.runs.records import Facts, Role, fields_with
 from bitmaps.vocabulary import Status
 
@@ -75,7 +75,7 @@ def find_job(cfg: DictConfig, folder: RunFolder) -> Job:
     try:
         # an attempt that was killed at its very start has no state
         done = (path / "metrics.json").is_file() and read_state(path).status is Status.ok
-        if not done and not (path / "checkpoints" / "last.ckpt").is_file():
+        if not done and not has_checkpoint(path):
             shutil.rmtree(path)
             return Job.new
         check_same_job(cfg, path)

@@ -13,7 +13,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import Logger
 
 from bitmaps.bert import Bert
@@ -25,8 +25,21 @@ from bitmaps.packed import format as packed
 from bitmaps.quantize.convert import make_trainable, round_activations, to_float
 from bitmaps.quantize.quantizer import Quantization
 from bitmaps.quantize.rounding import one_bit_quantizers
+from bitmaps.runs.files import draft_of
 from bitmaps.runs.records import Facts
-from bitmaps.training.callbacks import OneBitInputs
+from bitmaps.training.callbacks import (
+    OneBitInputs,
+    StaysStopped,
+    StopsAtOnce,
+    best_checkpoint,
+    check_monitors,
+)
+from bitmaps.training.checkpoints import (
+    CheckpointFiles,
+    LastCheckpoint,
+    last_good,
+    read_checkpoint,
+)
 from bitmaps.training.losses import LossWeights
 from bitmaps.training.module import MaskedLanguageModel
 from bitmaps.vocabulary import Activations, RowKind, Storage
@@ -47,11 +60,13 @@ class Training:
         self.schedule: Callable[..., Any] = partial(instantiate, config.schedule)
         try:
             self.schedule(self.optimizer([torch.nn.Parameter(torch.zeros(1))]))
-            self.callbacks: list[Callback] = [instantiate(c) for c in config.callbacks.values()]
+            callbacks = {name: instantiate(one) for name, one in config.callbacks.items()}
         except InstantiationException as error:
             raise InputError(str(error)) from error
-        self.best = best_checkpoint(self.callbacks)
-        make_trainer(**self.arguments(), logger=False)
+        check_monitors(callbacks)
+        self.best = best_checkpoint(callbacks, config.callbacks)
+        self.callbacks: list[Callback] = list(callbacks.values())
+        make_trainer(**self.arguments(), logger=False, callbacks=self.callbacks)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of Lightning's ``Trainer``. Steps count, and epochs do not: the training
@@ -67,7 +82,12 @@ class Training:
             "num_sanity_val_steps": 0,
             "use_distributed_sampler": False,
             "enable_model_summary": False,
+            "enable_progress_bar": arguments["enable_progress_bar"] or self.has_bar(),
         }
+
+    def has_bar(self) -> bool:
+        """Whether a configured callback is a progress bar."""
+        return any(isinstance(one, ProgressBar) for one in self.callbacks)
 
     def run(self, folder: Path, facts: Facts, loggers: list[Logger]) -> Outcome:
         """Train, write the model below ``folder``, and score it."""
@@ -85,7 +105,7 @@ class Training:
             config.seed,
         )
         trainer = self.fit(module, folder / "checkpoints", loggers)
-        checkpoint = torch.load(self.best.best_model_path, map_location="cpu", weights_only=True)
+        checkpoint = read_checkpoint(Path(self.best.best_model_path))
         module.load_state_dict(checkpoint["state_dict"])
         effective = to_float(module.model.cpu())
         facts = replace(
@@ -123,51 +143,52 @@ class Training:
         return model.train(), calibrated_on
 
     def fit(self, module: MaskedLanguageModel, checkpoints: Path, loggers: list[Logger]) -> Trainer:
-        """Train from the start, or from ``last.ckpt`` when a run is resumed."""
-        callbacks = list(self.callbacks)
+        """Train from the start, or from the last good checkpoint when a run is resumed.
+
+        Raises:
+            InputError: when there is none, or it has more steps than are asked for.
+        """
+        files, last = CheckpointFiles(), checkpoints / "last.ckpt"
+        callbacks = [*self.callbacks, StaysStopped(), StopsAtOnce(), LastCheckpoint(last, files)]
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(checkpoints)
         if inputs := one_bit_quantizers(module.model):
             callbacks.append(OneBitInputs(inputs))
-        if self.setup.trainer["enable_progress_bar"]:
+        if self.setup.trainer["enable_progress_bar"] and not self.has_bar():
             callbacks.append(RichProgressBar())
-        trainer = make_trainer(**self.arguments(), logger=loggers, callbacks=callbacks)
-        last = checkpoints / "last.ckpt" if self.config.resume else None
-        trainer.fit(module, datamodule=self.setup.data, ckpt_path=last, weights_only=True)
+        trainer = make_trainer(
+            **self.arguments(), logger=loggers, callbacks=callbacks, plugins=[files]
+        )
+        start = self.start(last) if self.config.resume else None
+        trainer.fit(module, datamodule=self.setup.data, ckpt_path=start, weights_only=True)
         return trainer
+
+    def start(self, last: Path) -> Path:
+        """The checkpoint that a resumed run goes on from: the last one, or, if that is damaged, the
+        best one. Each step depends on the seed and its number, so both lead to the same model.
+
+        Raises:
+            InputError: when there is none, or it has more steps than are asked for.
+        """
+        best = last.with_name("best.ckpt")
+        path, checkpoint = last_good([last, best] if best.is_file() else [last])
+        steps, most = checkpoint["global_step"], self.config.trainer.max_steps
+        if steps > most:
+            raise InputError(f"trainer.max_steps={most} is too small: {path} has {steps} already")
+        return path
 
     def write_model(self, model: Bert, effective: Bert, folder: Path, facts: Facts) -> None:
         """Write the trained model, with the tokenizer: its effective weights in Hugging Face's
-        layout (``model/``) and, if asked, its real bits (``packed/``). A resumed run replaces both
-        at the end, when the new ones are complete."""
+        layout (``model/``) and, if asked, its real bits (``packed/``). Both are drafts until
+        ``RunFolder.finish`` puts them beside their rows."""
         model.config = effective.config = replace(model.config, bitmaps=facts.of_model())
-        draft = folder / "model.draft"
+        draft = draft_of(folder / "model")
         shutil.rmtree(draft, ignore_errors=True)
         save(effective, draft)
         self.setup.tokenizer.save_pretrained(draft)
-        drafts = {folder / "model": draft}
         in_bits = facts.components != "none" or facts.embeddings is not Storage.fp32
         if self.config.packed and in_bits:
-            drafts[folder / "packed"] = folder / "packed.draft"
-            shutil.rmtree(folder / "packed.draft", ignore_errors=True)
-            packed.save(model, folder / "packed.draft", self.setup.tokenizer)
-        for final, draft in drafts.items():
-            if final.exists():
-                shutil.rmtree(final)
-            draft.rename(final)
-
-
-def best_checkpoint(callbacks: list[Callback]) -> ModelCheckpoint:
-    """The callback that keeps the best model.
-
-    Raises:
-        InputError: when there is none, or several.
-    """
-    found = [c for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
-    if len(found) != 1:
-        raise InputError(
-            "callbacks: one ModelCheckpoint with a monitor keeps the best model; "
-            f"there are {len(found)}"
-        )
-    return found[0]
+            draft = draft_of(folder / "packed")
+            shutil.rmtree(draft, ignore_errors=True)
+            packed.save(model, draft, self.setup.tokenizer)

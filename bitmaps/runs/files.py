@@ -1,29 +1,98 @@
-"""JSON and text files that are replaced in one step, and read with clear errors."""
+"""Files that are replaced in one step, and read with clear errors."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from bitmaps.errors import InputError
 
+DRAFTS = ".*.draft"  # what a killed process was writing
+
+
+def replace_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file in one step: a reader sees the old content or the new one, never a part, even
+    after a loss of power. A failure leaves the old file.
+
+    Raises:
+        OSError: when the new content cannot be written, for example on a full disk.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error says what is wrong
+            draft.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if os.name != "posix":  # a folder cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def draft_of(folder: Path) -> Path:
+    """Where a folder is written before ``replace_folder`` puts it in its place."""
+    return folder.with_name(f".{folder.name}.draft")
+
+
+def replace_folder(folder: Path) -> None:
+    """Put the draft of a folder in its place. There is no one step for that: a reader in between
+    finds no folder, and never a mixture."""
+    draft = draft_of(folder)
+    for file in draft.rglob("*"):
+        sync(file)
+    if folder.exists():
+        shutil.rmtree(folder)
+    draft.rename(folder)
+    sync(folder.parent)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what killed processes left in a folder that no process writes to now."""
+    for draft in folder.glob(DRAFTS):
+        if draft.is_dir():
+            shutil.rmtree(draft)
+        else:
+            draft.unlink()
+
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file in one step: a reader sees the old content or the new one, never a part."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    """Write a text file in one step (``replace_bytes``)."""
+    replace_bytes(path, text.encode())
+
+
+def json_text(value: Any) -> str:
+    """A value as a JSON file has it.
+
+    Raises:
+        ValueError: for NaN or infinity, which JSON does not have.
+    """
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file in one step.
 
     Raises:
-        ValueError: for NaN or infinity, which JSON does not have.
+        ValueError: as ``json_text``.
     """
-    replace_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    replace_text(path, json_text(value))
 
 
 def read_json(path: Path) -> Any:

@@ -7,6 +7,8 @@ every field.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,9 +20,18 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from bitmaps.errors import InputError
+from bitmaps.errors import InputError, Stopped
 from bitmaps.runs.analysis import Analysis
-from bitmaps.runs.files import read_json, replace_text, write_json
+from bitmaps.runs.files import (
+    draft_of,
+    json_text,
+    read_json,
+    remove_drafts,
+    replace_bytes,
+    replace_folder,
+    replace_text,
+    write_json,
+)
 from bitmaps.runs.records import Facts, Row, parse, parse_row
 from bitmaps.vocabulary import RowKind, Status
 
@@ -76,11 +87,14 @@ class RunFolder:
         path: the folder.
         writes: false in every process of a run but the first; those leave the folder alone.
         claimed: whether it belongs to this run.
+        keeps: whether it holds the outcome of an earlier run, which is resumed. That stays as it
+            is, configuration included, until the new outcome replaces it.
     """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
-        self.path, self.writes, self.claimed = path, writes, False
+        self.path, self.writes, self.claimed, self.keeps = path, writes, False, False
         self.lock: FileLock | None = None
+        self.config = ""
 
     def claim(self, config: str, facts: Facts, resume: bool = False) -> None:
         """Take the folder and write ``config.yaml``.
@@ -100,39 +114,75 @@ class RunFolder:
             )
         self.path.mkdir(parents=True, exist_ok=True)
         self.lock = lock_folder(self.path)
-        replace_text(self.path / "config.yaml", config)
-        self.claimed = True
-        self.write(Status.running, None, asdict(facts))
+        for folder in (self.path, self.path / "checkpoints"):
+            remove_drafts(folder)
+        self.claimed, self.config = True, config
+        self.keeps = resume and self.is_done()
+        if not self.keeps:
+            self.begin(facts)
 
     def holds_run(self) -> bool:
         return any((self.path / name).exists() for name in ("config.yaml", "metrics.json"))
 
+    def is_done(self) -> bool:
+        """Whether it holds the outcome of a run that ended well."""
+        return (self.path / "metrics.json").is_file() and read_state(self.path).status is Status.ok
+
+    def begin(self, facts: Facts) -> None:
+        """Say that what is here belongs to this run from now on, and is not complete."""
+        self.write(Status.running, None, asdict(facts))
+        replace_text(self.path / "config.yaml", self.config)
+
     def write(self, status: Status, error: str | None, row: dict[str, Any]) -> None:
-        if self.claimed:
-            state = {"format": FORMAT, "status": status, "error": error}
-            write_json(self.path / "metrics.json", state | row)
+        state = {"format": FORMAT, "status": status, "error": error}
+        write_json(self.path / "metrics.json", state | row)
 
     def finish(self, scored: Sequence[ScoredRow]) -> None:
-        """Write all rows; the last one is the run's own."""
+        """Write all rows, the run's own last, and put the model's drafts in their places.
+
+        While the files of two outcomes lie side by side, the state is ``running``: a process that
+        is killed here leaves no mixture that looks whole.
+        """
         if self.claimed:
-            write_json(self.path / "rows.json", [one.row.flat() for one in scored])
-            analyses = {one.row.kind: asdict(one.analysis) for one in scored}
-            write_json(self.path / "analysis.json", analyses)
+            rows = [one.row.flat() for one in scored]
+            files = {
+                "rows.json": json_text(rows),
+                "analysis.json": json_text({o.row.kind: asdict(o.analysis) for o in scored}),
+            }
             sums: dict[str, Any] = {one.row.kind: one.sentence_sums for one in scored}
-            np.savez_compressed(self.path / "sentences.npz", **sums)
-        self.write(Status.ok, None, scored[-1].row.flat())
+            archive = io.BytesIO()
+            np.savez_compressed(archive, **sums)
+            self.keeps = False
+            self.begin(scored[-1].row.facts)
+            for name in ("model", "packed"):
+                if draft_of(self.path / name).is_dir():
+                    replace_folder(self.path / name)
+            for name, text in files.items():
+                replace_text(self.path / name, text)
+            replace_bytes(self.path / "sentences.npz", archive.getbuffer())
+            self.write(Status.ok, None, rows[-1])
         self.release()
 
     def fail(self, error: BaseException, facts: Facts) -> None:
-        """Write why there is no row."""
-        known = isinstance(error, InputError)
+        """Write why there is no row. An earlier outcome stays, and so does a finished one: what
+        goes wrong later costs it nothing."""
+        known = isinstance(error, InputError | Stopped)
         message = str(error) if known else f"{type(error).__name__}: {error}"
-        self.write(Status.failed, message, asdict(facts))
+        if self.claimed and not self.keeps:
+            with contextlib.suppress(OSError):  # the disk may be what failed
+                self.write(Status.failed, message, asdict(facts))
         self.release()
 
     def release(self) -> None:
+        """Leave the folder to others."""
+        self.claimed = False
         if self.lock is not None:
             self.lock.release()
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a training can go on in this folder."""
+    return any((folder / "checkpoints" / f"{name}.ckpt").is_file() for name in ("last", "best"))
 
 
 def read_state(folder: Path) -> RunState:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -35,7 +36,7 @@ class MaskedLanguageModel(ScoredModel):
         more_masked: fraction of the non-target tokens that is masked too, at the first step and at
             the last, with a straight line between. The student learns what the teacher predicts
             there. It is 0 without a teacher.
-        seed: of ``more_masked``.
+        seed: of ``more_masked`` and dropout.
         sentences: as for ``ScoredModel``.
     """
 
@@ -78,6 +79,15 @@ class MaskedLanguageModel(ScoredModel):
             if isinstance(callback, ModelCheckpoint) and state is not None:
                 move_checkpoints(state, str(callback.dirpath))
 
+    def draw(self) -> tuple[int, int, int]:
+        """What every draw of a training step depends on, and nothing else: the seed, the number of
+        the batch and the process. A resumed run makes the same draws."""
+        return self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        # for dropout, and for whatever else draws in this step
+        torch.manual_seed(int(np.random.SeedSequence(self.draw()).generate_state(2)[1]))
+
     def training_step(self, batch: Batch, _: int) -> Tensor:
         targets, tokens = batch["labels"] != IGNORE, batch["attention_mask"].bool()
         ids, masked = self.mask_more(batch["input_ids"], targets)
@@ -103,14 +113,12 @@ class MaskedLanguageModel(ScoredModel):
 
     def mask_more(self, input_ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The batch with ``more_masked`` of its other tokens masked, and which tokens are masked or
-        targets now. The draw depends on the seed and on the number of the batch alone, so a resumed
-        run makes the same one."""
+        targets now."""
         if not any(self.more_masked):
             return input_ids, targets
         first, last = self.more_masked
         share = first + (last - first) * self.trainer.global_step / self.trainer.max_steps
-        seed = (self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
-        return mask_more(input_ids, targets, share, self.vocabulary, seed)
+        return mask_more(input_ids, targets, share, self.vocabulary, self.draw())
 
 
 def move_checkpoints(state: dict[str, Any], folder: str) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +18,7 @@ import pytest
 from runs.records import ANALYSIS, NAIVE, UNBINARIZED
 
 from bitmaps.errors import InputError
-from bitmaps.runs.files import write_json
+from bitmaps.runs.files import draft_of, write_json
 from bitmaps.runs.folder import (
     RunFolder,
     ScoredRow,
@@ -235,9 +239,84 @@ def test_a_folder_in_use_is_refused_until_its_run_ends(tmp_path: Path, resume: b
     assert (tmp_path / "config.yaml").read_text() == "seed: 1\n"
 
 
-def test_a_finished_run_leaves_its_folder_to_others(tmp_path: Path) -> None:
-    RunFolder(finished(tmp_path)).claim("seed: 1\n", FACTS, resume=True)
-    assert read_state(tmp_path).status is Status.running
+def test_a_finished_run_keeps_its_outcome_until_the_next_one_is_there(tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in finished(tmp_path).iterdir()}
+    for end in ("killed", "failed", "finished"):
+        folder = RunFolder(tmp_path)
+        folder.claim("seed: 1\n", FACTS, resume=True)
+        if end == "failed":
+            folder.fail(RuntimeError("out of memory"), FACTS)
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+        assert read_scored(tmp_path)[-1].row == NAIVE
+        if end == "killed":
+            folder.release()  # as the system does
+    folder.finish(SCORED[:1])
+    assert read_state(tmp_path).row == UNBINARIZED
+    assert (tmp_path / "config.yaml").read_text() == "seed: 1\n"
+
+
+def test_nothing_that_follows_costs_a_finished_run_its_outcome(tmp_path: Path) -> None:
+    folder = claimed(tmp_path)
+    folder.finish(SCORED)
+    folder.fail(BrokenPipeError("the terminal is gone"), FACTS)
+    assert (read_state(tmp_path).status, read_state(tmp_path).row) == (Status.ok, NAIVE)
+
+
+@pytest.mark.parametrize("event", range(1, 20))
+def test_a_folder_that_a_killed_process_leaves_is_whole_or_says_that_it_is_not(
+    tmp_path: Path, event: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends before one of the times that something is on the disk."""
+    (finished(tmp_path) / "model").mkdir()
+    (tmp_path / "model" / "steps").write_text("old")
+    folder, done = RunFolder(tmp_path), itertools.count(1)
+    folder.claim("seed: 1\n", FACTS, resume=True)
+    draft_of(tmp_path / "model").mkdir()
+    (draft_of(tmp_path / "model") / "steps").write_text("new")
+
+    def killed(_: int) -> None:
+        if next(done) == event:
+            raise SystemExit
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with contextlib.suppress(SystemExit):
+        folder.finish(SCORED[:1])
+    state = read_state(tmp_path)
+    if state.status is Status.ok:
+        old = state.row == NAIVE
+        assert (tmp_path / "model" / "steps").read_text() == ("old" if old else "new")
+        assert read_scored(tmp_path)[-1].row == state.row
+        assert ((tmp_path / "config.yaml").read_text() == "seed: 0\n") is old
+    else:
+        assert (state.status, state.row) == (Status.running, None)
+    assert (state.status is Status.ok) is (event == 1 or event > 13)
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for name in (".metrics.json.7.draft", "checkpoints/.last.ckpt.7.draft"):
+        (tmp_path / name).touch()
+    (tmp_path / ".model.draft" / "more").mkdir(parents=True)
+    claimed(tmp_path)
+    names = {path.name for path in tmp_path.rglob("*")}
+    assert names == {"config.yaml", "metrics.json", ".lock", "checkpoints"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.ENOENT])
+def test_a_disk_that_takes_nothing_more_leaves_what_is_there(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = claimed(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        folder.finish(SCORED)
+    folder.fail(caught.value, FACTS)  # cannot be written either
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_folder_with_other_files_may_be_claimed(tmp_path: Path) -> None:
