@@ -29,9 +29,9 @@ from bitmaps.command.overrides import check_lists, job_folder, key_of
 from bitmaps.command.schema import Evaluate, Train, conf_dir
 from bitmaps.command.sweep import SweepError, check_whole_sweep
 from bitmaps.errors import InputError, Stopped
-from bitmaps.runs.folder import RunFolder, has_checkpoint
+from bitmaps.runs.folder import RunFolder, has_checkpoint, read_state
 from bitmaps.runs.provenance import commit, versions
-from bitmaps.runs.records import Facts
+from bitmaps.runs.records import Facts, Row
 from bitmaps.vocabulary import Status
 
 log = logging.getLogger(__name__)
@@ -105,12 +105,15 @@ class SweepTable(Callback):
         with flag_override(cfg, ["struct", "readonly"], False):
             del cfg["hydra"]
         try:
-            check_whole_sweep(cfg, list(hydra.overrides.task), Path(hydra.sweep.dir))
+            check_whole_sweep(cfg, hydra)
         except SweepError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except (InputError, OmegaConfBaseException):
-            return  # one of the jobs may be valid; each tells what is wrong with it
+            pass  # one of the jobs may be valid; each tells what is wrong with it
+        # as Hydra's own sweeper does, and no other
+        Path(hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, Path(hydra.sweep.dir) / "multirun.yaml")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         # Hydra would turn another exception into a warning, and exit with 0
@@ -129,8 +132,12 @@ def print_table(sweep: Path) -> bool:
         return False
 
 
-def run(cfg: DictConfig) -> None:
-    """One job: find out what is asked for, check it, and launch it. A failure is written down."""
+def run(cfg: DictConfig) -> float | None:
+    """One job: find out what is asked for, check it, and launch it. A failure is written down.
+
+    Returns:
+        the objective, for a sweeper that optimizes it; ``None`` for a job of a sweep that failed.
+    """
     # takes seconds: not before Hydra has found what is mistyped
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
@@ -144,17 +151,17 @@ def run(cfg: DictConfig) -> None:
         inherited = inherit(cfg, request, folder)
         if inherited is None:
             log.info("%s is done already", folder.path)
-            return
+            return score_of(read_state(folder.path).row, cfg.objective)
         cfg, command = inherited
         config = cast(Train | Evaluate, OmegaConf.to_object(cfg))
         facts = replace(
             config.facts(), command=command, versions=facts.versions, commit=facts.commit
         )
         config.check()
-        launch(cfg, config, facts, folder, request)
+        return score_of(launch(cfg, config, facts, folder, request), config.objective)
     except SweepError as error:
         if not folder.holds_run():
-            discard(folder.path)
+            discard(folder.path, request.sweep)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except (InputError, OmegaConfBaseException) as error:
@@ -179,6 +186,7 @@ def run(cfg: DictConfig) -> None:
         if not request.in_sweep or not isinstance(error, Exception):
             raise
         log.exception("this job failed; the sweep goes on")
+    return None
 
 
 def how_to_go_on(request: Request) -> str:
@@ -190,12 +198,18 @@ def how_to_go_on(request: Request) -> str:
     return f"; to go on from its last checkpoint: {request.command if resumes else resume}"
 
 
-def discard(folder: Path) -> None:
+def score_of(row: Row | None, objective: str) -> float | None:
+    return None if row is None else cast(float | None, row.flat()[objective])
+
+
+def discard(folder: Path, sweep: Path | None) -> None:
     """Remove the folder that Hydra made for a job. Empty, it would be a row of the table."""
     for log_file in folder.glob("*.log"):
         log_file.unlink()
     with contextlib.suppress(OSError):
-        folder.rmdir()
+        while folder != sweep:
+            folder.rmdir()
+            folder = folder.parent
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from bitmaps.report.card import write_card
 from bitmaps.report.comparison import compare, run_folders
 from bitmaps.report.files import write_results
 from bitmaps.runs.folder import RunFolder, read_scored
-from bitmaps.runs.records import Facts
+from bitmaps.runs.records import Facts, Row
 from bitmaps.tracking.tracking import Tracking, tracking
 from bitmaps.vocabulary import Status
 
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 def launch(
     cfg: DictConfig, config: Train | Evaluate, facts: Facts, folder: RunFolder, request: Request
-) -> None:
-    """Do the work of a configuration, store its outcome and show it.
+) -> Row:
+    """Do the work of a configuration, store its outcome and show it. Returns the run's own row.
 
     Args:
         cfg: the same configuration as it is written to ``config.yaml``.
@@ -47,16 +47,16 @@ def launch(
     quieten_libraries()
     job = Training(config) if isinstance(config, Train) else Evaluation(config)
     duplicate = None
-    if request.in_sweep:
+    if request.sweep is not None:
         if job.setup.starts_processes:
             raise SweepError(
                 f"trainer.strategy={config.trainer.strategy} with trainer.devices="
                 f"{config.trainer.devices} in a multirun: each process that it starts would "
                 "replay the whole sweep. Run the jobs one by one, without -m."
             )
-        check_job(facts, folder.path, request.overrides)
+        check_job(facts, folder.path, request.sweep, request.overrides)
         if isinstance(config, Evaluate):  # a training leaves a model, which has to be its own
-            duplicate = find_duplicate(cfg, folder.path)
+            duplicate = find_duplicate(cfg, folder.path, request.sweep)
     resume = isinstance(config, Train) and config.resume is not None
     if not resume:
         folder.claim(OmegaConf.to_yaml(cfg), facts)
@@ -69,6 +69,7 @@ def launch(
             outcome = Outcome(read_scored(duplicate), None).with_command(facts.command)
         folder.finish(outcome.scored)
         show(outcome, config, folder, track, request.in_sweep)
+    return outcome.scored[-1].row
 
 
 def show(

@@ -3,6 +3,7 @@ scored as a checkpoint."""
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -30,7 +31,7 @@ from bitmaps.runs.records import Facts
 from bitmaps.vocabulary import Activations, Status, Storage
 
 # keys in which a resumed run may differ from what it was
-RESUMABLE = ("trainer", "callbacks", "logger", "measure", "analysis", "text")
+RESUMABLE = ("trainer", "callbacks", "logger", "measure", "analysis", "text", "objective")
 # keys that a trained run decides
 OF_THE_CHECKPOINT = ("model", "binarize", "values", "scale")
 
@@ -43,28 +44,33 @@ class Request:
         command: as it would be typed for this job alone.
         overrides: of this job.
         folder: where it writes.
-        in_sweep: whether it is a job of a sweep.
+        sweep: the folder of the sweep that it is a job of, if it is one.
     """
 
     command: str
     overrides: list[str]
     folder: Path
-    in_sweep: bool
+    sweep: Path | None
 
     @classmethod
     def of(cls, hydra: HydraConf) -> Request:
         overrides = list(hydra.overrides.task)
+        sweep = Path(os.path.abspath(hydra.sweep.dir))  # noqa: PTH100 (as Hydra makes `folder`)
         return cls(
             command=shlex.join(["python", f"{hydra.job.config_name}.py", *overrides]),
             overrides=overrides,
             folder=Path(hydra.runtime.output_dir),
-            in_sweep=hydra.mode is RunMode.MULTIRUN,
+            sweep=sweep if hydra.mode is RunMode.MULTIRUN else None,
         )
+
+    @property
+    def in_sweep(self) -> bool:
+        return self.sweep is not None
 
     @property
     def group(self) -> str | None:
         """The name of the sweep."""
-        return self.folder.parent.name if self.in_sweep else None
+        return None if self.sweep is None else self.sweep.name
 
 
 def inherit(cfg: DictConfig, request: Request, folder: RunFolder) -> tuple[DictConfig, str] | None:

@@ -11,7 +11,7 @@ from bitmaps.errors import InputError
 LONGEST = 200  # characters of a folder's name; file systems take 255
 # an override whose folder's name shows where its key ends, and where the override ends
 PLAIN = re.compile(r"\+?[\w.]+=[\w.-]*\w", re.ASCII)
-WITHOUT_EFFECT = ("logger", "measure", "analysis")
+WITHOUT_EFFECT = ("logger", "measure", "analysis", "objective")
 """Groups and keys that change neither a model nor its scores."""
 
 

@@ -28,7 +28,7 @@ from bitmaps.command.parts import (
     flat,
 )
 from bitmaps.errors import InputError
-from bitmaps.runs.records import Facts
+from bitmaps.runs.records import Facts, measures
 from bitmaps.vocabulary import (
     PLUS_MINUS_ONE,
     Activations,
@@ -68,6 +68,7 @@ class Common:
     references: bool = True
     analysis: bool = False
     text: str | None = None
+    objective: str = "cross_entropy"
 
     def one_bit_layers(self) -> list[LinearName]:
         """The linear layers with one-bit inputs."""
@@ -130,6 +131,7 @@ class Common:
         check_targets({"logger": self.logger})
         for part in (self.model, self.data, self.measure):
             part.check()
+        self.check_objective()
         at_least(1, self, "", "limit", "mask_sets")
         at_least(0, self, "", "seed", "mask_seed", "calibrate")
         for name, seed, more in (
@@ -152,6 +154,17 @@ class Common:
                 "calibrate fits matrices of attention, ffnn and head: "
                 f"binarize={self.binarize.name} has none"
             )
+
+    def check_objective(self) -> None:
+        """Raises:
+        InputError: for an objective that is no column of numbers, or that is not measured."""
+        if self.objective not in measures():
+            raise InputError(
+                f"objective={self.objective} is no column of numbers; "
+                f"valid are {', '.join(measures())}"
+            )
+        if self.objective == "inference_ms" and not self.measure.repeats:
+            raise InputError("objective=inference_ms needs a time: measure.repeats=0 times nothing")
 
     def check_activations(self) -> None:
         """Raises:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from bitmaps.command.overrides import WITHOUT_EFFECT, key_of
@@ -21,7 +22,8 @@ from bitmaps.command.saved import load_config
 from bitmaps.command.schema import Evaluate, Train
 from bitmaps.errors import InputError
 from bitmaps.runs.folder import RunFolder, has_checkpoint, lock_folder, read_state
-from bitmaps.runs.records import Facts, Role, fields_with
+from bitmaps.runs.records import Facts, Role, fields_with, measures
+from bitmaps.runs.search import runs_below
 from bitmaps.vocabulary import Status
 
 # overrides that choose the text and the masks
@@ -94,43 +96,96 @@ def check_same_job(cfg: DictConfig, path: Path) -> None:
         )
 
 
-def check_whole_sweep(cfg: DictConfig, typed: list[str], folder: Path) -> None:
+def overrides_of(hydra: DictConfig) -> dict[str, Override]:
+    """The overrides of a sweep by their keys: those of its sweeper's configuration, and those that
+    were typed.
+
+    Args:
+        hydra: Hydra's own configuration.
+    """
+    params = OmegaConf.select(hydra, "sweeper.params") or {}
+    given = [*(f"{key}={value}" for key, value in params.items()), *hydra.overrides.task]
+    parsed = OverridesParser.create().parse_overrides(given)
+    return {one.key_or_group: one for one in parsed}
+
+
+def check_whole_sweep(cfg: DictConfig, hydra: DictConfig) -> None:
     """Refuse a sweep before its first job, which may run beside others, has a folder.
 
     Args:
         cfg: the configuration without what the sweep goes over.
-        typed: the overrides, as they were typed.
-        folder: of the sweep.
+        hydra: Hydra's own.
 
     Raises:
         SweepError: when no job could run, or none is comparable with the jobs in the folder.
         InputError: when the configuration is not valid.
     """
-    parsed = OverridesParser.create().parse_overrides(typed)
-    swept = {first_part(one.key_or_group) for one in parsed if one.is_sweep_override()}
+    overrides, folder = overrides_of(hydra), Path(hydra.sweep.dir)
+    swept = {first_part(key) for key, one in overrides.items() if one.is_sweep_override()}
     check_swept(swept)
-    if not cfg.get("checkpoint") and "checkpoint" not in swept:  # which brings its own text
-        check_text(cast(Train | Evaluate, OmegaConf.to_object(cfg)).facts(), swept, folder)
+    config = cast(Train | Evaluate, OmegaConf.to_object(cfg))
+    check_objective(config, hydra, folder)
+    # the sweeper sets these too, once for each job
+    later = swept | {first_part(key) for key in OmegaConf.select(hydra, "sweeper.params") or ()}
+    if not cfg.get("checkpoint") and "checkpoint" not in later:  # which brings its own text
+        check_text(config.facts(), later, folder)
 
 
-def check_job(facts: Facts, folder: Path, overrides: list[str]) -> None:
+def check_objective(config: Train | Evaluate, hydra: DictConfig, folder: Path) -> None:
+    """Check what the jobs return, and what a sweeper that optimizes is told to do with it.
+
+    Args:
+        folder: of the sweep.
+
+    Raises:
+        SweepError: for an objective that is none, a direction that contradicts it, or a study that
+            has another.
+    """
+    try:
+        config.check_objective()
+    except InputError as error:
+        raise SweepError(str(error)) from error
+    direction, objective = OmegaConf.select(hydra, "sweeper.direction"), config.objective
+    if direction is None:
+        return
+    lower = measures()[objective].lower_is_better
+    better, wanted = ("less", "minimize") if lower else ("more", "maximize")
+    several = direction if OmegaConf.is_list(direction) else [direction]
+    found = [one.name if isinstance(one, Enum) else str(one) for one in several]
+    if found != [wanted]:
+        raise SweepError(
+            f"hydra.sweeper.direction={','.join(found)} contradicts objective={objective}, "
+            f"of which {better} is better; valid is {wanted}"
+        )
+    study, before = OmegaConf.select(hydra, "sweeper.study_name"), folder / "multirun.yaml"
+    if study is not None and before.is_file():
+        there = OmegaConf.load(before)
+        other = OmegaConf.select(there, "objective")
+        if OmegaConf.select(there, "hydra.sweeper.study_name") == study and other != objective:
+            raise SweepError(
+                f"objective={objective} is not objective={other} of the study {study} in {folder}: "
+                "choose another hydra.sweeper.study_name"
+            )
+
+
+def check_job(facts: Facts, folder: Path, sweep: Path, overrides: list[str]) -> None:
     """Check that a job belongs into its sweep. All jobs are scored on the same text, unless the
     sweep itself goes over several texts.
 
     Args:
         folder: of the job.
+        sweep: the folder of the sweep.
         overrides: of the job.
 
     Raises:
         SweepError: naming what differs.
     """
-    sweep = OmegaConf.load(folder.parent / "multirun.yaml")  # which Hydra writes
     # a job's own values cannot be compared with these: Hydra writes 1e1 as 10.0
-    parsed = OverridesParser.create().parse_overrides(list(sweep.hydra.overrides.task))
-    fixed = {one.key_or_group for one in parsed if not one.is_sweep_override()}
+    given = overrides_of(OmegaConf.load(sweep / "multirun.yaml").hydra)
+    fixed = {key for key, one in given.items() if not one.is_sweep_override()}
     swept = {first_part(key) for key in {key_of(override) for override in overrides} - fixed}
     check_swept(swept)
-    check_text(facts, swept, folder.parent, own=folder)
+    check_text(facts, swept, sweep, own=folder)
 
 
 def first_part(key: str) -> str:
@@ -150,18 +205,23 @@ def check_text(facts: Facts, swept: set[str], sweep: Path, own: Path | None = No
     if swept & set(TEXT_KEYS):
         return
     names = [name for name in fields_with(Role.text) if hasattr(facts, name)]
-    for metrics in sorted(sweep.glob("*/metrics.json")):
-        there = read_state(metrics.parent).facts
-        for name in names if metrics.parent != own and there.data is not None else ():
+    for run in runs_with_state(sweep):
+        there = read_state(run).facts
+        for name in names if run != own and there.data is not None else ():
             ours, theirs = getattr(facts, name), getattr(there, name)
             if ours != theirs:
                 raise SweepError(
                     f"{name}={ours} is not comparable with {name}={theirs} of "
-                    f"{metrics.parent}: choose another hydra.sweep.dir"
+                    f"{run}: choose another hydra.sweep.dir"
                 )
 
 
-def find_duplicate(cfg: DictConfig, own: Path) -> Path | None:
+def runs_with_state(sweep: Path) -> list[Path]:
+    found = runs_below(sweep) if sweep.is_dir() else []
+    return [run for run in found if (run / "metrics.json").is_file()]
+
+
+def find_duplicate(cfg: DictConfig, own: Path, sweep: Path) -> Path | None:
     """The folder of an earlier job of the same sweep that comes to the same row: nothing is
     binarized, and the jobs differ in value set, scale and scope alone."""
 
@@ -172,8 +232,7 @@ def find_duplicate(cfg: DictConfig, own: Path) -> Path | None:
         return OmegaConf.to_yaml(plain)
 
     wanted = meaning(OmegaConf.create(OmegaConf.to_yaml(cfg)))
-    for metrics in own.parent.glob("*/metrics.json"):
-        other = metrics.parent
+    for other in runs_with_state(sweep):
         if other == own or read_state(other).status is not Status.ok:
             continue
         if meaning(OmegaConf.load(other / "config.yaml")) == wanted:

@@ -18,6 +18,7 @@ from typing import Any
 from bitmaps.errors import InputError
 from bitmaps.runs.folder import read_rows, read_state
 from bitmaps.runs.records import Column, Facts, Role, Row, columns, fields_with, measures
+from bitmaps.runs.search import runs_below
 from bitmaps.vocabulary import GROUPS, VALUE_SETS, Component, RowKind, Scale, Status, ValueSet
 
 REFERENCES = (RowKind.unbinarized, RowKind.naive)  # the seed of a training leaves them as they are
@@ -134,46 +135,17 @@ def comparison_of(entries: Iterable[Entry]) -> Comparison:
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """The runs in a folder: itself if it is a run, else its jobs, in the order of their names.
-
-    A folder in it that holds runs is a sweep, and its jobs count too. A folder beside a run that
-    holds neither a run nor a report is a job that never started.
+    """The runs in a folder: itself if it is a run, and all below it, in the order of their names.
 
     Raises:
         InputError: when there is no such folder, or no run in it.
     """
-    if (folder / "metrics.json").is_file():
-        return [folder]
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: name a run or a sweep")
-    if found := jobs(folder) or [job for sweep in subfolders(folder) for job in jobs(sweep)]:
+    own = [folder] if (folder / "metrics.json").is_file() else []
+    if found := own + runs_below(folder):
         return found
     raise InputError(f"{folder} holds no results: neither it nor a folder in it is a run")
-
-
-def jobs(folder: Path) -> list[Path]:
-    """The runs right below a folder, and the sweeps beside them; empty if there is no run."""
-    if not any(map(is_run, subfolders(folder))):
-        return []
-    found = []
-    for inner in subfolders(folder):
-        if is_run(inner):
-            found.append(inner)
-        elif nested := jobs(inner):
-            found += nested
-        elif not (inner / "results.html").is_file():
-            found.append(inner)
-    return found
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """Short names first, so that job 10 comes after job 9."""
-    found = [one for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")]
-    return sorted(found, key=lambda one: (len(one.name), one.name))
-
-
-def is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("metrics.json", "config.yaml"))
 
 
 def read_entries(folder: Path) -> list[Entry]:

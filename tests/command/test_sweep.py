@@ -87,6 +87,35 @@ def test_a_job_lies_in_a_folder_named_by_its_overrides(command: Commands) -> Non
     }
 
 
+def test_jobs_in_folders_of_folders_are_one_sweep(command: Commands) -> None:
+    into = (INTO, "hydra.sweep.subdir='${binarize.name}/${values}/job'")
+    sweep = ("evaluate", "-m", "binarize=none", "limit=20", "values=01,pm1", *into)
+    command.ok(*sweep)
+    found = sorted(path.parent for path in Path("s").rglob("metrics.json"))
+    assert found == [Path("s/none") / values / "job" for values in ("01", "pm1")]
+    assert len(results().splitlines()) == 2 + 1  # both are the same row, which is scored once
+    assert command.ok(*sweep).count("is done already") == 2
+    err = command.refused("evaluate", "-m", "binarize=ffnn", "limit=30", *into)
+    assert "limit=30 is not comparable with limit=20 of s/none" in err
+    assert not Path("s/ffnn").exists()
+
+
+def test_parameters_of_the_sweeper_are_as_if_they_were_typed(command: Commands) -> None:
+    for name, params in (
+        ("ours", {"binarize": "none,all", "limit": 20, "measure": "none"}),
+        ("none", {"binarize": "none,all", "logger": "csv,wandb"}),
+    ):
+        file = Path("conf/experiment") / f"{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yaml = OmegaConf.to_yaml(OmegaConf.create({"hydra": {"sweeper": {"params": params}}}))
+        file.write_text(f"# @package _global_\n{yaml}", encoding="utf-8")
+    sweep = ("evaluate", "-m", "--config-dir=conf", INTO)
+    command.ok(*sweep, "experiment=ours")
+    assert len(list(Path("s").glob("*/metrics.json"))) == 2
+    assert command.ok(*sweep, "experiment=ours").count("is done already") == 2
+    assert "logger changes no score" in command.refused(*sweep, "experiment=none")
+
+
 def test_every_trained_run_has_a_row(command: Commands) -> None:
     out = command.ok("train", "-m", "optimizer.lr=1e-3,5e-4", INTO, *SHORT)
     assert out.count("trained") == 2
