@@ -40,7 +40,7 @@ $(VENV)/torch: constraints.txt
 	touch $@
 
 # built anew when the kernels have changed
-KERNELS = $(wildcard bitmaps/packed/native/*.[ch] bitmaps/packed/native/*/*.[ch])
+KERNELS = build_kernels.py $(wildcard bitmaps/packed/native/*.[ch] bitmaps/packed/native/*/*.[ch])
 
 $(VENV)/demo: $(VENV)/torch pyproject.toml $(KERNELS)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[offline]'

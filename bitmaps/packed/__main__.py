@@ -31,15 +31,19 @@ from bitmaps.vocabulary import Act, Storage
 
 
 def info() -> None:
-    path, found = native.library_file(), native.kernels()
-    missing = "none: there was no C compiler when bitmaps was installed"
-    names = ", ".join([*native.instruction_sets(), native.REFERENCE])
-    print(f"library       {path.name if path else missing}")
-    print(f"runs here     {names}   ({native.VARIABLE} chooses)")
+    path, found, left_out = native.library_file(), native.kernels(), native.left_out()
+    reason = left_out.pop("library", "bitmaps was installed without building it")
+    from_c = left_out.pop("python", "Python's headers were missing when bitmaps was installed")
+    here = native.instruction_sets()
+    print(f"library       {path.name if path else f'none: {reason}'}")
+    print(f"runs here     {', '.join([*here, native.REFERENCE])}   ({native.VARIABLE} chooses)")
+    if elsewhere := [name for name in native.compiled_sets() if name not in here]:
+        print(f"other CPUs    {', '.join(elsewhere)}")
+    for name, why in left_out.items():
+        print(f"left out      {name}: {why}")
     print(f"in use        {found.name if found else native.REFERENCE}")
     if found is not None:
-        slow = "through ctypes, slower: Python's headers were missing when bitmaps was installed"
-        print(f"calls         {'from C' if found.linear else slow}")
+        print(f"calls         {'from C' if found.linear else f'through ctypes, slower: {from_c}'}")
     print(f"threads       {torch.get_num_threads()}")
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
@@ -75,9 +76,18 @@ class Kernels:
 
 
 def library_file() -> Path | None:
-    """The library that was built with the package; ``None`` if there was no compiler."""
+    """The library that was built with the package; ``None`` if it was not (``left_out``)."""
     file = Path(__file__).parent / f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
     return file if file.is_file() else None
+
+
+def left_out() -> dict[str, str]:
+    """What was not built with the package, and the compiler's reason.
+
+    The names are instruction sets, ``python`` for the call from C, and ``library`` for everything.
+    """
+    log = Path(__file__).parent / "_kernels.json"
+    return json.loads(log.read_text(encoding="utf-8")) if log.is_file() else {}
 
 
 @cache
@@ -85,12 +95,16 @@ def library() -> ctypes.CDLL | None:
     """The library, opened; ``None`` if there is none.
 
     Raises:
-        InputError: when it lacks a function because it was built from older sources.
+        InputError: when it was built for another system, or from older sources and lacks a
+            function.
     """
     path = library_file()
     if path is None:
         return None
-    loaded = ctypes.CDLL(str(path))
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise InputError(f"{path} does not open ({error}): install bitmaps again") from error
     pointer = ctypes.c_void_p
     inputs: list[Any] = [ctypes.c_int, pointer, ctypes.c_int64]  # threads, x, m
     norm: list[Any] = [pointer, pointer, ctypes.c_float]
@@ -108,13 +122,18 @@ def library() -> ctypes.CDLL | None:
         raise InputError(
             f"{path} was built from older sources ({error}): install bitmaps again"
         ) from error
-    # PyTorch's own threads: a second pool would compete with those that wait for work
+    if os.name == "posix":
+        use_threads_of_torch(loaded)
+    return loaded
+
+
+def use_threads_of_torch(loaded: ctypes.CDLL) -> None:
+    """PyTorch's own: a second pool would compete with those that wait for work."""
     process = ctypes.CDLL(None)
     names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
     if all(hasattr(process, name) for name in names):
-        functions = (ctypes.cast(getattr(process, name), pointer) for name in names)
+        functions = (ctypes.cast(getattr(process, name), ctypes.c_void_p) for name in names)
         loaded.bitmaps_use_openmp(*functions)
-    return loaded
 
 
 @cache
@@ -128,18 +147,20 @@ def module(path: str) -> Any:
     return found
 
 
-def instruction_sets() -> dict[str, int]:
-    """The instruction sets that this processor runs, fastest first, with their numbers."""
+def compiled_sets() -> dict[str, int]:
+    """The instruction sets of the library, fastest first, with their numbers."""
     loaded = library()
-    if loaded is None:
-        return {}
     names: dict[str, int] = {}
-    number = 0
-    while (name := loaded.bitmaps_isa_name(number)) is not None:
-        if loaded.bitmaps_isa_runs(number):
-            names[name.decode()] = number
-        number += 1
+    while loaded is not None and (name := loaded.bitmaps_isa_name(len(names))) is not None:
+        names[name.decode()] = len(names)
     return names
+
+
+def instruction_sets() -> dict[str, int]:
+    """Those that this processor runs."""
+    loaded = library()
+    found = compiled_sets()
+    return {name: i for name, i in found.items() if loaded and loaded.bitmaps_isa_runs(i)}
 
 
 def chosen(wanted: str) -> Kernels | None:

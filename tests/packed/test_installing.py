@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
+import platform
 import shutil
 import sys
 import sysconfig
@@ -25,7 +28,14 @@ def tree(tmp_path: Path) -> Path:
         shutil.copytree(
             ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.so", "__pycache__")
         )
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "MANIFEST.in"):
+    for name in (
+        "pyproject.toml",
+        "build_kernels.py",
+        "README.md",
+        "LICENSE",
+        "NOTICE",
+        "MANIFEST.in",
+    ):
         shutil.copy(ROOT / name, tree)
     return tree
 
@@ -57,10 +67,20 @@ def test_a_wheel_carries_every_module_the_configuration_and_the_adapter(tree: Pa
     }
 
 
-@pytest.mark.parametrize("cc", ["/bin/false", "/nowhere/cc", None])
+@pytest.mark.parametrize(
+    ("cc", "reason"),
+    [
+        ("/bin/false", "/bin/false failed (1): it says nothing"),
+        ("/nowhere/cc", "no C compiler: /nowhere/cc: No such file or directory"),
+        ("clang", None),
+        (None, None),
+    ],
+)
 def test_the_package_installs_with_and_without_a_compiler(
-    tmp_path: Path, tree: Path, cc: str | None
+    tmp_path: Path, tree: Path, cc: str | None, reason: str | None
 ) -> None:
+    if cc == "clang" and shutil.which(cc) is None:
+        pytest.skip("no clang")
     try:
         if int(version("setuptools").split(".")[0]) < 77:
             pytest.skip("an older setuptools than the package is built with")
@@ -72,7 +92,9 @@ def test_the_package_installs_with_and_without_a_compiler(
         tree, "--no-index", "--no-build-isolation", cc=compiler() if cc is None else cc
     )
     with zipfile.ZipFile(wheel) as archive:
-        assert any("_kernels" in name for name in archive.namelist()) is (cc is None)
+        assert any("_kernels." in name and "json" not in name for name in archive.namelist()) is (
+            reason is None
+        )
         archive.extractall(site)
     code = """if True:
         import torch
@@ -80,6 +102,7 @@ def test_the_package_installs_with_and_without_a_compiler(
         found = native.kernels()
         print(native.__file__)
         print(native.library_file())
+        print(native.left_out())
         print(found.name if found else "reference")
         print(bool(found and found.linear))
         weight = torch.full((3, 1), 15, dtype=torch.uint8)
@@ -89,12 +112,46 @@ def test_the_package_installs_with_and_without_a_compiler(
         sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site), **{VARIABLE: "auto"}
     )
     assert done.returncode == 0, done.stderr
-    where, file, used, from_c, y = done.stdout.splitlines()
+    where, file, left_out, used, from_c, y = done.stdout.splitlines()
     assert Path(where).is_relative_to(site)
     assert y == "[[4.0, 4.0, 4.0]]"
-    if cc is None:
+    assert left_out == repr({} if reason is None else {"library": reason})
+    if reason is None:
         assert Path(file).parent == Path(where).parent
         assert used != REFERENCE
         assert from_c == str((Path(sysconfig.get_paths()["include"]) / "Python.h").is_file())
     else:
         assert (file, used) == ("None", REFERENCE)
+
+
+def test_a_file_that_does_not_compile_takes_its_instruction_set_alone(tmp_path: Path) -> None:
+    """Built by a compiler that fails for two files. All others compile."""
+    cc = tmp_path / "cc"
+    cc.write_text(
+        f"""#!/bin/sh
+case "$*" in
+    *-c*avx2_int8.c*) echo "$0: some warning" >&2; echo "avx2_int8.c:9: error: no ymm" >&2; exit 1;;
+    *-c*python.c*) echo "python.c:3: fatal error: Python.h: no such file" >&2; exit 1;;
+esac
+exec {compiler()} "$@" -O1
+""",
+        encoding="utf-8",
+    )
+    cc.chmod(0o755)
+    build = ("build_ext", "--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "temp")
+    code = "from setuptools import setup; setup()"
+    done = call(sys.executable, "-c", code, *build, cwd=ROOT, CC=str(cc))
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "lib" / "bitmaps" / "packed"
+    assert json.loads((folder / "_kernels.json").read_text(encoding="utf-8")) == {
+        "avx2": f"{cc} failed (1): avx2_int8.c:9: error: no ymm",
+        "python": f"{cc} failed (1): python.c:3: fatal error: Python.h: no such file",
+    }
+    library = ctypes.CDLL(str(folder / f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"))
+    library.bitmaps_isa_name.restype = ctypes.c_char_p
+    names = [library.bitmaps_isa_name(i) for i in range(4)]
+    assert b"generic" in names
+    assert b"avx2" not in names
+    assert not hasattr(library, "PyInit__kernels")
+    if platform.machine() in ("x86_64", "AMD64"):
+        assert b"avx512" in names

@@ -62,6 +62,7 @@ def choose(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def without_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As where there was no compiler."""
     monkeypatch.setattr(native, "library_file", lambda: None)
+    monkeypatch.setattr(native, "left_out", lambda: {"library": "no C compiler: cc"})
     monkeypatch.delenv(VARIABLE, raising=False)
     forget()
     yield
@@ -152,12 +153,43 @@ def test_info_says_that_there_is_no_library(
 ) -> None:
     command.info()
     out = capsys.readouterr().out
-    assert re.search(r"^library +none: there was no C compiler", out, re.MULTILINE)
+    assert re.search(r"^library +none: no C compiler: cc$", out, re.MULTILINE)
     assert re.search(r"^runs here +reference +\(BITMAPS_KERNELS chooses\)$", out, re.MULTILINE)
     assert re.search(r"^in use +reference$", out, re.MULTILINE)
 
 
+def test_info_says_what_was_left_out_and_what_other_processors_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons = {"avx2": "clang failed (1): error: no ymm", "python": "cc failed (1): no Python.h"}
+    monkeypatch.setattr(native, "left_out", lambda: dict(reasons))
+    monkeypatch.setattr(native, "compiled_sets", lambda: {"neon": 0, "generic": 1})
+    monkeypatch.setattr(native, "instruction_sets", lambda: {"generic": 1})
+    used = native.Kernels(native.library(), 1, "generic", False, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(native, "kernels", lambda: used)
+    command.info()
+    out = capsys.readouterr().out
+    assert "runs here     generic, reference   (BITMAPS_KERNELS chooses)\n" in out
+    assert "other CPUs    neon\n" in out
+    assert "left out      avx2: clang failed (1): error: no ymm\n" in out
+    assert "calls         through ctypes, slower: cc failed (1): no Python.h\n" in out
+
+
 # -- another library --
+
+
+@needs_library
+def test_a_library_of_another_system_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other.so").write_bytes(b"\xcf\xfa\xed\xfe")  # as a library of macOS begins
+    monkeypatch.setattr(native, "library_file", lambda: tmp_path / "other.so")
+    native.library.cache_clear()
+    try:
+        with pytest.raises(InputError, match=r"other\.so does not open .*: install bitmaps again"):
+            native.instruction_sets()
+    finally:
+        forget()
 
 
 @needs_library

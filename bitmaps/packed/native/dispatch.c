@@ -7,8 +7,10 @@ static const struct isa *const ISAS[] = { /* the fastest first */
 #if defined(HAVE_AMX)
     &bitmaps_amx,
 #endif
-#if defined(__x86_64__)
+#if defined(HAVE_AVX512)
     &bitmaps_avx512,
+#endif
+#if defined(HAVE_AVX2)
     &bitmaps_avx2,
 #endif
     &bitmaps_generic,

@@ -15,13 +15,28 @@
 
 #include <stdint.h>
 
-#if defined(__x86_64__) && defined(__linux__) && __GNUC__ >= 11 /* older compilers lack AMX */
+#include "export.h"
+
+/* build_kernels.py leaves an instruction set out whose files do not compile. */
+#if defined(__x86_64__) && !defined(NO_AVX2)
+#define HAVE_AVX2
+#endif
+#if defined(__x86_64__) && !defined(NO_AVX512)
+#define HAVE_AVX512
+#if defined(__linux__) && !defined(NO_AMX)
 #define HAVE_AMX
 #endif
+#endif
 
-#define EXPORT __attribute__((visibility("default"))) /* callable from Python */
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
+
+/* The end of a file that includes a x86/..._target.h. */
+#if defined(__clang__)
+#define END_TARGET _Pragma("clang attribute pop")
+#else
+#define END_TARGET
+#endif
 
 /* What activations are rounded to: not at all, 16 bits as two planes of int8, int8, or the sign. */
 enum act { F32, A16, A8, A1 };
@@ -100,8 +115,8 @@ struct attention {
 
 /* An instruction set. To add one, for example NEON:
  *
- *   1. Write arm/neon.c, and further files if it grows (x86/ is a model). Guard each file with the
- *      macro of its architecture, and select the instructions with `#pragma GCC target`.
+ *   1. Write arm/neon.c, and further files arm/neon_*.c if it grows (x86/ is a model). Guard each
+ *      file with the macro of its architecture, and select the instructions as x86/avx2_target.h.
  *   2. Define `const struct isa bitmaps_neon` there. plain.h and rowwise.h have a plain loop for
  *      everything; they are compiled for the target of the including file.
  *   3. Declare the table below, list it in dispatch.c, and list the files in pyproject.toml.
@@ -125,12 +140,7 @@ struct isa {
 };
 
 extern const struct isa bitmaps_generic;
-#if defined(__x86_64__)
-extern const struct isa bitmaps_avx2, bitmaps_avx512;
-#endif
-#if defined(HAVE_AMX)
-extern const struct isa bitmaps_amx;
-#endif
+extern const struct isa bitmaps_avx2, bitmaps_avx512, bitmaps_amx;
 
 /* The instruction set of a plan (dispatch.c). */
 const struct isa *isa_of(const struct plan *plan);

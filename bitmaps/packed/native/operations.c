@@ -5,7 +5,9 @@
  * bitmaps/packed/operations.py and python.c call them after checking shapes and types. Every
  * function is re-entrant, and returns 0, or 1 if there was not enough memory. */
 #include <stdlib.h>
-#if defined(__linux__)
+#if defined(_WIN32)
+#include <malloc.h>
+#elif defined(__linux__)
 #include <sys/mman.h>
 #endif
 
@@ -191,6 +193,27 @@ static void use_large_pages(const void *start, int64_t bytes)
 #endif
 }
 
+/* Memory that is aligned to ALIGN, or NULL. Windows lacks C11's aligned_alloc, as did macOS until
+ * 10.15. */
+static void *allocate(int64_t bytes)
+{
+#if defined(_WIN32)
+    return _aligned_malloc((size_t)bytes, ALIGN);
+#else
+    void *memory;
+    return posix_memalign(&memory, ALIGN, (size_t)bytes) ? NULL : memory;
+#endif
+}
+
+static void release(void *memory)
+{
+#if defined(_WIN32)
+    _aligned_free(memory);
+#else
+    free(memory);
+#endif
+}
+
 /* With enough tokens, each thread takes blocks of its own: about ROWS tokens each, and equally many
  * blocks a thread. Otherwise there is one block, and all threads share the work on it. */
 static int run(struct call *c, int threads)
@@ -204,7 +227,7 @@ static int run(struct call *c, int threads)
     c->blocks = alone ? (blocks + threads - 1) / threads * threads : 1;
     const int64_t largest = (c->units + c->blocks - 1) / c->blocks * c->unit;
     c->bytes = bytes_of(c, alone ? 1 : threads, largest < c->m ? largest : c->m);
-    c->memory = aligned_alloc(ALIGN, alone ? c->bytes * threads : c->bytes);
+    c->memory = allocate(alone ? c->bytes * threads : c->bytes);
     if (!c->memory)
         return OUT_OF_MEMORY;
     const struct plan *last = c->then ? c->then : c->plan;
@@ -214,7 +237,7 @@ static int run(struct call *c, int threads)
         parallel(threads, threads, take_blocks, c);
     else
         c->run(c, 0, c->m, threads, c->memory);
-    free(c->memory);
+    release(c->memory);
     return OK;
 }
 

@@ -5,10 +5,14 @@
  * them to bitmaps_use_openmp; the kernels need not be linked to the runtime. */
 #include "threads.h"
 
-#include <pthread.h>
 #include <stddef.h>
+#if defined(_WIN32)
+#include <windows.h>
+#else
+#include <pthread.h>
+#endif
 
-#include "kernels.h"
+#include "export.h" /* and not kernels.h: windows.h has an INT8 too */
 
 typedef void gomp_parallel(void (*)(void *), void *, unsigned, unsigned);
 typedef int count_of(void);
@@ -40,28 +44,60 @@ static void run_part(const struct work *work, int part, int parts)
 /* OpenMP may give fewer threads than asked for, so each one looks up how many there are. */
 static void on_gomp_thread(void *work) { run_part(work, thread_number(), thread_count()); }
 
-static void *on_own_thread(void *context)
+static void run_own_part(const struct work *work) { run_part(work, work->part, work->parts); }
+
+#if defined(_WIN32)
+typedef HANDLE thread;
+
+static DWORD WINAPI on_own_thread(void *work)
 {
-    const struct work *work = context;
-    run_part(work, work->part, work->parts);
+    run_own_part(work);
+    return 0;
+}
+
+static int start(thread *id, struct work *work)
+{
+    *id = CreateThread(NULL, 0, on_own_thread, work, 0, NULL);
+    return *id != NULL;
+}
+
+static void join(thread id)
+{
+    WaitForSingleObject(id, INFINITE);
+    CloseHandle(id);
+}
+#else
+typedef pthread_t thread;
+
+static void *on_own_thread(void *work)
+{
+    run_own_part(work);
     return NULL;
 }
+
+static int start(thread *id, struct work *work)
+{
+    return pthread_create(id, NULL, on_own_thread, work) == 0;
+}
+
+static void join(thread id) { pthread_join(id, NULL); }
+#endif
 
 static void run_own(const struct work *all, int threads)
 {
     struct work works[threads];
-    pthread_t ids[threads];
+    thread ids[threads];
     char started[threads];
     for (int i = 1; i < threads; i++) {
         works[i] = *all;
         works[i].part = i;
         works[i].parts = threads;
-        started[i] = pthread_create(&ids[i], NULL, on_own_thread, &works[i]) == 0;
+        started[i] = (char)start(&ids[i], &works[i]);
     }
     run_part(all, 0, threads);
     for (int i = 1; i < threads; i++)
         if (started[i])
-            pthread_join(ids[i], NULL);
+            join(ids[i]);
         else
             run_part(all, i, threads);
 }

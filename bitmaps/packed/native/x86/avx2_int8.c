@@ -67,4 +67,5 @@ void avx2_int8(const struct block *b)
             eight_outputs(b, m, n, 1);
     }
 }
+END_TARGET
 #endif

@@ -174,4 +174,5 @@ void avx2_many(const struct block *b, void *scratch)
             }
     }
 }
+END_TARGET
 #endif

@@ -1,8 +1,9 @@
 /* AVX2: where plain loops compiled for it are fast enough. */
 #if defined(__x86_64__)
-#pragma GCC target("avx2,fma,bmi,bmi2,popcnt")
-#include "../plain.h"
 #include "avx2.h"
+#include "avx2_target.h"
+
+#include "../plain.h"
 
 void avx2_floats(const struct block *b, float *scratch) { plain_floats(b, scratch); }
 
@@ -12,4 +13,5 @@ const struct row_operations avx2_row_operations = {
     .gelu = plain_gelu,
     .add_norm = add_norm,
 };
+END_TARGET
 #endif

@@ -116,4 +116,5 @@ void avx2_single_signs(const struct block *block, int64_t m)
         write_outputs(&b, m, n, _mm256_sub_epi32(positive, reduce(t)));
     }
 }
+END_TARGET
 #endif

@@ -1,19 +1,16 @@
-/* AVX2: what several kernels need. Compiles the including file for AVX2. */
+/* AVX2: what several kernels need. Compiles the including file for AVX2 up to END_TARGET. */
 #ifndef BITMAPS_AVX2_VECTORS_H
 #define BITMAPS_AVX2_VECTORS_H
 
-#pragma GCC target("avx2,fma,bmi,bmi2,popcnt")
-#include <immintrin.h>
-#include <string.h>
-
 #include "avx2.h"
+#include "avx2_target.h"
 
 INLINE __m256i load_256(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
 
 /* acc + u s over pairs of bytes, u unsigned and s signed, in 16 bits. A weight is at most 1, so a
  * pair of products is in -256..254, and the sum of 128 pairs fits.
  * In assembly, because gcc 12 computes all products first and then runs out of registers for the
- * sums. tests/test_packed_native.py checks that the sums stay in registers. */
+ * sums. tests/packed/test_machine_code.py checks that the sums stay in registers. */
 INLINE __m256i add_pairs(__m256i acc, __m256i u, __m256i s)
 {
     __m256i product;

@@ -164,4 +164,5 @@ static void attend(const struct head *h, void *memory)
 }
 
 const struct attention avx512_attention = {.scratch = scratch_bytes, .attend = attend};
+END_TARGET
 #endif

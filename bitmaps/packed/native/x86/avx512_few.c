@@ -142,4 +142,5 @@ void avx512_few(const struct block *b, enum product product)
     };
     kernels[product][b->m1 - b->m0](b);
 }
+END_TARGET
 #endif

@@ -67,4 +67,5 @@ void avx512_floats(const struct block *block)
                     write_output(block, m + i, n + j, _mm512_reduce_add_ps(c[i][j]));
         }
 }
+END_TARGET
 #endif

@@ -174,4 +174,5 @@ void avx512_many(const struct block *b, enum product product, void *scratch)
         tiles(b, &p, six_bits, four_bits, two_bits);
     }
 }
+END_TARGET
 #endif

@@ -141,4 +141,5 @@ const struct row_operations avx512_row_operations = {
     .gelu = gelu_16,
     .add_norm = add_norm,
 };
+END_TARGET
 #endif

@@ -252,4 +252,5 @@ void avx512_single_bits(const struct block *b, void *scratch)
 {
     (b->x->planes == 1 ? single_plane : two_planes)(b, scratch);
 }
+END_TARGET
 #endif

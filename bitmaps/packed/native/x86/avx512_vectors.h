@@ -1,17 +1,13 @@
-/* AVX-512: what several kernels need. Compiles the including file for it. */
+/* AVX-512: what several kernels need. Compiles the including file for it up to END_TARGET. */
 #ifndef BITMAPS_AVX512_VECTORS_H
 #define BITMAPS_AVX512_VECTORS_H
 
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vpopcntdq,avx512vbmi")
-#pragma GCC target("avx2,fma,bmi,bmi2,popcnt")
-#include <immintrin.h>
-#include <string.h>
-
 #include "avx512.h"
+#include "avx512_target.h"
 
 /* acc + u s over four bytes a lane, u unsigned and s signed. In assembly, because gcc 12 spills
  * arrays of accumulators that it may combine with the intrinsic, which halves the speed.
- * tests/test_packed_native.py checks that the sums stay in registers. */
+ * tests/packed/test_machine_code.py checks that the sums stay in registers. */
 INLINE __m512i dot4(__m512i acc, __m512i u, __m512i s)
 {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s));

@@ -1,0 +1,12 @@
+/* Compiles the rest of the including file for AVX-512. It ends in END_TARGET. No include guard. */
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#include "../kernels.h"
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vpopcntdq,avx512vbmi,avx2,fma,bmi,bmi2,popcnt"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vpopcntdq,avx512vbmi")
+#pragma GCC target("avx2,fma,bmi,bmi2,popcnt")
+#endif
