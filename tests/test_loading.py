@@ -291,6 +291,25 @@ def test_a_run_trained_with_one_bit_inputs_is_opened_with_them(
     assert not torch.allclose(found(ids), without, atol=1e-2)
 
 
+@pytest.mark.parametrize("width", [(312, 12, 1200), (128, 2, 512)])
+def test_small_berts_of_others_are_opened_and_packed(
+    width: tuple[int, int, int], pack: Pack, ids: Tensor, tmp_path: Path
+) -> None:
+    """The shapes of TinyBERT and BERT-tiny: 26 numbers a head, 1200 in the middle."""
+    sizes = dict(
+        zip(("hidden_size", "num_attention_heads", "intermediate_size"), width, strict=True)
+    )
+    theirs = transformers.BertForMaskedLM(
+        transformers.BertConfig(**sizes, num_hidden_layers=2, vocab_size=64)
+    ).eval()
+    theirs.save_pretrained(tmp_path / "model")
+    model = bitmaps.load(tmp_path / "model")
+    torch.testing.assert_close(model(ids), theirs(ids).logits, atol=1e-5, rtol=0)
+    model = binarize_naive(model, ("attention", "ffnn"), "pm1", "rank_one", "matrices")
+    packed = bitmaps.load(pack(model), act="f32")
+    torch.testing.assert_close(packed(ids), model(ids), atol=1e-4, rtol=0)
+
+
 HEAVY = (
     "hydra", "omegaconf", "lightning", "wandb", "transformers", "tokenizers", "torchmetrics",
     "huggingface_hub", "datasets", "pandas", "rich", "matplotlib", "bitmaps.command",

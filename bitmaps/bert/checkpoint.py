@@ -289,7 +289,7 @@ def lacks(missing: set[str], config: BertConfig, tensors: dict[str, Tensor]) -> 
     names = sorted(missing)
     hint = "another architecture"
     if (prefix := prefix_before(names[0], tensors)) is not None:
-        hint = f"some of its names begin with {prefix!r}, which must go"
+        hint = f"some of its names begin with {prefix!r}; rename them if it is a BERT"
     elif missing == {f"{DECODER}.weight"} and not config.tie_word_embeddings:
         hint = "it is the word embeddings' own only if config.json says tie_word_embeddings=true"
     elif all(name.startswith("cls.") for name in names):

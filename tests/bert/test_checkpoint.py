@@ -367,7 +367,7 @@ def test_another_prefix_is_named(
 ) -> None:
     rewrite(folder, lambda tensors: {renamed(name): t for name, t in tensors.items()})
     with pytest.raises(
-        InputError, match=f"lacks .*: some of its names begin with '{prefix}', which"
+        InputError, match=f"lacks .*: some of its names begin with '{prefix}'; rename"
     ):
         load(folder, head=head)
 

@@ -115,6 +115,30 @@ def test_special_pieces_that_a_text_contains_are_no_targets_but_for_the_unknown_
         assert number == 1 or (np.array_equal(ids, same[0]) and np.array_equal(labels, same[1]))
 
 
+TEXTS = [
+    "plain words", "Ça naïve façade", "日本語のテキスト", "한국어 텍스트", "العربية نص", "עברית טקסט",
+    "ไทยไม่มีช่องว่าง", "हिन्दी पाठ", "Ελληνικά κείμενο", "кириллица и текст", "emoji 😀🏳️‍🌈 here",
+    "e\u0301 combining", "zero\u200bwidth\u200d joiner", "\u202eright to left\u202c", "nul \0 here",
+    "bell \a and \x1b[31m escape", "tab\tand  spaces ", "soft\u00adhyphen", "no\u00a0break",
+    "\ufeffmark of the order", "private \ue000 use", "<b>html & entities;</b>", "[/b] [red]markup",
+    "=cmd|' /C calc'!A0", "{\"json\": [1, 2]}", "x" * 5000, "1234567890 " * 300, "!?.,;:" * 50,
+]  # fmt: skip
+
+
+def test_every_kind_of_text_becomes_pieces_of_the_vocabulary(
+    minilm: str, text: Callable[[str], Source]
+) -> None:
+    source = text("\n".join(TEXTS) + "\n")
+    sentences = tokenized(source, "test", minilm, 64, None)
+    assert len(sentences) == len(TEXTS) == 28
+    for number, ids, labels in masked(source, "test", minilm, 64, None, 481):
+        assert 3 <= len(ids) == len(labels) <= 64
+        assert (ids[0], ids[-1]) == (101, 102)
+        assert min(ids) >= 0
+        assert max(ids) < 30522
+        np.testing.assert_array_equal(np.where(labels == -100, ids, labels), sentences[number])
+
+
 def test_a_sentence_has_cls_and_sep_and_at_most_length_pieces(minilm: str) -> None:
     pieces = tokenized(WIKI, "test", minilm, 64, None)
     assert all((ids[0], ids[-1]) == (101, 102) for ids in pieces)

@@ -382,3 +382,19 @@ def test_a_recipe_goes_with_either_value_set(recipe: str, values: str) -> None:
     composed.check()
     assert composed.values == values
     assert composed.recipe == config(f"recipe={recipe}").recipe
+
+
+@each_recipe
+@pytest.mark.parametrize("extreme", ["zero row", "zeros", "outlier", "denormals"])
+def test_a_recipe_takes_extreme_weights(recipe: str, extreme: str) -> None:
+    values = torch.from_numpy(normal_weights())
+    factor = {"zeros": 0.0, "denormals": 1e-39}.get(extreme, 1.0)
+    values[1] *= {"zero row": 0.0, "outlier": 1e15}.get(extreme, 1.0)
+    weight = nn.Parameter(values * factor)
+    quantizer = Quantizer(weight, quantization_of(recipe))
+    effective = quantizer(weight)
+    effective.sum().backward()
+    assert effective.isfinite().all()
+    assert weight.grad is not None
+    assert weight.grad.isfinite().all()
+    assert torch.equal(quantizer.pack(weight).dense(), effective)
