@@ -24,7 +24,7 @@ from bitmaps.command.inherit import Request, inherit
 from bitmaps.command.overrides import check_lists, job_folder
 from bitmaps.command.schema import Evaluate, Train, conf_dir
 from bitmaps.command.sweep import SweepError, check_whole_sweep
-from bitmaps.errors import InputError
+from bitmaps.errors import InputError, as_text
 from bitmaps.runs.folder import RunFolder
 from bitmaps.runs.provenance import commit, versions
 from bitmaps.runs.records import Facts
@@ -46,9 +46,17 @@ def evaluate() -> None:
 def main(command: str | None = None) -> None:
     """Run ``conf/<command>.yaml`` with the overrides of the command line, once or at every point of
     a sweep. Without a command, Hydra's own ``--config-name`` names one."""
+    logging.setLogRecordFactory(TextRecord)
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(run)()
+
+
+class TextRecord(logging.LogRecord):
+    """A line of the log, in which no name is an escape sequence."""
+
+    def getMessage(self) -> str:  # noqa: N802 (its name in logging)
+        return "\n".join(map(as_text, super().getMessage().split("\n")))
 
 
 def run_folder(resume: str | None, new: str) -> str:

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bitmaps.errors import InputError
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file in one step: a reader sees the old content or the new one, never a part."""
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A new file that takes the place of ``path`` when it is complete. A reader sees the old file
+    or the new one, never a part. If ``path`` is a link, the file behind it stays as it is."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    draft.unlink(missing_ok=True)
+    try:
+        draft.touch(exist_ok=False)
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file in one step. What UTF-8 does not have is escaped."""
+    with replaced(path) as draft:
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

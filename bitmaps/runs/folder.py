@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bitmaps.errors import InputError
 from bitmaps.runs.analysis import Analysis
-from bitmaps.runs.files import read_json, replace_text, write_json
+from bitmaps.runs.files import read_json, replace_text, replaced, write_json
 from bitmaps.runs.records import Facts, Row, parse, parse_row
 from bitmaps.vocabulary import RowKind, Status
 
@@ -119,9 +119,11 @@ class RunFolder:
             analyses = {one.row.kind: asdict(one.analysis) for one in scored}
             write_json(self.path / "analysis.json", analyses)
             sums: dict[str, Any] = {one.row.kind: one.sentence_sums for one in scored}
-            np.savez_compressed(self.path / "sentences.npz", **sums)
+            with replaced(self.path / "sentences.npz") as draft, draft.open("wb") as file:
+                np.savez_compressed(file, **sums)
         self.write(Status.ok, None, scored[-1].row.flat())
         self.release()
+        self.claimed = False  # whatever goes wrong later, this stays recorded
 
     def fail(self, error: BaseException, facts: Facts) -> None:
         """Write why there is no row."""
