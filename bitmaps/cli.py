@@ -28,7 +28,7 @@ from bitmaps.command.inherit import Request, inherit
 from bitmaps.command.overrides import check_lists, job_folder, key_of
 from bitmaps.command.schema import Evaluate, Train, conf_dir
 from bitmaps.command.sweep import SweepError, check_whole_sweep
-from bitmaps.errors import InputError, Stopped
+from bitmaps.errors import InputError, Stopped, as_text
 from bitmaps.runs.folder import RunFolder, has_checkpoint, read_state
 from bitmaps.runs.provenance import commit, versions
 from bitmaps.runs.records import Facts, Row
@@ -50,6 +50,7 @@ def evaluate() -> None:
 def main(command: str | None = None) -> None:
     """Run ``conf/<command>.yaml`` with the overrides of the command line, once or at every point of
     a sweep. Without a command, Hydra's own ``--config-name`` names one."""
+    logging.setLogRecordFactory(TextRecord)
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     SweepTable.running.clear()
@@ -82,6 +83,13 @@ def stoppable() -> Iterator[None]:
     finally:
         for one, handler in usual.items():
             signal.signal(one, handler)
+
+
+class TextRecord(logging.LogRecord):
+    """A line of the log, in which no name is an escape sequence."""
+
+    def getMessage(self) -> str:  # noqa: N802 (its name in logging)
+        return "\n".join(map(as_text, super().getMessage().split("\n")))
 
 
 def run_folder(resume: str | None, new: str) -> str:

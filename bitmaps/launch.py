@@ -83,15 +83,18 @@ def show(
     attempt("tracker", folder, lambda: track.summarize(outcome.scored, outcome.model, packed))
     if not folder.writes or in_sweep:
         return
-    comparison = compare([folder.path])
-    terminal.print_table(comparison)
+    attempt("page", folder, lambda: write_page(folder.path))
+    attempt("table", folder, lambda: print_outcome(outcome, config, folder))
+
+
+def print_outcome(outcome: Outcome, config: Train | Evaluate, folder: RunFolder) -> None:
+    terminal.print_table(compare([folder.path]))
     analyses = {one.row.kind: one.analysis for one in outcome.scored}
     if config.analysis:
         terminal.print_analyses(analyses)
     if config.analysis or config.text is not None:
         terminal.print_sentences(analyses, None if config.analysis else 1)
-    attempt("page", folder, lambda: write_page(folder.path))
-    print(f"{folder.path}: metrics.json, results.html")
+    terminal.say(f"{folder.path}: metrics.json, results.html")
 
 
 def attempt(observer: str, folder: RunFolder, run: Callable[[], object]) -> None:
@@ -119,7 +122,7 @@ def show_sweep(folder: Path) -> list[Status]:
     written = write_results(comparison, folder)
     page.write_page(comparison, folder / "results.html")
     terminal.print_table(comparison)
-    print(f"{folder}: results.html, {', '.join(written)}")
+    terminal.say(f"{folder}: results.html, {', '.join(written)}")
     return [entry.status for entry in comparison.entries]
 
 

@@ -16,12 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bitmaps.errors import InputError
+from bitmaps.errors import InputError, as_text
 from bitmaps.report import intervals
 from bitmaps.report.comparison import Comparison, compare, run_folders
 from bitmaps.report.files import write_results
 from bitmaps.report.page import write_page
-from bitmaps.report.terminal import print_table
+from bitmaps.report.terminal import escape_missing_characters, print_table, say
 
 
 def main() -> None:
@@ -30,6 +30,7 @@ def main() -> None:
     stored = [path for path in given.sources if path.suffix == ".json"]
     if stored and (len(given.sources) > 1 or given.output or given.against or given.json):
         parser.error("a JSON file is shown alone: only --line and --sizes go with it")
+    escape_missing_characters()
     try:
         if stored:
             show(intervals.select(intervals.read(stored[0]), given.line), given.sizes)
@@ -42,7 +43,7 @@ def main() -> None:
                 intervals.write(results, given.json)
             show(results, given.sizes)
     except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {as_text(error)}")
 
 
 def arguments_parser() -> argparse.ArgumentParser:
@@ -82,7 +83,7 @@ def report(folders: Sequence[Path], output: Path | None) -> Comparison:
     written = write_results(comparison, output)
     write_page(comparison, output / "results.html")
     print_table(comparison)
-    print(f"{output}: results.html, {', '.join(written)}")
+    say(f"{output}: results.html, {', '.join(written)}")
     return comparison
 
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bitmaps.errors import InputError
+from bitmaps.errors import InputError, as_text
 from bitmaps.runs.folder import read_rows, read_state
 from bitmaps.runs.records import Column, Facts, Role, Row, columns, fields_with, measures
 from bitmaps.runs.search import runs_below
@@ -111,7 +111,7 @@ class Comparison:
 
     def cells(self, entry: Entry) -> list[str]:
         """A line of the table: one string a column."""
-        return [cell(entry, name, column.format) for name, column in self.columns.items()]
+        return [as_text(cell(entry, name, column.format)) for name, column in self.columns.items()]
 
 
 def compare(folders: Iterable[Path]) -> Comparison:
@@ -129,8 +129,9 @@ def comparison_of(entries: Iterable[Entry]) -> Comparison:
     """Pool entries over seeds, in the order in which they come."""
     pooled = pool(entries)
     text = usual_text(pooled)
+    labels, notes = labels_of(pooled, text), notes_of(pooled, text)
     return Comparison(
-        pooled, columns_of(pooled), labels_of(pooled, text), notes_of(pooled, text), text
+        pooled, columns_of(pooled), [*map(as_text, labels)], [*map(as_text, notes)], text
     )
 
 
@@ -282,7 +283,7 @@ def columns_of(entries: Sequence[Entry]) -> dict[str, Column]:
         varying.append("seed")
     absent = [name for name in measures() if all(one.get(name) is None for one in entries)]
     always = {name: column for name, column in columns().items() if name not in absent}
-    return {name: Column(name.replace("_", " ")) for name in varying} | always
+    return {name: Column(as_text(name.replace("_", " "))) for name in varying} | always
 
 
 def varying_fields(entries: Sequence[Entry]) -> Iterator[str]:

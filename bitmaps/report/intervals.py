@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitmaps.errors import InputError
+from bitmaps.errors import InputError, as_text
 from bitmaps.report.comparison import Comparison, Entry
 from bitmaps.report.files import markdown_table
 from bitmaps.runs.files import read_json, write_json
@@ -338,8 +338,9 @@ def draw_sizes(results: Results, path: Path) -> None:
         point = (line.size.memory_mib, line.scores["cross_entropy"])
         axis.scatter(*point, color="tab:blue")
         axis.annotate(
-            line.label, point, xytext=(3, 5), textcoords="offset points", rotation=25, fontsize=8
-        )
+            as_text(line.label), point, xytext=(3, 5), textcoords="offset points", rotation=25,
+            fontsize=8, parse_math=False,
+        )  # fmt: skip
     size, loss = measures()["memory_mib"], measures()["cross_entropy"]
     axis.set(xscale="log", xlabel=size.title, ylabel=loss.title)
     sizes = [line.size.memory_mib for line in results.lines]

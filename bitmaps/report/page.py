@@ -16,6 +16,7 @@ from bitmaps.errors import InputError
 from bitmaps.report.comparison import Comparison, Entry, in_words
 from bitmaps.report.terminal import accuracy_splits
 from bitmaps.runs.analysis import Analysis, Guess, Sentence
+from bitmaps.runs.files import replace_text
 from bitmaps.runs.folder import read_analyses
 
 TITLE = "Binarized transformers, compared"
@@ -104,7 +105,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
         script=bundle() if any(sections.values()) else "",
         origins=origins_of(comparison),
     )
-    path.write_text(text, encoding="utf-8")
+    replace_text(path, text)
 
 
 @cache

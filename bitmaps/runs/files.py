@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,33 @@ from bitmaps.errors import InputError
 DRAFTS = ".*.draft"  # what a killed process was writing
 
 
-def replace_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file in one step: a reader sees the old content or the new one, never a part, even
-    after a loss of power. A failure leaves the old file.
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A new file that takes the place of ``path`` when it is complete. A reader sees the old file
+    or the new one, never a part, even after a loss of power. A failure leaves the old file. If
+    ``path`` is a link, the file behind it stays as it is.
 
     Raises:
-        OSError: when the new content cannot be written, for example on a full disk.
+        OSError: when the new file cannot be written, for example on a full disk.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft.unlink(missing_ok=True)
     try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        draft.touch(exist_ok=False)
+        yield draft
+        sync(draft)
         draft.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):  # the first error says what is wrong
             draft.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def replace_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file in one step (``replaced``)."""
+    with replaced(path) as draft:
+        draft.write_bytes(content)
 
 
 def sync(path: Path) -> None:
@@ -73,8 +82,8 @@ def remove_drafts(folder: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file in one step (``replace_bytes``)."""
-    replace_bytes(path, text.encode())
+    """Write a text file in one step. What UTF-8 does not have is escaped."""
+    replace_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def json_text(value: Any) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from command.commands import (
 from conftest import Recorded
 from huggingface_hub import ModelCard
 
+from bitmaps.cli import TextRecord
 from bitmaps.report.charts import read_curves
 from bitmaps.runs.records import measures
 from bitmaps.tracking.workspace import CURVES
@@ -103,3 +107,37 @@ def test_analysis_and_text_are_printed_if_asked(command: Commands) -> None:
     assert analysis["sentences"][1]["text"][:40] not in out
     assert analyses_of("b") == {"naive": analysis}
     assert "[MASK]" not in command.ok(*naive, "hydra.run.dir=c")
+
+
+class Closed(io.StringIO):
+    """Standard output that nobody reads any more."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError("nobody reads")
+
+
+class Poor(io.TextIOWrapper):
+    """A terminal that knows little more than English."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="ascii")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terminal", [Closed, Poor])
+def test_a_terminal_that_fails_costs_a_run_nothing(
+    command: Commands, monkeypatch: pytest.MonkeyPatch, terminal: Callable[[], io.TextIOBase]
+) -> None:
+    redirect = contextlib.redirect_stdout
+    monkeypatch.setattr(contextlib, "redirect_stdout", lambda _: redirect(terminal()))
+    code, _, err = command("evaluate", "binarize=all", ALONE, "analysis=true", "hydra.run.dir=r")
+    assert (code, metrics("r")["status"]) == (0, "ok"), err
+    assert Path("r/results.html").is_file()
+    code, _, err = command("evaluate", "-m", "binarize=none,all", ALONE, "hydra.sweep.dir=s")
+    assert code == 0, err
+    assert Path("s/results.md").is_file()
+
+
+def test_a_line_of_the_log_has_no_escape_sequences() -> None:
+    record = TextRecord("n", logging.INFO, "p", 1, "%s\nis done", ("a\x1b[31m",), None)
+    assert record.getMessage() == "a\\x1b[31m\nis done"

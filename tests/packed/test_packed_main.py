@@ -194,7 +194,11 @@ def test_what_is_packed_is_not_packed_again_and_what_is_not_cannot_be_taken_back
 @pytest.mark.parametrize(
     ("file", "content", "named"),
     [
-        ("config.yaml", "model:\n  name: minilm\nrecipe:\n  loss:\n    hidden: 1\n", "config.yaml is of another version"),
+        (
+            "config.yaml",
+            "model:\n  name: minilm\nrecipe:\n  loss:\n    hidden: 1\n",
+            "config.yaml is of another version",
+        ),
         ("rows.json", "[]", "rows.json is no list of rows"),
     ],
 )

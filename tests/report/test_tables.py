@@ -36,7 +36,7 @@ def test_markdown_has_a_cell_a_column_and_the_reasons_below() -> None:
         "| none |  | unbinarized | 12.5000 | 0.0322 | 0.0543 | 1.23 | 12.3 |\n"
         "| all | {-1,1} | naive, scale row | 12.5000 | 0.0322 | 0.0543 | 1.23 | 12.3 |\n"
         "| all | {-1,1} | failed |  |  |  |  |  |\n"
-        "\nall {-1,1} failed: no [such] folder\n"
+        "\nall {-1,1} failed: no \\[such\\] folder\n"
     )
 
 
@@ -95,7 +95,7 @@ def test_the_picture_shows_what_is_comparable_with_the_spread_over_seeds(
     untimed = {"inference_ms": None}
     seeds = [row("all", "trained", seed=seed, mrr=0.1 * seed, **untimed) for seed in (1, 2)]
     other_text = row("ffnn", data="ptb", mrr=0.9, **untimed)
-    draw_measures(compared(*seeds, row("layers", **untimed), other_text), tmp_path)
+    draw_measures(compared(*seeds, row("layers", **untimed), other_text), tmp_path / "results.png")
     axes = {axis.get_title(): axis for axis in figures[0].axes}
     assert list(axes) == ["CE", "accuracy", "MRR", "MiB (pseudo)"]  # nothing was timed
     bars = [bar for bar in axes["MRR"].patches if isinstance(bar, Rectangle)]

@@ -98,6 +98,25 @@ def test_a_finished_run_is_read_as_it_was_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one.sentence_sums, other.sentence_sums)
 
 
+def test_what_fails_after_a_run_has_ended_changes_nothing(tmp_path: Path) -> None:
+    folder = claimed(tmp_path)
+    folder.finish(SCORED)
+    before = stored(tmp_path)
+    folder.fail(BrokenPipeError("nobody reads"), FACTS)
+    assert stored(tmp_path) == before
+    assert read_state(tmp_path).status is Status.ok
+
+
+def test_sentences_are_not_written_through_a_link(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("mine", encoding="utf-8")
+    folder = claimed(tmp_path)
+    (tmp_path / "sentences.npz").symlink_to(other)
+    folder.finish(SCORED)
+    assert other.read_text(encoding="utf-8") == "mine"
+    assert read_sentences(tmp_path)
+
+
 @pytest.mark.parametrize("file", ["analysis.json", "sentences.npz"])
 def test_a_row_without_all_that_it_is_made_of_is_named(tmp_path: Path, file: str) -> None:
     claimed(tmp_path / "one").finish(SCORED[:1])
