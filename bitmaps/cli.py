@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bitmaps.command.inherit import Request, inherit
 from bitmaps.command.overrides import check_lists, job_folder, key_of
+from bitmaps.command.processes import end_with_launcher
 from bitmaps.command.schema import Evaluate, Train, conf_dir
 from bitmaps.command.sweep import SweepError, check_whole_sweep
 from bitmaps.errors import InputError, Stopped, as_text
@@ -51,6 +52,7 @@ def main(command: str | None = None) -> None:
     """Run ``conf/<command>.yaml`` with the overrides of the command line, once or at every point of
     a sweep. Without a command, Hydra's own ``--config-name`` names one."""
     logging.setLogRecordFactory(TextRecord)
+    end_with_launcher()
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     SweepTable.running.clear()

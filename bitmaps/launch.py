@@ -14,6 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from bitmaps.command.inherit import Request
+from bitmaps.command.processes import name_launcher
 from bitmaps.command.schema import Evaluate, Train
 from bitmaps.command.sweep import SweepError, check_job, find_duplicate
 from bitmaps.jobs.evaluate import Evaluation
@@ -46,6 +47,8 @@ def launch(
     """
     quieten_libraries()
     job = Training(config) if isinstance(config, Train) else Evaluation(config)
+    if job.setup.starts_processes:
+        name_launcher()
     duplicate = None
     if request.sweep is not None:
         if job.setup.starts_processes:

@@ -144,7 +144,8 @@ def test_the_hooks_are_what_make_lint_runs_and_need_no_network() -> None:
 def test_what_is_installed_is_at_a_version_that_was_tested() -> None:
     pinned = {
         re.sub(r"[-_.]+", "-", line.split("==")[0]).lower()
-        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        for file in ("constraints.txt", "constraints-ray.txt")
+        for line in (ROOT / file).read_text(encoding="utf-8").splitlines()
         if "==" in line
     }
     asked = [

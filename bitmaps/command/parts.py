@@ -184,7 +184,7 @@ class Devices:
     accelerator: str = "cpu"  # cpu, gpu (CUDA) or auto
     devices: Any = 1  # how many, a list of their numbers, or auto
     num_nodes: int = 1  # machines
-    strategy: str = "auto"  # auto, ddp, or another of Lightning's that starts the command anew
+    strategy: str = "auto"  # auto, ddp, fsdp, or another of Lightning's that starts it anew
     precision: str = "32-true"  # of training and timing; scores are always in fp32
 
     def check(self) -> None:

@@ -39,6 +39,8 @@ from bitmaps.vocabulary import (
     Storage,
 )
 
+SHARDED = "fsdp"  # the strategy that trains parts of a model, as `trainer.strategy` names it
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -68,6 +70,7 @@ class Setup:
     Attributes:
         shown: the sentences that every model fills in, the user's own first.
         trainer: the arguments of Lightning's ``Trainer`` that say where it runs.
+        processes: how many take part.
         starts_processes: whether Lightning starts the command again for further processes.
     """
 
@@ -77,6 +80,7 @@ class Setup:
     tokenizer: PreTrainedTokenizerBase
     shown: list[Example]
     trainer: dict[str, Any]
+    processes: int
     starts_processes: bool
 
     @classmethod
@@ -99,7 +103,7 @@ class Setup:
             lengths["measure.length"] = config.measure.length
         pretrained = Pretrained.find(model, config.seed, lengths)
         # what is wrong with the devices is found before the text is read
-        arguments, starts_processes = check_devices(devices)
+        arguments, processes, starts_processes = check_devices(devices)
         sentences = MaskedSentences(
             source,
             str(pretrained.folder),
@@ -117,7 +121,9 @@ class Setup:
         for split in {*splits, data.split}:
             sentences.read(split)
         shown = own + chosen_sentences(sentences.masked(data.split), config.mask_seed)
-        return cls(config, pretrained, sentences, tokenizer, shown, arguments, starts_processes)
+        return cls(
+            config, pretrained, sentences, tokenizer, shown, arguments, processes, starts_processes
+        )
 
     def score(self, model: Bert, facts: Facts) -> ScoredRow:
         """A row of the table, with what it is made of."""
@@ -200,9 +206,9 @@ def make_trainer(**arguments: Any) -> Trainer:
         raise InputError(f"trainer: {error}") from error
 
 
-def check_devices(devices: Devices) -> tuple[dict[str, Any], bool]:
-    """The arguments of Lightning's ``Trainer``, and whether it starts the command again for further
-    processes.
+def check_devices(devices: Devices) -> tuple[dict[str, Any], int, bool]:
+    """The arguments of Lightning's ``Trainer`` for scoring, the number of processes, and whether it
+    starts the command again for further ones.
 
     Raises:
         InputError: for devices that are not there, or a strategy that is not supported.
@@ -211,17 +217,19 @@ def check_devices(devices: Devices) -> tuple[dict[str, Any], bool]:
         "accelerator": devices.accelerator,
         "devices": devices.devices,
         "num_nodes": devices.num_nodes,
-        "strategy": devices.strategy,
+        # only a training has parts of a model
+        "strategy": "ddp" if devices.strategy == SHARDED else devices.strategy,
         "precision": devices.precision,
         "enable_progress_bar": sys.stdout.isatty(),
     }
-    strategy = make_trainer(**arguments, logger=False).strategy
+    trainer = make_trainer(**arguments, logger=False)
+    strategy, processes = trainer.strategy, trainer.num_devices * trainer.num_nodes
     starts_processes = isinstance(strategy.launcher, _SubprocessScriptLauncher)
     # processes of another kind would keep the scores to themselves
     if strategy.launcher is not None and not starts_processes:
         raise InputError(
             f"trainer.strategy={devices.strategy} is not supported; "
-            "valid are auto, ddp and others that start the command anew"
+            f"valid are auto, ddp, {SHARDED} and others that start the command anew"
         )
     # scores are summed in fp64, which not every device has
     kind = torch.device(strategy.root_device).type
@@ -230,4 +238,4 @@ def check_devices(devices: Devices) -> tuple[dict[str, Any], bool]:
             f"trainer.accelerator={devices.accelerator} is {kind} here; "
             "valid are cpu, and gpu with CUDA"
         )
-    return arguments, starts_processes
+    return arguments, processes, starts_processes

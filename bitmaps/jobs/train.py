@@ -15,12 +15,13 @@ from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from bitmaps.bert import Bert
 from bitmaps.bert.checkpoint import save
 from bitmaps.command.schema import Train
 from bitmaps.errors import InputError
-from bitmaps.jobs.setup import Outcome, Setup, make_trainer
+from bitmaps.jobs.setup import SHARDED, Outcome, Setup, make_trainer
 from bitmaps.packed import format as packed
 from bitmaps.quantize.convert import make_trainable, round_activations, to_float
 from bitmaps.quantize.quantizer import Quantization
@@ -74,6 +75,12 @@ class Training:
         settings = self.config.trainer
         arguments = self.setup.trainer | asdict(settings)
         del arguments["compile"]
+        if settings.strategy == SHARDED:
+            arguments["strategy"] = ModelParallelStrategy(
+                data_parallel_size=self.setup.processes,
+                tensor_parallel_size=1,
+                save_distributed_checkpoint=False,
+            )
         # Lightning counts this one in batches, and a step may take several
         batches = settings.validation_steps * settings.accumulate_grad_batches
         return arguments | {
@@ -106,8 +113,8 @@ class Training:
         )
         trainer = self.fit(module, folder / "checkpoints", loggers)
         checkpoint = read_checkpoint(Path(self.best.best_model_path))
-        module.load_state_dict(checkpoint["state_dict"])
-        effective = to_float(module.model.cpu())
+        model = module.gather(checkpoint["state_dict"])
+        effective = to_float(model)
         facts = replace(
             facts,
             row=RowKind.trained,
@@ -116,7 +123,7 @@ class Training:
             calibrated_on=calibrated_on,
         )
         if trainer.is_global_zero:
-            self.write_model(module.model, effective, folder, facts)
+            self.write_model(model, effective, folder, facts)
         rows = [*self.setup.references(facts), self.setup.score(effective, facts)]
         return Outcome(rows, effective)
 

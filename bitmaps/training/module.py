@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from bitmaps.data.masking import mask_more
 from bitmaps.metrics import IGNORE
 from bitmaps.scoring.module import ScoredModel
 from bitmaps.training.losses import LossWeights, distances, run
+from bitmaps.training.sharding import shard
 
 
 class MaskedLanguageModel(ScoredModel):
@@ -59,6 +61,21 @@ class MaskedLanguageModel(ScoredModel):
         self._teacher = (teacher.eval().requires_grad_(False),) if teacher and needed else ()
         self.more_masked, self.seed = more_masked if self._teacher else (0.0, 0.0), seed
         self.optimizer, self.schedule = optimizer, schedule
+        self._whole: tuple[Bert, ...] = ()  # no submodule either, where the model is sharded
+
+    def configure_model(self) -> None:
+        """Shard the model, if the strategy trains parts of it. The whole one is kept aside."""
+        mesh = self.device_mesh
+        if mesh is not None and not self._whole:
+            self._whole = (copy.deepcopy(self.model),)
+            shard(self.model, mesh["data_parallel"])
+
+    def gather(self, state: dict[str, Tensor]) -> Bert:
+        """The model with the weights of a checkpoint, whole and on the CPU."""
+        for model in self._whole:
+            self.model = model
+        self.load_state_dict(state)
+        return self.model.cpu()
 
     def configure_optimizers(self) -> Any:
         if self.optimizer is None:

@@ -14,6 +14,7 @@ from bitmaps.packed.discover import one_bit
 from bitmaps.packed.weights import PackedWeight
 from bitmaps.quantize.layers import QuantizedEmbedding, QuantizedLinear
 from bitmaps.quantize.quantizer import Quantizer
+from bitmaps.training.sharding import gathered
 from bitmaps.vocabulary import Storage
 
 log = logging.getLogger(__name__)
@@ -103,10 +104,11 @@ class SignWatch(Callback):
 
     @torch.no_grad()
     def bits(self, pl_module: LightningModule) -> dict[str, Tensor]:
-        return {
-            name: layer.quantizer.bits(layer.weight)  # type: ignore[union-attr,operator]
-            for name, layer in quantized_layers(pl_module).items()
-        }
+        with gathered(pl_module):
+            return {
+                name: layer.quantizer.bits(layer.weight)  # type: ignore[union-attr,operator]
+                for name, layer in quantized_layers(pl_module).items()
+            }
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         steps = trainer.global_step - self.last_step
@@ -114,9 +116,11 @@ class SignWatch(Callback):
         if not self.last or not steps or not due:
             return
         now, layers = self.bits(pl_module), quantized_layers(pl_module)
+        with gathered(pl_module):
+            outside = {name: outside_window(layer) for name, layer in layers.items()}
         flips = {name: (now[name] != self.last[name]).float().mean().item() / steps for name in now}
         looks = {f"flips/{name}": rate for name, rate in flips.items()}
-        looks |= {f"outside/{name}": outside_window(layer) for name, layer in layers.items()}
+        looks |= {f"outside/{name}": share for name, share in outside.items()}
         looks |= {f"high/{name}": bit.float().mean().item() for name, bit in now.items()}
         self.rate = share(now, self.last) / steps
         pl_module.log_dict(looks | {"flips/all": self.rate}, rank_zero_only=True)

@@ -124,5 +124,30 @@ def test_an_objective_that_cannot_be_is_refused_before_the_first_job(
     assert not Path("s").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "package", "extra", "options"),
+    [
+        ("submitit_local", "submitit", "launchers", ()),
+        ("ray", "ray", "ray", ("+hydra.launcher.ray.init.num_cpus=1",)),
+    ],
+)
+def test_a_launcher_gives_the_rows_that_jobs_in_turn_give(
+    command: Commands,
+    monkeypatch: pytest.MonkeyPatch,
+    launcher: str,
+    package: str,
+    extra: str,
+    options: tuple[str, ...],
+) -> None:
+    pytest.importorskip(package, reason=f"hydra-{package}-launcher is in the extra `{extra}`")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # of the processes to come
+    sweep = ("evaluate", "-m", "binarize=none,all", "limit=20")
+    command.made("turns", *sweep)
+    command.ok(*sweep, INTO, f"hydra/launcher={launcher}", *options)
+    written = Path("turns/results.md").read_text(encoding="utf-8")
+    assert Path("s/results.md").read_text(encoding="utf-8") == written
+
+
 def test_a_single_run_refuses_it_too(command: Commands) -> None:
     assert "valid are cross_entropy" in command.refused("evaluate", "objective=loss")
