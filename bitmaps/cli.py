@@ -9,19 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from traceback import walk_tb
+from typing import Any, NoReturn, cast
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
-from omegaconf.errors import OmegaConfBaseException
 
 from bitmaps.command.inherit import Request, inherit
-from bitmaps.command.overrides import check_lists, job_folder
+from bitmaps.command.mistakes import MISTAKES, one_line
+from bitmaps.command.overrides import (
+    as_typed,
+    check_options,
+    expand_home,
+    expand_paths,
+    job_folder,
+)
 from bitmaps.command.schema import Evaluate, Train, conf_dir
 from bitmaps.command.sweep import SweepError, check_whole_sweep
 from bitmaps.errors import InputError
@@ -47,29 +57,97 @@ def main(command: str | None = None) -> None:
     """Run ``conf/<command>.yaml`` with the overrides of the command line, once or at every point of
     a sweep. Without a command, Hydra's own ``--config-name`` names one."""
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
-    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(run)()
+    OmegaConf.register_new_resolver(
+        "job_folder", lambda found: job_folder(as_typed(found)), replace=True
+    )
+    shown = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        sys.argv = [expand_home(word) for word in sys.argv]
+        check_options(typed())
+        with raised_by_hydra():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(run)()
+    except Exception as error:
+        # conf/ composes, so it is what was typed that Hydra can make nothing of
+        if shown or has_begun(error):
+            raise
+        refuse(error)
+
+
+def refuse(error: Exception) -> NoReturn:
+    """End the command with what a user got wrong."""
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    sys.exit(2)
+
+
+def typed() -> list[str]:
+    """The overrides of the command line.
+
+    Raises:
+        InputError: for an unknown flag.
+    """
+
+    def fail(message: str) -> NoReturn:
+        raise InputError(f"{message}; --hydra-help lists the flags")
+
+    parser = get_args_parser()
+    parser.error = fail  # type: ignore[method-assign]  # which prints all flags beside the error
+    overrides: list[str] = parser.parse_args().overrides
+    return overrides
+
+
+@contextlib.contextmanager
+def raised_by_hydra() -> Iterator[None]:
+    """Hydra raises its errors, as it does for a user who sets this variable. Otherwise it prints
+    them, over many lines, and exits with 1."""
+    given = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+        if given is not None:
+            os.environ["HYDRA_FULL_ERROR"] = given
+
+
+def has_begun(error: Exception) -> bool:
+    """Whether an error comes from a job, and not from composing its configuration."""
+    return any(frame.f_code is run.__code__ for frame, _ in walk_tb(error.__traceback__))
 
 
 def run_folder(resume: str | None, new: str) -> str:
     """Where a run writes: to the folder of the run that is resumed, if there is one there."""
-    return resume if resume is not None and (Path(resume) / "config.yaml").is_file() else new
+    if resume is None:
+        return new
+    resume = str(Path(resume).expanduser())
+    return resume if (Path(resume) / "config.yaml").is_file() else new
+
+
+def check_folder(config: DictConfig, key: str) -> None:
+    """End the command if its folder has no name. Hydra would take the current one."""
+    # what cannot be resolved is Hydra's to tell: it turns errors in here into warnings
+    folder = OmegaConf.select(config, key, throw_on_resolution_failure=False)
+    if folder is not None and not str(folder).strip():
+        refuse(InputError(f"{key} is empty; valid is a folder"))
 
 
 class SweepTable(Callback):
     """Checks a sweep before it starts. Shows it when it has ended, and ends the command with 1 if a
     job has no scores."""
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        check_folder(config, "hydra.run.dir")
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        check_folder(config, "hydra.sweep.dir")
         cfg, hydra = config.copy(), config.hydra
         with flag_override(cfg, ["struct", "readonly"], False):
             del cfg["hydra"]
         try:
-            check_whole_sweep(cfg, list(hydra.overrides.task), Path(hydra.sweep.dir))
+            expand_paths(cfg)
+            check_whole_sweep(cfg, as_typed(hydra.overrides.task), Path(hydra.sweep.dir))
         except SweepError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        except (InputError, OmegaConfBaseException):
+            refuse(error)
+        except MISTAKES:
             return  # one of the jobs may be valid; each tells what is wrong with it
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -95,7 +173,8 @@ def run(cfg: DictConfig) -> None:
     folder = RunFolder(request.folder, writes=getattr(rank_zero_only, "rank", 0) == 0)
     facts = Facts(command=request.command, versions=versions(), commit=commit())
     try:
-        check_lists(request.overrides)
+        check_options(request.overrides)
+        expand_paths(cfg)
         inherited = inherit(cfg, request, folder)
         if inherited is None:
             log.info("%s is done already", folder.path)
@@ -110,15 +189,15 @@ def run(cfg: DictConfig) -> None:
     except SweepError as error:
         if not folder.holds_run():
             discard(folder.path)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (InputError, OmegaConfBaseException) as error:
+        refuse(error)
+    except MISTAKES as error:
+        mistake = one_line(error)
         if request.in_sweep and not folder.claimed and not folder.holds_run():
             folder.claim(OmegaConf.to_yaml(cfg), facts)  # so that the sweep's table has a row
-        folder.fail(error, facts)
-        print(f"error: {error}", file=sys.stderr)
+        folder.fail(mistake, facts)
         if not request.in_sweep:
-            sys.exit(2)
+            refuse(mistake)
+        print(f"error: {mistake}", file=sys.stderr)
     except BaseException as error:
         folder.fail(error, facts)
         if not request.in_sweep or not isinstance(error, Exception):

@@ -12,11 +12,13 @@ from hydra.conf import HydraConf
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from bitmaps.command.overrides import key_of
+from bitmaps.command.mistakes import found_in
+from bitmaps.command.overrides import as_typed, key_of
 from bitmaps.command.parts import Devices
 from bitmaps.command.schema import Train
 from bitmaps.command.sweep import Job, find_job, load_config
 from bitmaps.errors import InputError
+from bitmaps.runs.files import read_config
 from bitmaps.runs.folder import RunFolder, read_state
 from bitmaps.runs.records import Facts
 from bitmaps.vocabulary import Activations, Status, Storage
@@ -45,7 +47,7 @@ class Request:
 
     @classmethod
     def of(cls, hydra: HydraConf) -> Request:
-        overrides = list(hydra.overrides.task)
+        overrides = as_typed(hydra.overrides.task)
         return cls(
             command=shlex.join(["python", f"{hydra.job.config_name}.py", *overrides]),
             overrides=overrides,
@@ -151,12 +153,20 @@ def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             raise InputError(
                 f"{key} is what checkpoint={cfg.checkpoint} was trained with: leave it out"
             )
+    if path.name == "model" and (path.parent / "config.yaml").is_file():
+        path = path.parent
+        cfg.checkpoint = str(path)
     real_bits = is_packed(path)
     if real_bits:
         check_packed(cfg, given)
         if not (path.parent / "config.yaml").is_file():
             return packed_alone(cfg, given)
         path = path.parent
+    elif (path / "config.json").is_file() and not (path / "metrics.json").is_file():
+        raise InputError(
+            f"checkpoint={cfg.checkpoint} is a model without its run; "
+            f"score it with model=hub model.source={cfg.checkpoint}"
+        )
     state = read_state(path)
     if not (path / "config.yaml").is_file() or not (path / "model" / "config.json").is_file():
         scored = state.status is Status.ok
@@ -209,11 +219,12 @@ def check_rounding(cfg: DictConfig, given: list[str], facts: Facts) -> None:
 
 def trained_config(cfg: DictConfig, run: Path, given: list[str]) -> DictConfig:
     """``cfg`` with what a trained run decides, and with its data and seed unless they are given."""
-    saved = cast(DictConfig, OmegaConf.load(run / "config.yaml"))
+    saved = read_config(run / "config.yaml")
     names = [*OF_THE_CHECKPOINT, *(name for name in ("data", "seed") if name not in given)]
-    merged = OmegaConf.merge(cfg, {name: saved[name] for name in names if name in saved})
-    if "data" in given:  # other text, cut as it was in training
-        OmegaConf.update(merged, "data.length", saved.data.length)
+    with found_in(run / "config.yaml"):
+        merged = OmegaConf.merge(cfg, {name: saved[name] for name in names if name in saved})
+        if "data" in given:  # other text, cut as it was in training
+            OmegaConf.update(merged, "data.length", saved.data.length)
     for key in given:
         if key.startswith("data."):
             OmegaConf.update(merged, key, OmegaConf.select(cfg, key))

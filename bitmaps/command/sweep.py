@@ -16,9 +16,11 @@ from typing import Any, cast
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from bitmaps.command.mistakes import found_in
 from bitmaps.command.overrides import WITHOUT_EFFECT, key_of
 from bitmaps.command.schema import Evaluate, Train
 from bitmaps.errors import InputError
+from bitmaps.runs.files import read_config
 from bitmaps.runs.folder import RunFolder, lock_folder, read_state
 from bitmaps.runs.records import RENAMED, Facts, Role, fields_with
 from bitmaps.vocabulary import Status
@@ -42,8 +44,9 @@ class Job(Enum):
 
 def load_config(run: Path, schema: type[Train | Evaluate]) -> DictConfig:
     """The configuration in a run folder, with the present names of classes."""
-    loaded = OmegaConf.load(run / "config.yaml")
-    saved = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), loaded))
+    loaded = read_config(run / "config.yaml")
+    with found_in(run / "config.yaml"):
+        saved = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), loaded))
     for callback in (saved.get("callbacks") or {}).values():
         if callback is not None and callback.get("_target_") in RENAMED:
             callback._target_ = RENAMED[callback._target_]
@@ -185,6 +188,6 @@ def find_duplicate(cfg: DictConfig, own: Path) -> Path | None:
         other = metrics.parent
         if other == own or read_state(other).status is not Status.ok:
             continue
-        if meaning(OmegaConf.load(other / "config.yaml")) == wanted:
+        if meaning(read_config(other / "config.yaml")) == wanted:
             return other
     return None

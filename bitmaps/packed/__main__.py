@@ -16,15 +16,16 @@ from typing import cast
 
 import torch
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from bitmaps.bert import checkpoint
+from bitmaps.command.mistakes import found_in
 from bitmaps.command.schema import Train
 from bitmaps.data.tokenizing import tokenizer_of
 from bitmaps.errors import InputError
 from bitmaps.packed import format as folder
 from bitmaps.packed import kernels as native
 from bitmaps.report.card import write_card
+from bitmaps.runs.files import read_config
 from bitmaps.runs.folder import read_rows
 from bitmaps.vocabulary import Act, Storage
 
@@ -49,14 +50,10 @@ def pack(run: Path, to: Path, embeddings: Storage | None, head: Storage | None) 
     trained = (run / "rows.json").is_file()
     if trained:  # read first what the card will say, so that no folder is left without one
         rows = read_rows(run)
-        try:
-            saved = OmegaConf.merge(
-                OmegaConf.structured(Train), OmegaConf.load(run / "config.yaml")
-            )
+        loaded = read_config(run / "config.yaml")
+        with found_in(run / "config.yaml"):
+            saved = OmegaConf.merge(OmegaConf.structured(Train), loaded)
             config = cast(Train, OmegaConf.to_object(saved))
-        except OmegaConfBaseException as error:
-            said = str(error).splitlines()[0]
-            raise InputError(f"{run / 'config.yaml'} is of another version: {said}") from error
     folder.save(checkpoint.load(source), to, tokenizer_of(str(source)), embeddings, head)
     if trained:
         write_card(to, rows, config.model, config.data)

@@ -7,6 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from bitmaps.errors import InputError
 
 
@@ -33,5 +37,18 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path.parent} holds no results: it has no {path.name}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the second for what is nested too deeply
         raise InputError(f"{path} is not JSON: {error}") from error
+
+
+def read_config(path: Path) -> DictConfig:
+    """Raises:
+    InputError: when the file is missing, not YAML, or no mapping."""
+    try:
+        value = OmegaConf.load(path)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{path} is missing or no configuration: {said}") from error
+    if not isinstance(value, DictConfig):
+        raise InputError(f"{path} holds a list; valid are keys with values")
+    return value
