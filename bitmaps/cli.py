@@ -9,31 +9,38 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from traceback import walk_tb
+from typing import NoReturn, cast
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, flag_override
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
 from bitmaps.command.inherit import Request, inherit
-from bitmaps.command.overrides import check_lists, job_folder, key_of
-from bitmaps.command.processes import end_with_launcher
+from bitmaps.command.mistakes import MISTAKES, one_line, refuse
+from bitmaps.command.overrides import (
+    as_typed,
+    check_options,
+    expand_home,
+    expand_paths,
+    job_folder,
+    key_of,
+)
+from bitmaps.command.processes import end_with_launcher, stoppable
 from bitmaps.command.schema import Evaluate, Train, conf_dir
-from bitmaps.command.sweep import SweepError, check_whole_sweep
+from bitmaps.command.sweep import SweepError
 from bitmaps.errors import InputError, Stopped, as_text
 from bitmaps.runs.folder import RunFolder, has_checkpoint, read_state
 from bitmaps.runs.provenance import commit, versions
 from bitmaps.runs.records import Facts, Row
-from bitmaps.vocabulary import Status
+from bitmaps.sweeps import discard, table_when_stopped
 
 log = logging.getLogger(__name__)
 
@@ -54,37 +61,20 @@ def main(command: str | None = None) -> None:
     logging.setLogRecordFactory(TextRecord)
     end_with_launcher()
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
-    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
-    SweepTable.running.clear()
-    with stoppable():
-        try:
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(run)()
-        except Stopped as stop:
-            for sweep in SweepTable.running:
-                print_table(sweep)
-                print(f"{stop}: to go on, repeat the command with hydra.sweep.dir={sweep}")
-            raise
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """While a command runs, SIGTERM and Ctrl-C raise ``Stopped``. A second one ends it at once."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-
-    def stop(number: int, frame: object) -> None:
-        for one in signals:
-            signal.signal(one, signal.SIG_DFL)
-        raise Stopped(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # other threads get no signals
-        return
-    usual = {one: signal.signal(one, stop) for one in signals}
+    OmegaConf.register_new_resolver(
+        "job_folder", lambda found: job_folder(as_typed(found)), replace=True
+    )
+    shown = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        yield
-    finally:
-        for one, handler in usual.items():
-            signal.signal(one, handler)
+        sys.argv = [expand_home(word) for word in sys.argv]
+        check_options(typed())
+        with raised_by_hydra(), stoppable(), table_when_stopped():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(run)()
+    except Exception as error:
+        # conf/ composes, so it is what was typed that Hydra can make nothing of
+        if shown or has_begun(error):
+            raise
+        refuse(error)
 
 
 class TextRecord(logging.LogRecord):
@@ -94,52 +84,47 @@ class TextRecord(logging.LogRecord):
         return "\n".join(map(as_text, super().getMessage().split("\n")))
 
 
-def run_folder(resume: str | None, new: str) -> str:
-    """Where a run writes: to the folder of the run that is resumed, if there is one there."""
-    return resume if resume is not None and (Path(resume) / "config.yaml").is_file() else new
+def typed() -> list[str]:
+    """The overrides of the command line.
 
-
-class SweepTable(Callback):
-    """Checks a sweep before it starts. Shows it when it has ended, and ends the command with 1 if a
-    job has no scores.
-
-    Attributes:
-        running: the folder of the sweep that runs, if one does.
+    Raises:
+        InputError: for an unknown flag.
     """
 
-    running: ClassVar[list[Path]] = []
+    def fail(message: str) -> NoReturn:
+        raise InputError(f"{message}; --hydra-help lists the flags")
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        SweepTable.running.append(Path(config.hydra.sweep.dir))
-        cfg, hydra = config.copy(), config.hydra
-        with flag_override(cfg, ["struct", "readonly"], False):
-            del cfg["hydra"]
-        try:
-            check_whole_sweep(cfg, hydra)
-        except SweepError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        except (InputError, OmegaConfBaseException):
-            pass  # one of the jobs may be valid; each tells what is wrong with it
-        # as Hydra's own sweeper does, and no other
-        Path(hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, Path(hydra.sweep.dir) / "multirun.yaml")
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        # Hydra would turn another exception into a warning, and exit with 0
-        if not print_table(Path(config.hydra.sweep.dir)):
-            sys.exit(1)
+    parser = get_args_parser()
+    parser.error = fail  # type: ignore[method-assign]  # which prints all flags beside the error
+    overrides: list[str] = parser.parse_args().overrides
+    return overrides
 
 
-def print_table(sweep: Path) -> bool:
-    """Write and print the table of a sweep. Returns whether all its jobs have scores."""
-    from bitmaps.launch import show_sweep
-
+@contextlib.contextmanager
+def raised_by_hydra() -> Iterator[None]:
+    """Hydra raises its errors, as it does for a user who sets this variable. Otherwise it prints
+    them, over many lines, and exits with 1."""
+    given = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        return all(status is Status.ok for status in show_sweep(sweep))
-    except Exception:
-        log.exception("the table of the sweep could not be made")
-        return False
+        yield
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+        if given is not None:
+            os.environ["HYDRA_FULL_ERROR"] = given
+
+
+def has_begun(error: Exception) -> bool:
+    """Whether an error comes from a job, and not from composing its configuration."""
+    return any(frame.f_code is run.__code__ for frame, _ in walk_tb(error.__traceback__))
+
+
+def run_folder(resume: str | None, new: str) -> str:
+    """Where a run writes: to the folder of the run that is resumed, if there is one there."""
+    if resume is None:
+        return new
+    resume = str(Path(resume).expanduser())
+    return resume if (Path(resume) / "config.yaml").is_file() else new
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -157,7 +142,8 @@ def run(cfg: DictConfig) -> float | None:
     folder = RunFolder(request.folder, writes=getattr(rank_zero_only, "rank", 0) == 0)
     facts = Facts(command=request.command, versions=versions(), commit=commit())
     try:
-        check_lists(request.overrides)
+        check_options(request.overrides)
+        expand_paths(cfg)
         inherited = inherit(cfg, request, folder)
         if inherited is None:
             log.info("%s is done already", folder.path)
@@ -172,15 +158,15 @@ def run(cfg: DictConfig) -> float | None:
     except SweepError as error:
         if not folder.holds_run():
             discard(folder.path, request.sweep)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (InputError, OmegaConfBaseException) as error:
+        refuse(error)
+    except MISTAKES as error:
+        mistake = one_line(error)
         if request.in_sweep and not folder.claimed and not folder.holds_run():
             folder.claim(OmegaConf.to_yaml(cfg), facts)  # so that the sweep's table has a row
-        folder.fail(error, facts)
-        print(f"error: {error}", file=sys.stderr)
+        folder.fail(mistake, facts)
         if not request.in_sweep:
-            sys.exit(2)
+            refuse(mistake)
+        print(f"error: {mistake}", file=sys.stderr)
     except Stopped as stop:
         folder.fail(stop, facts)
         if folder.writes and not request.in_sweep:
@@ -210,16 +196,6 @@ def how_to_go_on(request: Request) -> str:
 
 def score_of(row: Row | None, objective: str) -> float | None:
     return None if row is None else cast(float | None, row.flat()[objective])
-
-
-def discard(folder: Path, sweep: Path | None) -> None:
-    """Remove the folder that Hydra made for a job. Empty, it would be a row of the table."""
-    for log_file in folder.glob("*.log"):
-        log_file.unlink()
-    with contextlib.suppress(OSError):
-        while folder != sweep:
-            folder.rmdir()
-            folder = folder.parent
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from hydra.conf import HydraConf
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from bitmaps.command.overrides import key_of
+from bitmaps.command.overrides import as_typed, key_of
 from bitmaps.command.parts import Devices
 from bitmaps.command.saved import (
     FILE,
@@ -54,7 +54,7 @@ class Request:
 
     @classmethod
     def of(cls, hydra: HydraConf) -> Request:
-        overrides = list(hydra.overrides.task)
+        overrides = as_typed(hydra.overrides.task)
         sweep = Path(os.path.abspath(hydra.sweep.dir))  # noqa: PTH100 (as Hydra makes `folder`)
         return cls(
             command=shlex.join(["python", f"{hydra.job.config_name}.py", *overrides]),
@@ -169,12 +169,20 @@ def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             raise InputError(
                 f"{key} is what checkpoint={cfg.checkpoint} was trained with: leave it out"
             )
+    if path.name == "model" and (path.parent / "config.yaml").is_file():
+        path = path.parent
+        cfg.checkpoint = str(path)
     real_bits = is_packed(path)
     if real_bits:
         check_packed(cfg, given)
         if not (path.parent / "config.yaml").is_file():
             return packed_alone(cfg, given)
         path = path.parent
+    elif (path / "config.json").is_file() and not (path / "metrics.json").is_file():
+        raise InputError(
+            f"checkpoint={cfg.checkpoint} is a model without its run; "
+            f"score it with model=hub model.source={cfg.checkpoint}"
+        )
     state = read_state(path)
     if not (path / "config.yaml").is_file() or not (path / "model" / "config.json").is_file():
         scored = state.status is Status.ok

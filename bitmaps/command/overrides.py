@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import re
 import zlib
+from pathlib import Path
+from typing import cast
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bitmaps.command.schema import conf_dir
 from bitmaps.errors import InputError
@@ -11,6 +17,16 @@ from bitmaps.errors import InputError
 LONGEST = 200  # characters of a folder's name; file systems take 255
 # an override whose folder's name shows where its key ends, and where the override ends
 PLAIN = re.compile(r"\+?[\w.]+=[\w.-]*\w", re.ASCII)
+# an override whose value begins with the user's home
+HOME = re.compile(r"[\w.@/+]+=~(/|,|$)")
+PATHS = (
+    "checkpoint",
+    "resume",
+    "data.dir",
+    "model.source",
+    "model.adapter",
+    "model.random_tokenizer",
+)
 WITHOUT_EFFECT = ("logger", "measure", "analysis", "objective")
 """Groups and keys that change neither a model nor its scores."""
 
@@ -20,17 +36,73 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").split("=")[0]
 
 
-def check_lists(overrides: list[str]) -> None:
+def as_typed(overrides: list[str]) -> list[str]:
+    """The overrides that Hydra lists, with references such as ``${seed}`` as they were typed."""
+    return cast(list[str], OmegaConf.to_container(cast(ListConfig, overrides), resolve=False))
+
+
+def expand_home(word: str) -> str:
+    """A word of the command line of which ``~/`` after ``=`` is the user's home, as shells have it
+    for some words. Hydra accepts no ``~`` there.
+
+    Raises:
+        InputError: when there is no home.
+    """
+    if not HOME.match(word):
+        return word
+    try:
+        home = str(Path.home())
+    except RuntimeError as error:
+        raise InputError(f"{word}: there is no home folder; write the whole path") from error
+    escaped = re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", home)  # as in Hydra's grammar
+    return re.sub(r"(?<=[=,])~(?=[/,]|$)", lambda _: escaped, word)
+
+
+def expand_paths(cfg: DictConfig) -> None:
+    """Replace ``~`` by the user's home in every path of a configuration.
+
+    Raises:
+        InputError: when there is no such home.
+    """
+    for key in PATHS:
+        path = OmegaConf.select(cfg, key)
+        if isinstance(path, str) and path.startswith("~"):
+            try:
+                OmegaConf.update(cfg, key, str(Path(path).expanduser()))
+            except RuntimeError as error:
+                raise InputError(
+                    f"{key}={path}: there is no such home folder; write the whole path"
+                ) from error
+
+
+def check_options(overrides: list[str]) -> None:
     """Raises:
-    InputError: for several options of one group. Hydra would merge them silently."""
-    for override in overrides:
-        group, _, value = override.partition("=")
-        is_group = group != "experiment" and (conf_dir() / group).is_dir()
-        if value.startswith("[") and is_group:
-            instead = ""
-            if group == "binarize":
-                instead = f"; for several components: 'binarize.components={value}'"
-            raise InputError(f"{override} names several options where one is valid{instead}")
+    InputError: for an override without a key, and for what names no single option of a group.
+        Hydra would silently merge several options."""
+    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
+    for parsed in OverridesParser.create().parse_overrides(overrides):
+        group = parsed.key_or_group
+        if not group:
+            raise InputError(f"{parsed.input_line} has no key; valid is key=value")
+        if group in groups:
+            options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+            check_option(parsed, f"; valid are {', '.join(options)}")
+        elif group.startswith("hydra/"):
+            check_option(parsed, "; an option is a name")
+
+
+def check_option(parsed: Override, valid: str) -> None:
+    group, value, override = parsed.key_or_group, parsed.value(), parsed.input_line
+    if isinstance(value, str) or parsed.is_sweep_override() or parsed.is_delete():
+        return
+    if not isinstance(value, list):
+        raise InputError(f"{override} names no option of {group}{valid}")
+    if group == "experiment" and all(isinstance(name, str) for name in value):
+        return  # what one sets, another may add to
+    if group == "binarize":
+        components = str(override).partition("=")[2]
+        valid = f"; for several components: 'binarize.components={components}'"
+    raise InputError(f"{override} names several options where one is valid{valid}")
 
 
 def job_folder(overrides: list[str]) -> str:

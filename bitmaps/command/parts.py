@@ -228,8 +228,13 @@ def check_targets(parts: Mapping[str, Any]) -> None:
     for name, part in parts.items():
         if part is None and name.startswith("callbacks."):
             raise InputError(f"{name}=null is no class; remove the callback by ~{name}")
-        if part is None or "_target_" not in part:
+        if not isinstance(part, Mapping) or "_target_" not in part:
             raise InputError(f"{name} has no _target_, the class to make")
+        target = part["_target_"]
+        if not isinstance(target, str) or not target:
+            raise InputError(
+                f"{name}._target_={target} is no class; valid is a name such as torch.optim.AdamW"
+            )
 
 
 def flat(value: Any, name: str) -> dict[str, Any]:

@@ -1,10 +1,16 @@
-"""The processes of one command: a rank that dies, however it does, leaves none behind."""
+"""The processes of one command. A signal ends them in order, and a rank that dies leaves none
+behind."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import threading
 import time
+from collections.abc import Iterator
+
+from bitmaps.errors import Stopped
 
 LAUNCHER = "BITMAPS_LAUNCHER"  # the id of the process that starts the others
 
@@ -27,3 +33,24 @@ def watch(launcher: int) -> None:
     while os.getppid() == launcher:
         time.sleep(1)
     os._exit(1)  # the main thread may wait in C for a process that is gone
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """While a command runs, SIGTERM and Ctrl-C raise ``Stopped``. A second one ends it at once."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(number: int, frame: object) -> None:
+        for one in signals:
+            signal.signal(one, signal.SIG_DFL)
+        raise Stopped(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # other threads get no signals
+        return
+    usual = {one: signal.signal(one, stop) for one in signals}
+    try:
+        yield
+    finally:
+        for one, handler in usual.items():
+            signal.signal(one, handler)

@@ -20,6 +20,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bitmaps.command.mistakes import found_in, one_line
 from bitmaps.command.schema import Evaluate, Train
 from bitmaps.errors import InputError
 from bitmaps.runs.records import RENAMED
@@ -47,7 +48,7 @@ def read_config(run: Path, unread: Collection[str]) -> DictConfig:
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
-        raise InputError(f"{path} is no configuration: {first_line(error)}") from error
+        raise InputError(f"{path} is no configuration: {one_line(error)}") from error
     if not isinstance(loaded, dict) or not isinstance(loaded.get("model"), dict):
         raise InputError(f"{path} is no configuration: it has no model")
     for key in unread:
@@ -92,10 +93,8 @@ def load_config(
         InputError: as ``read_config`` does, or when the configuration is of another version.
     """
     saved = read_config(run, unread)
-    try:
+    with found_in(run / FILE):
         return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), saved))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise InputError(f"{run / FILE} is of another version: {first_line(error)}") from error
 
 
 def resolved(saved: DictConfig, path: Path) -> dict[str, Any]:
@@ -108,7 +107,7 @@ def resolved(saved: DictConfig, path: Path) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(saved, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
-        raise InputError(f"{path} does not resolve: {first_line(error)}") from error
+        raise InputError(f"{path} does not resolve: {one_line(error)}") from error
     for key, value in leaves(plain):
         if isinstance(value, str) and "${" in value:
             raise InputError(f"{path}: {dotted(key)} resolves to {value!r}, which is no value")
@@ -211,7 +210,3 @@ def leaves(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
 
 def dotted(key: Key) -> str:
     return ".".join(map(str, key))
-
-
-def first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

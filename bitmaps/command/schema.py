@@ -255,8 +255,10 @@ class Train(Common):
         self.loss.check()
         self.check_activations()
         warmup = self.schedule.get("num_warmup_steps")
-        if warmup is not None and not warmup >= 0:
-            raise InputError(f"schedule.num_warmup_steps={warmup} is too small; valid is 0 or more")
+        if warmup is not None and not (isinstance(warmup, int | float) and warmup >= 0):
+            raise InputError(
+                f"schedule.num_warmup_steps={warmup} is no number of steps; valid is 0 or more"
+            )
         recipe = self.recipe
         fixed = recipe.scaling is Scaling.computed or recipe.center is not Center.none
         if self.calibrate and fixed:

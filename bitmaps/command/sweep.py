@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from bitmaps.command.overrides import WITHOUT_EFFECT, key_of
-from bitmaps.command.saved import load_config
+from bitmaps.command.saved import load_config, read_config
 from bitmaps.command.schema import Evaluate, Train
 from bitmaps.errors import InputError
 from bitmaps.runs.folder import RunFolder, has_checkpoint, lock_folder, read_state
@@ -227,6 +227,7 @@ def find_duplicate(cfg: DictConfig, own: Path, sweep: Path) -> Path | None:
 
     def meaning(config: Any) -> str:
         plain = cast(dict[str, Any], OmegaConf.to_container(config))
+        plain.pop("logger", None)
         if not plain["binarize"]["components"] and plain["embeddings"] != "bit":
             plain |= {"binarize": None, "values": None, "scale": None}
         return OmegaConf.to_yaml(plain)
@@ -235,6 +236,6 @@ def find_duplicate(cfg: DictConfig, own: Path, sweep: Path) -> Path | None:
     for other in runs_with_state(sweep):
         if other == own or read_state(other).status is not Status.ok:
             continue
-        if meaning(OmegaConf.load(other / "config.yaml")) == wanted:
+        if meaning(read_config(other, unread=("logger",))) == wanted:
             return other
     return None

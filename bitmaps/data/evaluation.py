@@ -39,8 +39,13 @@ def masked(
         for number, ids in enumerate(sentences)
     ]
     if not any((labels != IGNORE).any() for *_, labels in examples):
+        tokens = sum(len(ids) - 2 for ids in sentences)  # without [CLS] and [SEP]
+        given, longer = "", "more text"
+        if limit is not None:
+            given, longer = f" with limit={limit}", "a larger limit, or more text"
         raise InputError(
-            f"limit={limit} leaves no masked token in the {split} split of data={source.name}; "
-            "valid is a larger limit"
+            f"{source.place(split)}{given} is too short: it has {len(sentences)} sentences with "
+            f"{tokens} tokens in all, none of which the mask seeds mask (15 % on average); "
+            f"valid is {longer}"
         )
     return sorted(examples, key=lambda example: len(example[1]))

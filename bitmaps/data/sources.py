@@ -110,6 +110,12 @@ class Source:
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "it is empty"
         raise InputError(f"data.dir={self.dir} has no {' or '.join(names)} (found: {found})")
 
+    def place(self, split: str) -> str:
+        """Where a split is, for messages: its file, or the split of a data set."""
+        if self.dir is not None:
+            return str(self.file(split))
+        return f"the {split} split of data={self.name}" + (f" ({self.path})" if self.path else "")
+
     def sentences(self, split: str, unknown: str, limit: int | None = None) -> list[str]:
         """The first ``limit`` sentences of a split, or all of them.
 

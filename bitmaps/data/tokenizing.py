@@ -133,5 +133,8 @@ def tokenized(
     encoded = tokenizer(sentences, truncation=True, max_length=length, return_attention_mask=False)
     kept = [np.array(ids) for ids in encoded["input_ids"] if len(ids) > 2]
     if not kept:
-        raise InputError(f"data={source.name} has no text in its {split} split")
+        raise InputError(
+            f"{source.place(split)} is too short: none of its {len(sentences)} sentences has a "
+            "token; valid is at least one sentence with one"
+        )
     return kept

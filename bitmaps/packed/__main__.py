@@ -16,10 +16,10 @@ from typing import cast
 
 import torch
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from bitmaps.bert import checkpoint
-from bitmaps.command.saved import first_line, load_config
+from bitmaps.command.mistakes import found_in
+from bitmaps.command.saved import FILE, load_config
 from bitmaps.command.schema import Train
 from bitmaps.data.tokenizing import check_fit, tokenizer_of
 from bitmaps.errors import InputError
@@ -54,11 +54,9 @@ def pack(run: Path, to: Path, embeddings: Storage | None, head: Storage | None) 
     trained = (run / "rows.json").is_file()
     if trained:  # read first what the card will say, so that no folder is left without one
         rows = read_rows(run)
-        try:
-            config = cast(Train, OmegaConf.to_object(load_config(run, Train)))
-        except OmegaConfBaseException as error:
-            said = first_line(error)
-            raise InputError(f"{run / 'config.yaml'} is of another version: {said}") from error
+        saved = load_config(run, Train)
+        with found_in(run / FILE):
+            config = cast(Train, OmegaConf.to_object(saved))
     tokenizer = tokenizer_of(str(source))
     model = checkpoint.load(source)
     check_fit(tokenizer, source, model.config.vocab_size)

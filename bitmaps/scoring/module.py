@@ -118,7 +118,8 @@ class ScoredModel(LightningModule):
             # added up across processes already; sync_dist only says so to Lightning
             self.log(f"val/{name}", value, prog_bar=shown, sync_dist=True)
 
-    def nonfinite(self, batch: Batch, what: str) -> FloatingPointError:
+    def nonfinite(self, batch: Batch, what: str) -> Exception:
+        """What is raised for NaN or infinity: it names the module where they begin."""
         name = first_nonfinite_module(
             self.model, lambda: self.model(batch["input_ids"], batch["attention_mask"])
         )

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from bitmaps.bert import Bert
 from bitmaps.data.batches import Batch
 from bitmaps.data.masking import mask_more
+from bitmaps.errors import InputError
 from bitmaps.metrics import IGNORE
 from bitmaps.scoring.module import ScoredModel
 from bitmaps.training.losses import LossWeights, distances, run
@@ -122,11 +123,18 @@ class MaskedLanguageModel(ScoredModel):
         weighted = [getattr(self.loss, name) * part for name, part in parts.items()]
         loss = torch.stack(weighted).sum()
         if not torch.isfinite(loss):
-            what = f"at step {self.global_step} a loss that is NaN or infinite"
-            raise self.nonfinite(batch, what)
+            raise self.nonfinite(batch, "a loss that is NaN or infinite")
         self.log_dict({f"train/{name}": part.detach() for name, part in parts.items()})
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
+
+    def nonfinite(self, batch: Batch, what: str) -> Exception:
+        """A training that diverges is a mistake in its settings."""
+        return InputError(
+            f"training diverged: at step {self.global_step} {super().nonfinite(batch, what)}; "
+            "lower optimizer.lr, optimizer.weight_decay or the weights of loss, "
+            "or set trainer.gradient_clip_val"
+        )
 
     def mask_more(self, input_ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The batch with ``more_masked`` of its other tokens masked, and which tokens are masked or

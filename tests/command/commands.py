@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -115,6 +116,9 @@ class Commands:
                 code = stop.code
                 if isinstance(code, str):
                     err.write(code)
+            except Exception:  # what Python does with it
+                traceback.print_exc(file=err)
+                code = 1
         return code, out.getvalue(), err.getvalue()
 
     def ok(self, name: str, *overrides: str) -> str:

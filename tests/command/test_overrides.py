@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitmaps.command.overrides import check_lists, job_folder, key_of
+from bitmaps.command.overrides import check_options, job_folder, key_of
 from bitmaps.errors import InputError
 
 KEYS = st.sampled_from(["a", "b", "binarize", "data.length", "optimizer.lr", "text", "~c", "+d"])
@@ -75,10 +75,10 @@ def test_the_key_of_an_override(override: str) -> None:
 )
 def test_several_options_of_a_group_are_refused(override: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        check_lists(["seed=1", override])
+        check_options(["seed=1", override])
     assert message in str(caught.value)
     assert override in str(caught.value)
 
 
 def test_lists_that_are_values_pass() -> None:
-    check_lists(["binarize.components=[ffnn,head]", "one_bit_inputs=[query]", "binarize=ffnn"])
+    check_options(["binarize.components=[ffnn,head]", "one_bit_inputs=[query]", "binarize=ffnn"])

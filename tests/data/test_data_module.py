@@ -443,20 +443,27 @@ def test_a_text_is_read_and_masked_once(
     assert reads == ["test", "test"]
 
 
-def test_a_limit_that_leaves_no_masked_token_is_named(
+def test_a_text_without_a_masked_token_is_told_how_short_it_is(
     minilm: str, text: Callable[[str], Source]
 ) -> None:
     source = text("Yes.\n" * 100)
-    with pytest.raises(InputError, match=r"limit=1 .*validation.*data=text"):
+    with pytest.raises(InputError) as caught:
         masked(source, "validation", minilm, 64, 1, 481)
+    assert str(caught.value) == (
+        f"{source.dir}/validation.txt with limit=1 is too short: it has 1 sentences with 2 tokens "
+        "in all, none of which the mask seeds mask (15 % on average); "
+        "valid is a larger limit, or more text"
+    )
     assert len(masked(source, "validation", minilm, 64, None, 481)) == 100
+    with pytest.raises(InputError, match=r"validation\.txt is too short.*valid is more text$"):
+        masked(text("Yes."), "validation", minilm, 32, None, 481)
 
 
 def test_a_text_without_a_single_piece_is_refused(
     minilm: str, text: Callable[[str], Source]
 ) -> None:
     source = text("\u200b\n")  # a zero-width space, which the tokenizer drops
-    with pytest.raises(InputError, match=r"data=text has no text in its test split"):
+    with pytest.raises(InputError, match=r"test\.txt is too short: none of its 1 sentences has a"):
         tokenized(source, "test", minilm, 64, None)
 
 

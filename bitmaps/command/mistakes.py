@@ -1,0 +1,92 @@
+"""A user's mistake in one line, whoever finds it: this package, Hydra, OmegaConf or YAML."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from bitmaps.errors import InputError
+
+MISTAKES = (InputError, HydraException, OmegaConfBaseException, yaml.YAMLError)
+"""The errors that tell of a user's mistake. Every other one is a defect."""
+
+LONGEST = 1000  # characters of a message; a list of every key has about 400
+# lines that Hydra and OmegaConf add for those who know their insides
+INSIDES = re.compile(
+    r"^(Config search path:|provider=|object_type=|reference_type=|See https:|\^$)"
+    r"|,? ?set env var HYDRA_FULL_ERROR=1 to see chained exception|^LexerNoViableAltException: ?"
+)
+FULL_KEY = re.compile(r"^\s*full_key: *(\S.*)$", re.M)
+
+
+def one_line(error: Exception) -> InputError:
+    """The mistake that an error of ``MISTAKES`` tells, in one line: what, where, valid values."""
+    text = folded(words_of(error)) or type(error).__name__
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+    return InputError(text)
+
+
+def refuse(error: Exception) -> NoReturn:
+    """End the command with what a user got wrong."""
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    sys.exit(2)
+
+
+@contextmanager
+def found_in(path: Path) -> Iterator[None]:
+    """Names the file whose content OmegaConf does not accept.
+
+    Raises:
+        InputError: in place of OmegaConf's errors.
+    """
+    try:
+        yield
+    except (OmegaConfBaseException, ValueError) as error:
+        raise InputError(f"{path} is damaged or of another version: {one_line(error)}") from error
+
+
+def words_of(error: BaseException) -> str:
+    cause = error.__cause__
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={name} is unknown; valid are {', '.join(error.options)}"
+    if isinstance(error, OverrideParseException):
+        said = [line for line in error.message.splitlines() if not line.startswith("Error parsing")]
+        return (
+            f"{error.override} cannot be read: {' '.join(said[:1])}; valid is key=value, with "
+            "special characters in quotes: 'key=\"value\"'"
+        )
+    if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
+        return words_of(cause)
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return unknown_key(error)
+    return str(error)
+
+
+def unknown_key(error: OmegaConfBaseException) -> str:
+    """There is no such key; which there are beside it."""
+    parent, key = error.parent_node, error.full_key
+    if not isinstance(parent, DictConfig) or not key:
+        return str(error)
+    path, dot, _ = key.rpartition(".")
+    valid = ", ".join(f"{path}{dot}{name!s}" for name in parent)
+    return f"there is no {key}; valid are {valid or 'none'}"
+
+
+def folded(text: str) -> str:
+    """The lines of a message as one, with the key that it is about in front."""
+    key = FULL_KEY.search(text)
+    lines = [INSIDES.sub("", line.strip()) for line in FULL_KEY.sub("", text).splitlines()]
+    joined = " ".join(line.strip() for line in lines if line.strip())
+    return f"{key[1]}: {joined}" if key else joined
