@@ -149,13 +149,27 @@ class MaskedLanguageModel(ScoredModel):
 def move_checkpoints(state: dict[str, Any], folder: str) -> None:
     """Point the saved state of a ``ModelCheckpoint`` to ``folder`` if its best checkpoint is there:
     the run was moved. Lightning goes by the old paths otherwise, forgets how good the best
-    checkpoint was, and overwrites it with the next."""
+    checkpoint was, and overwrites it with the next.
+
+    Lightning also removes files that the state names. What lies outside ``folder`` is left out, as
+    somebody else may have written the state.
+    """
     paths, best = ("best_model_path", "kth_best_model_path", "last_model_path"), "best_k_models"
     old = str(state["dirpath"])
     here = {
         path: path.replace(old, folder, 1)
         for path in (*(state[name] for name in paths), *state[best])
     }
+    outside = {path for path in here if not is_inside(here[path], folder)}
+    state[best] = {path: score for path, score in state[best].items() if path not in outside}
+    for name in ("kth_best_model_path", "last_model_path"):
+        if state[name] in outside:
+            state[name] = ""
     if Path(here[state["best_model_path"]]).is_file():
-        state |= {name: here[state[name]] for name in paths}
+        state |= {name: here.get(state[name], "") for name in paths}
         state |= {"dirpath": folder, best: {here[p]: score for p, score in state[best].items()}}
+
+
+def is_inside(path: str, folder: str) -> bool:
+    """Whether a file lies in a folder, links and ``..`` followed."""
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())

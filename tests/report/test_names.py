@@ -37,7 +37,7 @@ def names(test, strategy=NAMES):  # type: ignore[no-untyped-def]
     """Try a test with any name, and with those that were trouble."""
     for one in nasty:
         test = one(test)
-    return settings(max_examples=25, deadline=None)(given(strategy)(test))
+    return settings(max_examples=15, deadline=None)(given(strategy)(test))
 
 
 def stored_names(test):  # type: ignore[no-untyped-def]

@@ -385,3 +385,21 @@ def test_a_moved_run_is_resumed_with_its_best_checkpoint(tmp_path: Path) -> None
     assert resumed.best_model_path == str(new / "best.ckpt")
     assert resumed.best_model_score == first.best_model_score
     assert not old.exists()
+
+
+def test_a_checkpoint_names_no_file_outside_its_folder_for_removal(tmp_path: Path) -> None:
+    """Lightning removes the file of a model that is no longer among the best."""
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "best.ckpt").touch()
+    (folder / "link").symlink_to(tmp_path)
+    best = torch.tensor(0.0)
+    harm = {"old/../../victim": best, "old/link/victim": best, "/victim": best}
+    state = {
+        "dirpath": "old", "best_model_path": "old/best.ckpt", "kth_best_model_path": "old/link/victim",
+        "last_model_path": "", "best_k_models": {"old/best.ckpt": best} | harm,
+    }  # fmt: skip
+    move_checkpoints(state, str(folder))
+    assert state["best_model_path"] == str(folder / "best.ckpt")
+    assert list(state["best_k_models"]) == [str(folder / "best.ckpt")]
+    assert (state["kth_best_model_path"], state["last_model_path"]) == ("", "")
