@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from bitmaps.bert.activations import check_activation
 from bitmaps.errors import InputError
 from bitmaps.vocabulary import LinearName
+
+LARGEST = sys.float_info.max  # JSON has larger integers
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,13 @@ class BertConfig:
             "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
             "intermediate_size", "max_position_embeddings", "type_vocab_size",
         ):  # fmt: skip
-            if not isinstance(size := getattr(self, name), int) or size < 1:
+            if type(size := getattr(self, name)) is not int or size < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, not {size!r}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not isinstance(p := getattr(self, name), int | float) or not 0 <= p <= 1:
                 raise InputError(f"{name} must lie in 0..1, not {p!r}")
         for name in ("layer_norm_eps", "initializer_range"):
-            if not isinstance(x := getattr(self, name), int | float) or not 0 < x < math.inf:
+            if type(x := getattr(self, name)) not in (int, float) or not 0 < x <= LARGEST:
                 raise InputError(f"{name} must be a number above 0, not {x!r}")
         if self.pad_token_id is not None and self.pad_token_id not in range(self.vocab_size):
             raise InputError(
