@@ -325,7 +325,18 @@ def test_an_untied_decoder_is_missing(folder: Path) -> None:
     refused(folder, r"cls\.predictions\.decoder\.weight.* is missing")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"hidden_size": 0}', '{"model_type": "gpt2"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"hidden_size": 0}',
+        '{"num_attention_heads": true}',
+        f'{{"layer_norm_eps": {10**400}}}',
+        '{"model_type": "gpt2"}',
+    ],
+    ids=lambda content: content[:30],
+)
 def test_a_damaged_config_is_named(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=r"config\.json"):
