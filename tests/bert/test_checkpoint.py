@@ -461,6 +461,8 @@ def test_a_single_file_goes_before_an_index(tiny: Bert, folder: Path, ids: Tenso
         ('{"weight_map": {"a": 3}}', r"index\.json is damaged"),
         ('{"weight_map": {"a": "b", "c": null}}', r"index\.json is damaged"),
         ('{"weight_map": {"a": "b"}}', r"saved/b is missing"),
+        ('{"weight_map": {"a": "../b"}}', r"index\.json names .*/saved/\.\./b; valid are files"),
+        ('{"weight_map": {"a": "/tmp/b"}}', r"index\.json names /tmp/b; valid are files beside it"),
         ("{}", r"index\.json is damaged"),
         ('{"a":' * 100_000, r"index\.json is damaged"),
     ],
@@ -659,3 +661,13 @@ def test_adapter_without_its_checkpoints_hash_is_an_input_error(
     save_file({LAYER: torch.zeros(24, 16)}, tmp_path / "adapter.safetensors")
     with pytest.raises(InputError, match=r"adapter\.safetensors"):
         load(folder, adapter=tmp_path / "adapter.safetensors")
+
+
+@pytest.mark.parametrize("name", [f"{LAYER.removesuffix('weight')}lora_A.weight", LAYER])
+@pytest.mark.parametrize("wrong", [torch.full((24, 16), float("nan")), torch.ones(24, 16).long()])
+def test_an_adapter_of_no_finite_numbers_is_named(
+    folder: Path, tmp_path: Path, name: str, wrong: Tensor
+) -> None:
+    adapter = write_adapter(tmp_path, {name: wrong}, folder / "model.safetensors")
+    with pytest.raises(InputError, match=rf"adapter\.safetensors: {re.escape(name)} holds"):
+        load(folder, adapter=adapter)
