@@ -163,7 +163,8 @@ def apply_adapter(tensors: dict[str, Tensor], path: Path, checkpoint: Path) -> N
     ``W += B A``. Every other tensor of the file replaces or adds the one of its name.
 
     Raises:
-        InputError: when the file is not an adapter, or was made for another checkpoint file.
+        InputError: when the file is not an adapter, was made for another checkpoint file, or holds
+            anything but finite floating-point numbers.
     """
     adapter, metadata = read_safetensors(path)
     if "base_sha256" not in metadata:
@@ -172,6 +173,8 @@ def apply_adapter(tensors: dict[str, Tensor], path: Path, checkpoint: Path) -> N
             "for (base_sha256)"
         )
     check_sha256(checkpoint, metadata["base_sha256"])
+    for name, tensor in adapter.items():
+        check_numbers(f"{path}: {name}", tensor)
     modules = {name.rsplit(".lora_", 1)[0] for name in adapter if ".lora_" in name}
     for module in sorted(modules):
         try:
@@ -310,6 +313,12 @@ def check_tensor(name: str, tensor: Tensor, shape: torch.Size) -> None:
         raise InputError(
             f"{name} has shape {tuple(tensor.shape)}, but config.json needs {tuple(shape)}"
         )
+    check_numbers(name, tensor)
+
+
+def check_numbers(name: str, tensor: Tensor) -> None:
+    """Raises:
+    InputError: when it holds anything but finite floating-point numbers."""
     if tensor.dtype != torch.float32:
         found = str(tensor.dtype).removeprefix("torch.")
         raise InputError(f"{name} holds {found}; valid are floating-point numbers")
@@ -343,7 +352,8 @@ def load(
             apply_adapter(tensors, Path(adapter), folder / "model.safetensors")
         return build(config, tensors, head)
     except InputError as error:
-        raise InputError(error if str(folder) in str(error) else f"{folder}: {error}") from error
+        where = "" if str(folder) in str(error) else f"{folder}: "
+        raise InputError(f"{where}{error}") from error
 
 
 def save(model: Bert, folder: Path) -> None:

@@ -73,6 +73,8 @@ def files_of(folder: Path) -> list[Path]:
         raise InputError(f"{index} is damaged: {error!r}") from error
     if not files:
         raise InputError(f"{index} names no file: its weight_map is empty")
+    if outside := [path for path in files if path.parent != folder]:
+        raise InputError(f"{index} names {outside[0]}; valid are files beside it")
     return files
 
 
