@@ -124,6 +124,15 @@ def test_an_objective_that_cannot_be_is_refused_before_the_first_job(
     assert not Path("s").exists()
 
 
+@pytest.mark.usefixtures("optuna")
+def test_a_study_keeps_its_objective(command: Commands) -> None:
+    Path("s").mkdir()
+    before = {"hydra": {"sweeper": {"study_name": "tiny"}}, "objective": "cross_entropy"}
+    OmegaConf.save(OmegaConf.create(before), "s/multirun.yaml")
+    err = command.refused(*STUDY, "objective=memory_mib")
+    assert "objective=memory_mib is not objective=cross_entropy of the study tiny in s" in err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "package", "extra", "options"),
