@@ -165,6 +165,7 @@ class SweepTable(Callback):
 def run(cfg: DictConfig) -> None:
     """One job: find out what is asked for, check it, and launch it. A failure is written down."""
     # takes seconds: not before Hydra has found what is mistyped
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     from bitmaps.launch import launch
@@ -190,7 +191,7 @@ def run(cfg: DictConfig) -> None:
         if not folder.holds_run():
             discard(folder.path)
         refuse(error)
-    except MISTAKES as error:
+    except (*MISTAKES, MisconfigurationException) as error:
         mistake = one_line(error)
         if request.in_sweep and not folder.claimed and not folder.holds_run():
             folder.claim(OmegaConf.to_yaml(cfg), facts)  # so that the sweep's table has a row
