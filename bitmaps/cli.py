@@ -134,6 +134,7 @@ def run(cfg: DictConfig) -> float | None:
         the objective, for a sweeper that optimizes it; ``None`` for a job of a sweep that failed.
     """
     # takes seconds: not before Hydra has found what is mistyped
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     from bitmaps.launch import launch
@@ -159,7 +160,7 @@ def run(cfg: DictConfig) -> float | None:
         if not folder.holds_run():
             discard(folder.path, request.sweep)
         refuse(error)
-    except MISTAKES as error:
+    except (*MISTAKES, MisconfigurationException) as error:
         mistake = one_line(error)
         if request.in_sweep and not folder.claimed and not folder.holds_run():
             folder.claim(OmegaConf.to_yaml(cfg), facts)  # so that the sweep's table has a row

@@ -20,11 +20,13 @@ MISTAKES = (InputError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 """The errors that tell of a user's mistake. Every other one is a defect."""
 
 LONGEST = 1000  # characters of a message; a list of every key has about 400
-# lines that Hydra and OmegaConf add for those who know their insides
+# what Hydra and OmegaConf add for those who know their insides
 INSIDES = re.compile(
-    r"^(Config search path:|provider=|object_type=|reference_type=|See https:|\^$)"
-    r"|,? ?set env var HYDRA_FULL_ERROR=1 to see chained exception|^LexerNoViableAltException: ?"
+    r"^\s*(Config search path:|provider=|object_type=|reference_type=|See https:|\^).*$"
+    r"|,? ?set env var HYDRA_FULL_ERROR=1 to see chained exception",
+    re.M,
 )
+LEXER = "LexerNoViableAltException: "
 FULL_KEY = re.compile(r"^\s*full_key: *(\S.*)$", re.M)
 
 
@@ -62,9 +64,8 @@ def words_of(error: BaseException) -> str:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={name} is unknown; valid are {', '.join(error.options)}"
     if isinstance(error, OverrideParseException):
-        said = [line for line in error.message.splitlines() if not line.startswith("Error parsing")]
         return (
-            f"{error.override} cannot be read: {' '.join(said[:1])}; valid is key=value, with "
+            f"{error.override} cannot be read: {reason(error.message)}; valid is key=value, with "
             "special characters in quotes: 'key=\"value\"'"
         )
     if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
@@ -72,6 +73,16 @@ def words_of(error: BaseException) -> str:
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         return unknown_key(error)
     return str(error)
+
+
+def reason(message: str) -> str:
+    """What Hydra's parser says of an override, without the list of its own tokens."""
+    lines = [line for line in message.splitlines() if not line.startswith("Error parsing")]
+    first, *more = lines or [""]
+    if first.startswith(LEXER) and more and "^" in more[0]:
+        at = more[0].index("^")
+        return f"unexpected {first[at : at + 1]!r}"
+    return re.sub(r" expecting \{.*", "", first)
 
 
 def unknown_key(error: OmegaConfBaseException) -> str:
@@ -87,6 +98,5 @@ def unknown_key(error: OmegaConfBaseException) -> str:
 def folded(text: str) -> str:
     """The lines of a message as one, with the key that it is about in front."""
     key = FULL_KEY.search(text)
-    lines = [INSIDES.sub("", line.strip()) for line in FULL_KEY.sub("", text).splitlines()]
-    joined = " ".join(line.strip() for line in lines if line.strip())
+    joined = " ".join(INSIDES.sub("", FULL_KEY.sub("", text)).split())
     return f"{key[1]}: {joined}" if key else joined

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Sweep
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bitmaps.command.schema import conf_dir
@@ -62,10 +62,12 @@ def expand_paths(cfg: DictConfig) -> None:
     """Replace ``~`` by the user's home in every path of a configuration.
 
     Raises:
-        InputError: when there is no such home.
+        InputError: when there is no such home, or a path is empty.
     """
     for key in PATHS:
         path = OmegaConf.select(cfg, key)
+        if path == "":  # of a variable of a shell that is not set
+            raise InputError(f"{key} is empty; valid are a path and null")
         if isinstance(path, str) and path.startswith("~"):
             try:
                 OmegaConf.update(cfg, key, str(Path(path).expanduser()))
@@ -93,7 +95,9 @@ def check_options(overrides: list[str]) -> None:
 
 def check_option(parsed: Override, valid: str) -> None:
     group, value, override = parsed.key_or_group, parsed.value(), parsed.input_line
-    if isinstance(value, str) or parsed.is_sweep_override() or parsed.is_delete():
+    if parsed.is_choice_sweep():  # the sweeper tells what it does not know
+        value = "" if not any(isinstance(v, int | float) for v in parsed.sweep_iterator()) else None
+    if isinstance(value, str) or parsed.is_delete() or isinstance(value, Sweep):
         return
     if not isinstance(value, list):
         raise InputError(f"{override} names no option of {group}{valid}")

@@ -6,8 +6,10 @@ the configuration reference unless a file in ``conf/`` has one of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bitmaps.errors import InputError
@@ -235,6 +237,33 @@ def check_targets(parts: Mapping[str, Any]) -> None:
             raise InputError(
                 f"{name}._target_={target} is no class; valid is a name such as torch.optim.AdamW"
             )
+
+
+def check_logger(logger: Mapping[str, Any]) -> None:
+    """Raises:
+    InputError: for a name or version that would be no folder inside the run folder."""
+    for key, kinds in (("name", str | None), ("version", str | int | None)):
+        value = logger.get(key)
+        path = Path(str(value))
+        if not isinstance(value, kinds) or path.is_absolute() or ".." in path.parts:
+            raise InputError(f"logger.{key}={value} is no name; valid is text without / and ..")
+
+
+def finite(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Raises:
+    InputError: for a number, at any depth, that is infinite or NaN."""
+
+    def check(key: str, value: Any) -> None:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{key}={value} is no finite number; valid are finite ones")
+        for inner in value if isinstance(value, list) else ():
+            check(key, inner)
+        for inner in value.values() if isinstance(value, dict) else ():
+            check(key, inner)
+
+    for key, value in settings.items():
+        check(key, value)
+    return settings
 
 
 def flat(value: Any, name: str) -> dict[str, Any]:

@@ -24,7 +24,9 @@ from bitmaps.command.parts import (
     Recipe,
     Trainer,
     at_least,
+    check_logger,
     check_targets,
+    finite,
     flat,
 )
 from bitmaps.errors import InputError
@@ -86,7 +88,11 @@ class Common:
         return bool(self.binarize.components) or self.word_table() is Storage.bit
 
     def facts(self) -> Facts:
-        """What is run, as far as the configuration says it."""
+        """What is run, as far as the configuration says it.
+
+        Raises:
+            InputError: for a number that is infinite or NaN, which no file of a run can hold.
+        """
         matrices = bool(self.binarize.components)
         return Facts(
             model=self.model.label(),
@@ -104,7 +110,7 @@ class Common:
             seed=self.seed,
             mask_seed=self.mask_seed,
             mask_sets=self.mask_sets,
-            settings=self.settings(),
+            settings=finite(self.settings()),
         )
 
     def settings(self) -> dict[str, Any]:
@@ -129,6 +135,7 @@ class Common:
         InputError: naming a bad value and the valid ones."""
         check_keys(self)
         check_targets({"logger": self.logger})
+        check_logger(self.logger)
         for part in (self.model, self.data, self.measure):
             part.check()
         self.check_objective()

@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitmaps.command.overrides import check_options, job_folder, key_of
+from bitmaps.command.overrides import check_options, expand_home, job_folder, key_of
 from bitmaps.errors import InputError
 
 KEYS = st.sampled_from(["a", "b", "binarize", "data.length", "optimizer.lr", "text", "~c", "+d"])
@@ -78,6 +78,27 @@ def test_several_options_of_a_group_are_refused(override: str, message: str) -> 
         check_options(["seed=1", override])
     assert message in str(caught.value)
     assert override in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("home", "word", "expanded"),
+    [
+        ("/home/me", "checkpoint=~/run", "checkpoint=/home/me/run"),
+        ("/home/me", "+model.source=~", "+model.source=/home/me"),
+        ("/home/me", "data.dir=~/a,~/b", "data.dir=/home/me/a,/home/me/b"),
+        ("/home/me", "~callbacks.signs", "~callbacks.signs"),
+        ("/home/me", "data.dir=~other/a", "data.dir=~other/a"),
+        ("/home/me", "text='a=~/b'", "text='a=~/b'"),
+        ("/a b (c)", "resume=~/run", r"resume=/a\ b\ \(c\)/run"),
+    ],
+)
+def test_a_tilde_after_the_key_is_the_home(
+    home: str, word: str, expanded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", home)
+    assert expand_home(word) == expanded
+    if "~/run" in word:
+        assert PARSER.parse_override(expanded).value() == f"{home}/run"
 
 
 def test_lists_that_are_values_pass() -> None:
