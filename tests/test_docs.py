@@ -161,3 +161,11 @@ def test_what_is_installed_is_at_a_version_that_was_tested() -> None:
         for requirement in asked
     }
     assert names - pinned == {"bitmaps"}
+
+
+def test_every_promise_names_a_test_that_there_is() -> None:
+    page = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", page)
+    assert len(named) > 15
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), test
