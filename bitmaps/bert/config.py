@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from bitmaps.bert.activations import check_activation
 from bitmaps.errors import InputError
 from bitmaps.vocabulary import Activations, LinearName, components_of
+
+LARGEST = sys.float_info.max  # JSON has larger integers
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class BertConfig:
             if type(p := getattr(self, name)) not in (int, float) or not 0 <= p <= 1:
                 raise InputError(f"{name} must lie in 0..1, not {p!r}")
         for name in ("layer_norm_eps", "initializer_range"):
-            if type(x := getattr(self, name)) not in (int, float) or not 0 < x < math.inf:
+            if type(x := getattr(self, name)) not in (int, float) or not 0 < x <= LARGEST:
                 raise InputError(f"{name} must be a number above 0, not {x!r}")
         pad = self.pad_token_id
         if pad is not None and (type(pad) is not int or pad not in range(self.vocab_size)):
