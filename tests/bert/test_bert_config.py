@@ -65,6 +65,7 @@ def test_other_keys_and_nulls_are_left_aside() -> None:
         ({"bitmaps": {"activations": "bit", "one_bit_inputs": 3}}, "one_bit_inputs '3'"),
         ({"num_hidden_layers": True}, "num_hidden_layers .*not True"),
         ({"hidden_dropout_prob": False}, "hidden_dropout_prob .*not False"),
+        ({"layer_norm_eps": 10**400}, "layer_norm_eps .*above 0, not 1000"),
         ({"layer_norm_eps": True}, "layer_norm_eps .*not True"),
         ({"pad_token_id": 1.0}, "pad_token_id .*not 1.0"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings .*not 'false'"),
