@@ -14,10 +14,10 @@ from bitmaps.bert import Bert, BertConfig
 from bitmaps.bert.checkpoint import locate
 from bitmaps.bert.model import on_meta
 from bitmaps.command.parts import Data, Model
-from bitmaps.errors import InputError
+from bitmaps.errors import InputError, as_text
 from bitmaps.packed import format as packed
 from bitmaps.report.comparison import Entry, comparison_of, shown_values
-from bitmaps.report.files import markdown
+from bitmaps.report.files import markdown, plain
 from bitmaps.runs.records import Facts, Row, score_names
 from bitmaps.vocabulary import Weights
 
@@ -34,7 +34,7 @@ A masked-language BERT, {how} by bitmaps and stored in {stored}.
 {facts}
 ## Scores
 
-On the {split} split of `{data}`, with {masked_tokens} masked tokens and `mask_seed` {mask_seed}.
+On the {split} split of {data}, with {masked_tokens} masked tokens and `mask_seed` {mask_seed}.
 The last row is this model in floats, before it was packed. CE is the cross entropy in nats, ms the
 milliseconds per sequence. MiB is a pseudo size: that of the weights if two values are stored as
 bits. To score the model as it is stored:
@@ -100,7 +100,7 @@ def write_card(folder: Path, rows: list[Row], model: Model, data: Data) -> None:
     on_disk = (folder / packed.FILE).stat().st_size
     two_values = own.facts.values is not None
     text = CARD.format(
-        title=front.model_name,
+        title=plain(str(front.model_name)),
         how="trained through its binarization" if two_values else "trained",
         stored="real bits" if two_values else "fewer bits",
         facts=fact_list(own.facts, model, words),
@@ -109,7 +109,7 @@ def write_card(folder: Path, rows: list[Row], model: Model, data: Data) -> None:
         as_floats=f"{as_floats / MIB:.2f}",
         licence=licence_text(model, licence),
         split=own.facts.split,
-        data=own.facts.data,
+        data=code(own.facts.data),
         masked_tokens=own.scores.masked_tokens,
         mask_seed=own.facts.mask_seed,
     )
@@ -153,10 +153,9 @@ def fact_list(facts: Facts, model: Model, words: str) -> str:
     """What was run, as a Markdown list without what does not apply."""
     origin = "none: training started from random weights"
     if model.weights is Weights.pretrained:
-        adapter = f", with the adapter `{model.adapter}`" if model.adapter else ""
-        origin = f"`{model.source}`{adapter}"
+        adapter = f", with the adapter {code(model.adapter)}" if model.adapter else ""
+        origin = f"{code(model.source)}{adapter}"
     found = {
-        "source weights": origin,
         "data": facts.data,
         "components": facts.components,
         "values": shown_values(facts),
@@ -168,12 +167,20 @@ def fact_list(facts: Facts, model: Model, words: str) -> str:
         "steps": facts.steps,
         "calibrated on sentences": facts.calibrated_on,
         "seed": facts.seed,
-        "command": f"`{facts.command}`",
         "commit": facts.commit,
         "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
     }
-    shown = {name: value for name, value in found.items() if value not in (None, "")}
+    shown = {"source weights": origin} | {
+        name: plain(str(value)) for name, value in found.items() if value not in (None, "")
+    }
+    shown["command"] = code(facts.command)
     return "".join(f"- {name}: {value}\n" for name, value in shown.items())
+
+
+def code(name: object) -> str:
+    """A name as code in Markdown."""
+    text = as_text(name).replace("`", "'")
+    return f"`{text}`"
 
 
 def licence_text(model: Model, licence: dict[str, str]) -> str:
@@ -181,17 +188,17 @@ def licence_text(model: Model, licence: dict[str, str]) -> str:
     if model.weights is not Weights.pretrained:
         text = "There are no source weights: training started from random weights."
     elif licence["license"] == "unknown":
-        text = f"The licence of the source weights, `{model.source}`, is unknown."
+        text = f"The licence of the source weights, {code(model.source)}, is unknown."
     else:
         name = licence.get("license_name", licence["license"])
         text = (
-            f"The source weights, `{model.source}`, are under `{name}`; "
+            f"The source weights, {code(model.source)}, are under {code(name)}; "
             "this model derives from them."
         )
     pretrained = model.weights is Weights.pretrained
     if pretrained and model.adapter and (ADAPTERS / f"{model.adapter}.safetensors").is_file():
         text += (
-            f" The adapter `{model.adapter}` is under `apache-2.0`; "
+            f" The adapter {code(model.adapter)} is under `apache-2.0`; "
             "the NOTICE of bitmaps names what it derives from."
         )
     return f"{text} The training text has a licence of its own."

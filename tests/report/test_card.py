@@ -159,3 +159,11 @@ def test_the_card_of_a_model_with_a_one_bit_word_table_alone_says_so(
     assert "# minilm, word table in bit\n" in card.text
     assert "stored in real bits." in card.text
     assert "one-bit" in card.data.tags
+
+
+def test_names_are_text_in_the_card(folder: Path) -> None:
+    name = "a`<script>\x1b[x](y)\nb"
+    text = written(folder, own(recipe=name, data=name, command=name), source=name).text
+    assert "\n- recipe: a\\`&lt;script&gt;\\\\x1b\\[x\\](y) b\n" in text
+    assert "\n- command: `a'<script>\\x1b[x](y) b`\n" in text
+    assert "\x1b" not in text
