@@ -42,6 +42,7 @@ ROOT = Path(__file__).parents[2]
             "trainer.strategy=ddp_spawn is not supported",
         ),
         ("evaluate", ["trainer.strategy=ddp_fork", "trainer.devices=2"], "valid are auto, ddp"),
+        ("train", ["trainer=fsdp", "trainer.compile=true"], "fsdp takes only false"),
         ("train", ["-m", "trainer.devices=2", "seed=0,1"], "multirun"),
         ("train", ["-m", "trainer=ddp", "trainer.accelerator=cpu", "seed=0,1"], "multirun"),
     ],
