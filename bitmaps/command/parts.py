@@ -26,6 +26,7 @@ from bitmaps.vocabulary import (
 )
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+SHARDED = "fsdp"  # the strategy that trains parts of a model
 
 
 def at_least(minimum: float, part: object, prefix: str, *names: str) -> None:
@@ -217,6 +218,8 @@ class Trainer(Devices):
         counts = ("max_steps", "val_check_interval", "accumulate_grad_batches", "log_every_n_steps")
         at_least(1, self, "trainer.", *counts)
         at_least(0, self, "trainer.", "gradient_clip_val")
+        if self.compile and self.strategy == SHARDED:
+            raise InputError(f"trainer.compile=true: trainer.strategy={SHARDED} takes only false")
         if self.max_steps % self.validation_steps:
             raise InputError(
                 f"trainer.max_steps={self.max_steps} is no multiple of trainer.val_check_interval="

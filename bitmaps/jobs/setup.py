@@ -14,7 +14,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from transformers import PreTrainedTokenizerBase
 
 from bitmaps.bert import Bert
-from bitmaps.command.parts import Devices, Model
+from bitmaps.command.parts import SHARDED, Devices, Model
 from bitmaps.command.schema import Common
 from bitmaps.data.batches import Example
 from bitmaps.data.module import MaskedSentences
@@ -38,8 +38,6 @@ from bitmaps.vocabulary import (
     Scope,
     Storage,
 )
-
-SHARDED = "fsdp"  # the strategy that trains parts of a model, as `trainer.strategy` names it
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from bitmaps.bert import Bert
 from bitmaps.bert.checkpoint import save
+from bitmaps.command.parts import SHARDED
 from bitmaps.command.schema import Train
 from bitmaps.errors import InputError
-from bitmaps.jobs.setup import SHARDED, Outcome, Setup, make_trainer
+from bitmaps.jobs.setup import Outcome, Setup, make_trainer
 from bitmaps.packed import format as packed
 from bitmaps.quantize.convert import make_trainable, round_activations, to_float
 from bitmaps.quantize.quantizer import Quantization

@@ -60,6 +60,7 @@ ROOT = Path(__file__).parents[2]
         ("evaluate", ["logger.name=../x"], "logger.name=../x is no name"),
         ("evaluate", ["checkpoint="], "checkpoint is empty"),
         ("evaluate", ["--nope"], "unrecognized arguments: --nope"),
+        ("train", ["trainer=fsdp", "trainer.compile=true"], "fsdp takes only false"),
         ("train", ["-m", "trainer.devices=2", "seed=0,1"], "multirun"),
         ("train", ["-m", "trainer=ddp", "trainer.accelerator=cpu", "seed=0,1"], "multirun"),
     ],

@@ -52,7 +52,7 @@ def test_two_processes_with_parts_of_a_model_train_as_one(command: Commands) -> 
     one, two = metrics("one"), metrics("two")
     for name in (*SCORES, "masked_tokens", "steps", "best_step"):
         assert two[name] == pytest.approx(one[name], rel=1e-6), name
-    # one file, which a single process can go on from
+    # one file, with the names and the whole tensors of any other checkpoint
     state = torch.load("two/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     expected = torch.load("one/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert state.keys() == expected.keys()
