@@ -34,7 +34,7 @@ from bitmaps.command.overrides import (
 )
 from bitmaps.command.schema import Evaluate, Train, conf_dir
 from bitmaps.command.sweep import SweepError, check_whole_sweep
-from bitmaps.errors import InputError
+from bitmaps.errors import InputError, refuse
 from bitmaps.runs.folder import RunFolder
 from bitmaps.runs.provenance import commit, versions
 from bitmaps.runs.records import Facts
@@ -70,13 +70,7 @@ def main(command: str | None = None) -> None:
         # conf/ composes, so it is what was typed that Hydra can make nothing of
         if shown or has_begun(error):
             raise
-        refuse(error)
-
-
-def refuse(error: Exception) -> NoReturn:
-    """End the command with what a user got wrong."""
-    print(f"error: {one_line(error)}", file=sys.stderr)
-    sys.exit(2)
+        refuse(one_line(error))
 
 
 def typed() -> list[str]:
@@ -146,7 +140,7 @@ class SweepTable(Callback):
             expand_paths(cfg)
             check_whole_sweep(cfg, as_typed(hydra.overrides.task), Path(hydra.sweep.dir))
         except SweepError as error:
-            refuse(error)
+            refuse(one_line(error))
         except MISTAKES:
             return  # one of the jobs may be valid; each tells what is wrong with it
 
@@ -190,7 +184,7 @@ def run(cfg: DictConfig) -> None:
     except SweepError as error:
         if not folder.holds_run():
             discard(folder.path)
-        refuse(error)
+        refuse(one_line(error))
     except (*MISTAKES, MisconfigurationException) as error:
         mistake = one_line(error)
         if request.in_sweep and not folder.claimed and not folder.holds_run():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import shutil
 from functools import cache
@@ -237,6 +238,8 @@ def run_case(runner: Commands, draw: random.Random, runs: bool) -> str | None:
 
 
 @pytest.mark.slow
+# Python opens a log file before it finds that a level is unknown, and leaves it open
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_mutated_overrides(
     cases: Any,
     trained: Commands,  # noqa: F811
@@ -253,3 +256,4 @@ def test_mutated_overrides(
         for path in Path().iterdir():
             if path.name not in ("model", "text", "kept"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+    gc.collect()
