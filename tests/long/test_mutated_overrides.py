@@ -231,7 +231,14 @@ def run_case(runner: Commands, draw: random.Random, runs: bool) -> str | None:
             name, *given, *(one for one in usual if one.split("=")[0] not in keys)
         )
     found = wrong(given, code, out, err)
-    written = {path.name for path in Path().iterdir()} - {"model", "text", "kept", "r", "out"}
+    written = {path.name for path in Path().iterdir()} - {
+        "model",
+        "text",
+        "kept",
+        "r",
+        "out",
+        "runs",
+    }
     if found is None and written and "hydra." not in str(given):
         found = f"it wrote {written}"
     return found and f"{name} {given}: {found}:\n{out[-1000:]}\n{err[-2000:]}"
