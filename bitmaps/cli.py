@@ -24,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from bitmaps.command.inherit import Request, inherit
-from bitmaps.command.mistakes import MISTAKES, one_line, refuse
+from bitmaps.command.mistakes import MISTAKES, one_line
 from bitmaps.command.overrides import (
     as_typed,
     check_options,
@@ -36,7 +36,7 @@ from bitmaps.command.overrides import (
 from bitmaps.command.processes import end_with_launcher, stoppable
 from bitmaps.command.schema import Evaluate, Train, conf_dir
 from bitmaps.command.sweep import SweepError
-from bitmaps.errors import InputError, Stopped, as_text
+from bitmaps.errors import InputError, Stopped, as_text, refuse
 from bitmaps.runs.folder import RunFolder, has_checkpoint, read_state
 from bitmaps.runs.provenance import commit, versions
 from bitmaps.runs.records import Facts, Row
@@ -74,7 +74,7 @@ def main(command: str | None = None) -> None:
         # conf/ composes, so it is what was typed that Hydra can make nothing of
         if shown or has_begun(error):
             raise
-        refuse(error)
+        refuse(one_line(error))
 
 
 class TextRecord(logging.LogRecord):
@@ -159,7 +159,7 @@ def run(cfg: DictConfig) -> float | None:
     except SweepError as error:
         if not folder.holds_run():
             discard(folder.path, request.sweep)
-        refuse(error)
+        refuse(one_line(error))
     except (*MISTAKES, MisconfigurationException) as error:
         mistake = one_line(error)
         if request.in_sweep and not folder.claimed and not folder.holds_run():

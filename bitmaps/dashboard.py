@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 
 import wandb
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
-from bitmaps.errors import InputError
+from bitmaps.errors import InputError, refuse
 from bitmaps.tracking import workspace
 
 
@@ -33,9 +32,9 @@ def main() -> None:
             )
         print(workspace.save(*names.groups()).url)
     except (wandb.Error, WandbApiFailedError) as error:
-        sys.exit(f"error: W&B: {error}")
+        refuse(InputError(f"W&B: {error}"))
     except InputError as error:
-        sys.exit(f"error: {error}")
+        refuse(error)
 
 
 if __name__ == "__main__":

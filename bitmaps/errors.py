@@ -1,8 +1,10 @@
-"""The one error that a user's input can raise, the end that a signal brings, and names as text."""
+"""The one error that a user's input can raise, how a command ends with it, and names as text."""
 
 from __future__ import annotations
 
 import signal
+import sys
+from typing import NoReturn
 
 
 def as_text(value: object) -> str:
@@ -46,3 +48,9 @@ class Stopped(SystemExit):
 
     def __str__(self) -> str:
         return f"stopped by {signal.Signals(self.number).name}"
+
+
+def refuse(error: Exception) -> NoReturn:
+    """End a command with what a user got wrong, and exit code 2."""
+    print(f"error: {as_text(error)}", file=sys.stderr)
+    sys.exit(2)

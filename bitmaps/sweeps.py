@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from bitmaps.command.mistakes import MISTAKES, refuse
+from bitmaps.command.mistakes import MISTAKES, one_line
 from bitmaps.command.overrides import expand_paths
 from bitmaps.command.sweep import SweepError, check_whole_sweep
-from bitmaps.errors import InputError, Stopped
+from bitmaps.errors import InputError, Stopped, refuse
 from bitmaps.vocabulary import Status
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class SweepTable(Callback):
             expand_paths(cfg)
             check_whole_sweep(cfg, hydra)
         except SweepError as error:
-            refuse(error)
+            refuse(one_line(error))
         except MISTAKES:
             pass  # one of the jobs may be valid; each tells what is wrong with it
         # as Hydra's own sweeper does, and no other

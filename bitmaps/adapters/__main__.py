@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 from bitmaps.adapters.training import Settings, train
-from bitmaps.errors import InputError
+from bitmaps.errors import InputError, refuse
 
 
 def main() -> None:
@@ -46,7 +45,7 @@ def main() -> None:
     try:
         train(output, settings)
     except InputError as error:
-        sys.exit(f"error: {error}")
+        refuse(error)
 
 
 if __name__ == "__main__":

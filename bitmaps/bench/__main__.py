@@ -34,7 +34,7 @@ import torch
 from bitmaps.bench import linear, model, training
 from bitmaps.bench.results import Results, print_tables, read
 from bitmaps.bench.timing import Ratio, Request, keep_memory
-from bitmaps.errors import InputError
+from bitmaps.errors import InputError, refuse
 from bitmaps.packed.kernels import VARIABLE
 from bitmaps.runs.files import write_json
 
@@ -86,7 +86,7 @@ def main() -> None:
     try:
         results = read(output)
     except InputError as error:
-        sys.exit(f"error: {error}")
+        refuse(error)
     parts = arguments.parts or list(PARTS)
     measure(results, parts, threads, rounds, arguments.quick, output)
     print_tables(results)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -37,12 +35,6 @@ def one_line(error: Exception) -> InputError:
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
     return InputError(text)
-
-
-def refuse(error: Exception) -> NoReturn:
-    """End the command with what a user got wrong."""
-    print(f"error: {one_line(error)}", file=sys.stderr)
-    sys.exit(2)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ The folder to write must not exist.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +21,7 @@ from bitmaps.command.mistakes import found_in
 from bitmaps.command.saved import FILE, load_config
 from bitmaps.command.schema import Train
 from bitmaps.data.tokenizing import check_fit, tokenizer_of
-from bitmaps.errors import InputError
+from bitmaps.errors import InputError, refuse
 from bitmaps.packed import format as folder
 from bitmaps.packed import kernels as native
 from bitmaps.report.card import write_card
@@ -122,7 +121,7 @@ def main() -> None:
             )
             parser.error(f"{what} takes {wanted}, not {len(folders)}")
     except InputError as error:
-        sys.exit(f"error: {error}")
+        refuse(error)
 
 
 if __name__ == "__main__":

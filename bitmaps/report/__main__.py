@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bitmaps.errors import InputError, as_text
+from bitmaps.errors import InputError, refuse
 from bitmaps.report import intervals
 from bitmaps.report.comparison import Comparison, compare, run_folders
 from bitmaps.report.files import write_results
@@ -43,7 +43,7 @@ def main() -> None:
                 intervals.write(results, given.json)
             show(results, given.sizes)
     except (InputError, OSError) as error:
-        sys.exit(f"error: {as_text(error)}")
+        refuse(error)
 
 
 def arguments_parser() -> argparse.ArgumentParser:

@@ -207,7 +207,7 @@ def test_a_second_save_updates_the_workspace_and_keeps_the_sections_of_others(
 
 def test_an_unknown_project_is_an_error(server: Server) -> None:
     done = dashboard("me/another")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "error: W&B shows you no project me/another: upload a run to it first" in done.stderr
     assert "Traceback" not in done.stderr
     assert not server.views
@@ -216,7 +216,7 @@ def test_an_unknown_project_is_an_error(server: Server) -> None:
 def test_a_refusal_of_the_server_is_an_error(server: Server) -> None:
     server.refuses = True
     done = dashboard("me/bitmaps")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "error: W&B: " in done.stderr
     assert "permission denied" in done.stderr
     assert "Traceback" not in done.stderr
@@ -229,7 +229,7 @@ def test_without_an_account_one_line_says_what_to_do(
     if mode:
         monkeypatch.setenv("WANDB_MODE", mode)
     done = dashboard("me/bitmaps")
-    assert done.returncode == 1
+    assert done.returncode == 2
     *_, line = done.stderr.splitlines()
     assert line.startswith("error: there is no W&B account to save to")
     assert all(
@@ -242,7 +242,7 @@ def test_without_an_account_one_line_says_what_to_do(
 @pytest.mark.parametrize("project", ["bitmaps", "a/b/c", "me/", "https://wandb.ai/me/bitmaps"])
 def test_a_malformed_project_is_an_error(project: str) -> None:
     done = dashboard(project)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert (
         done.stderr
         == f"error: {project!r} is no project: valid is <entity>/<project>, as in its address at W&B\n"
