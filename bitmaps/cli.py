@@ -65,8 +65,10 @@ def main(command: str | None = None) -> None:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """While a command runs, SIGTERM and Ctrl-C raise ``Stopped``. A second one ends it at once."""
-    signals = (signal.SIGINT, signal.SIGTERM)
+    """While a command runs, SIGTERM and Ctrl-C raise ``Stopped``. A second one ends it at once.
+    What was ignored before, such as Ctrl-C by a job in the background, stays ignored."""
+    both = (signal.SIGINT, signal.SIGTERM)
+    signals = [one for one in both if signal.getsignal(one) is not signal.SIG_IGN]
 
     def stop(number: int, frame: object) -> None:
         for one in signals:
@@ -171,7 +173,7 @@ def run(cfg: DictConfig) -> None:
         raise
     except OSError as error:  # a full disk, or a folder that was removed or made read-only
         folder.fail(error, facts)
-        print(f"error: {error}{how_to_go_on(request)}", file=sys.stderr)
+        print(f"error: {folder.path}: {error}{how_to_go_on(request)}", file=sys.stderr)
         if not request.in_sweep:
             sys.exit(1)
     except BaseException as error:

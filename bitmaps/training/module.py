@@ -131,6 +131,7 @@ def move_checkpoints(state: dict[str, Any], folder: str) -> None:
         path: path.replace(old, folder, 1)
         for path in (*(state[name] for name in paths), *state[best])
     }
-    if Path(here[state["best_model_path"]]).is_file():
+    best_path = here[state["best_model_path"]]
+    if not best_path or Path(best_path).is_file():
         state |= {name: here[state[name]] for name in paths}
         state |= {"dirpath": folder, best: {here[p]: score for p, score in state[best].items()}}
