@@ -52,6 +52,7 @@ def test_it_ends_where_an_uninterrupted_run_does(command: Commands) -> None:
     assert metrics("whole")["cross_entropy"] == metrics("r")["cross_entropy"]
 
 
+@pytest.mark.slow
 def test_every_draw_of_a_step_is_made_again(command: Commands) -> None:
     drops = (
         "binarize=ffnn",
@@ -71,6 +72,7 @@ def test_every_draw_of_a_step_is_made_again(command: Commands) -> None:
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_stays_stopped(command: Commands) -> None:
     stops = (
         "callbacks=early_stopping", "callbacks.early_stopping.patience=1",
@@ -137,7 +139,10 @@ def test_a_resumed_run_that_fails_keeps_its_outcome(
     assert metrics("r")["steps"] == 6
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_ends_a_training_with_the_command_that_goes_on(
     command: Commands, number: int, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +173,7 @@ def stop_at(batch: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MaskedLanguageModel, "on_train_batch_start", stopped)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_sweep_with_the_table_of_what_is_done(
     command: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -260,6 +260,7 @@ def test_checkpoints_that_would_leave_no_best_model_are_refused(
     assert not Path("r/checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_training_always_leaves_its_last_model(command: Commands) -> None:
     bar = "+callbacks.bar._target_=lightning.pytorch.callbacks.TQDMProgressBar"
     command.ok("train", ALONE, "~callbacks.last", bar, *SHORT, "hydra.run.dir=r")
