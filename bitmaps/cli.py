@@ -175,7 +175,7 @@ def run(cfg: DictConfig) -> float | None:
         raise
     except OSError as error:  # a full disk, or a folder that was removed or made read-only
         folder.fail(error, facts)
-        print(f"error: {error}{how_to_go_on(request)}", file=sys.stderr)
+        print(f"error: {folder.path}: {error}{how_to_go_on(request)}", file=sys.stderr)
         if not request.in_sweep:
             sys.exit(1)
     except BaseException as error:

@@ -7,8 +7,10 @@ tracker. An observer that fails costs a warning, and nothing else.
 from __future__ import annotations
 
 import logging
+import shlex
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -81,13 +83,17 @@ def show(
     """Show the outcome of a run that its folder has stored."""
     packed = folder.path / "packed"
     rows = [one.row for one in outcome.scored]
+    again = repetition(folder.path, config)
     if folder.writes and packed.is_dir():
-        attempt("model card", folder, lambda: write_card(packed, rows, config.model, config.data))
-    attempt("tracker", folder, lambda: track.summarize(outcome.scored, outcome.model, packed))
+        card = partial(write_card, packed, rows, config.model, config.data)
+        attempt("model card", folder, card, again)
+    summarize = partial(track.summarize, outcome.scored, outcome.model, packed)
+    attempt("tracker", folder, summarize, again)
     if not folder.writes or in_sweep:
         return
-    attempt("page", folder, lambda: write_page(folder.path))
-    attempt("table", folder, lambda: print_outcome(outcome, config, folder))
+    report = shlex.join(["python", "-m", "bitmaps.report", str(folder.path)])
+    attempt("page", folder, partial(write_page, folder.path), report)
+    attempt("table", folder, partial(print_outcome, outcome, config, folder), report)
 
 
 def print_outcome(outcome: Outcome, config: Train | Evaluate, folder: RunFolder) -> None:
@@ -100,13 +106,21 @@ def print_outcome(outcome: Outcome, config: Train | Evaluate, folder: RunFolder)
     terminal.say(f"{folder.path}: metrics.json, results.html")
 
 
-def attempt(observer: str, folder: RunFolder, run: Callable[[], object]) -> None:
+def repetition(folder: Path, config: Train | Evaluate) -> str:
+    """What shows a stored outcome again: it scores the model, and trains no step."""
+    if isinstance(config, Train):
+        return shlex.join(["python", "train.py", f"resume={folder}"])
+    return "the same command with another hydra.run.dir"
+
+
+def attempt(observer: str, folder: RunFolder, run: Callable[[], object], again: str) -> None:
+    """Run an observer. A failure is a warning that says how to repeat it."""
     try:
         run()
     except Exception as error:
         log.warning(
-            "the results are in %s, but its %s failed: %s: %s",
-            folder.path, observer, type(error).__name__, error,
+            "the results are in %s, but its %s failed: %s: %s; to repeat that: %s",
+            folder.path, observer, type(error).__name__, error, again,
         )  # fmt: skip
 
 
@@ -141,6 +155,8 @@ def quieten_libraries() -> None:
         ".*does not have many workers.*",
         # a resumed run finds its own checkpoints
         "Checkpoint directory .* exists and is not empty",
+        # and may go on without one of its callbacks
+        "Be aware that when using `ckpt_path`",
         ".*isinstance.treespec, LeafSpec.*",  # of Lightning 2.6 on torch 2.13
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -61,7 +61,7 @@ def test_the_page_names_every_module_beside_the_rooms() -> None:
 
 def test_tests_are_in_the_rooms_of_what_they_test() -> None:
     folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
-    assert folders <= {*ROOMS, "long"}
+    assert folders - {"long"} <= set(ROOMS)  # which has campaigns of random cases
 
 
 @pytest.mark.parametrize("room", ROOMS)

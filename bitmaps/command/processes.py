@@ -37,8 +37,10 @@ def watch(launcher: int) -> None:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """While a command runs, SIGTERM and Ctrl-C raise ``Stopped``. A second one ends it at once."""
-    signals = (signal.SIGINT, signal.SIGTERM)
+    """While a command runs, SIGTERM and Ctrl-C raise ``Stopped``. A second one ends it at once.
+    What was ignored before, such as Ctrl-C by a job in the background, stays ignored."""
+    both = (signal.SIGINT, signal.SIGTERM)
+    signals = [one for one in both if signal.getsignal(one) is not signal.SIG_IGN]
 
     def stop(number: int, frame: object) -> None:
         for one in signals:

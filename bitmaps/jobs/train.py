@@ -34,6 +34,7 @@ from bitmaps.training.callbacks import (
     StaysStopped,
     StopsAtOnce,
     best_checkpoint,
+    check_moments,
     check_monitors,
 )
 from bitmaps.training.checkpoints import (
@@ -66,7 +67,8 @@ class Training:
         except InstantiationException as error:
             raise InputError(str(error)) from error
         check_monitors(callbacks)
-        self.best = best_checkpoint(callbacks, config.callbacks)
+        check_moments(callbacks, config.callbacks)
+        self.best = best_checkpoint(callbacks)
         self.callbacks: list[Callback] = list(callbacks.values())
         make_trainer(**self.arguments(), logger=False, callbacks=self.callbacks)
 

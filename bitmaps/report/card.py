@@ -69,14 +69,20 @@ def license_of(source: str) -> dict[str, str]:
     ``license`` is Hugging Face's identifier, or ``unknown`` where no card names one. The weights of
     a run have the licence of the weights that it started from.
     """
+    seen: set[Path] = set()
     try:
-        folder = locate(source)
-        metadata = (metadata_load(folder / FILE) if (folder / FILE).is_file() else None) or {}
-        config = folder.parent / "config.yaml"
-        if "license" not in metadata and config.is_file():
+        while True:
+            folder = locate(source).resolve()
+            metadata = (metadata_load(folder / FILE) if (folder / FILE).is_file() else None) or {}
+            config = folder.parent / "config.yaml"
+            # a chain of runs that meets itself names no licence either
+            if "license" in metadata or not config.is_file() or folder in seen:
+                break
+            seen.add(folder)
             model = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]
-            if model["weights"] == Weights.pretrained:
-                return license_of(model["source"])
+            if model["weights"] != Weights.pretrained:
+                break
+            source = model["source"]
     except (InputError, OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         metadata = {}  # a card that cannot be read names no licence
     named = {name: metadata[name] for name in LICENSE if isinstance(metadata.get(name), str)}

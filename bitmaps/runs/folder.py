@@ -131,6 +131,7 @@ class RunFolder:
     def begin(self, facts: Facts) -> None:
         """Say that what is here belongs to this run from now on, and is not complete."""
         self.write(Status.running, None, asdict(facts))
+        self.keeps = False
         replace_text(self.path / "config.yaml", self.config)
 
     def write(self, status: Status, error: str | None, row: dict[str, Any]) -> None:
@@ -152,7 +153,6 @@ class RunFolder:
             sums: dict[str, Any] = {one.row.kind: one.sentence_sums for one in scored}
             archive = io.BytesIO()
             np.savez_compressed(archive, **sums)
-            self.keeps = False
             self.begin(scored[-1].row.facts)
             for name in ("model", "packed"):
                 if draft_of(self.path / name).is_dir():

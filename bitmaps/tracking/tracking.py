@@ -4,6 +4,7 @@ apart."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import zlib
@@ -29,6 +30,8 @@ from bitmaps.runs.analysis import Analysis
 from bitmaps.runs.folder import ScoredRow
 from bitmaps.runs.records import Facts, Row, measures
 from bitmaps.training.sign_watch import values_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -207,10 +210,14 @@ def tracking(
         yield kind_of_tracking(logger, curves)
         failed = False
     finally:
-        logger.finalize("failed" if failed else "success")
+        try:
+            logger.finalize("failed" if failed else "success")
+            if isinstance(logger, WandbLogger):
+                # Lightning leaves the run open, and the next job would log into it
+                wandb.finish(exit_code=int(failed))
+        except Exception as error:  # the outcome is stored by now, or has failed already
+            log.warning("the logger did not close: %s: %s", type(error).__name__, error)
         if isinstance(logger, WandbLogger):
-            # Lightning leaves the run open, and the next job would log into it
-            wandb.finish(exit_code=int(failed))
             os.environ.pop("WANDB_MODE", None)
             if mode is not None:
                 os.environ["WANDB_MODE"] = mode

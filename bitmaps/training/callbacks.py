@@ -27,6 +27,8 @@ MONITORS = {
 }
 """What a validation scores, and whether the smallest value is the best or the largest."""
 
+TRIGGERS = ("every_n_train_steps", "every_n_epochs", "train_time_interval")
+
 
 class OneBitInputs(Callback):
     """Introduces one-bit inputs gradually: their share rises from 0 to 1 over the first half of a
@@ -119,16 +121,11 @@ def check_monitors(callbacks: Mapping[str, Callback]) -> None:
             )
 
 
-def best_checkpoint(
-    callbacks: Mapping[str, Callback], settings: Mapping[str, Any]
-) -> ModelCheckpoint:
+def best_checkpoint(callbacks: Mapping[str, Callback]) -> ModelCheckpoint:
     """The callback that keeps the best model.
 
-    Args:
-        settings: of each callback, by the same names.
-
     Raises:
-        InputError: when there is none, or several, or it would not keep the best model.
+        InputError: when there is none, or several, or it keeps no model.
     """
     found = {
         name: callback
@@ -145,15 +142,17 @@ def best_checkpoint(
         raise InputError(
             f"callbacks.{name}.save_top_k=0 keeps no model; valid are 1 or more, and -1 for all"
         )
-    for key in ("every_n_train_steps", "every_n_epochs", "train_time_interval"):
-        if settings[name].get(key) is not None:
-            raise InputError(
-                f"callbacks.{name}.{key} may miss the best model, which is known after each "
-                "validation: leave it out"
-            )
-    if settings[name].get("save_on_train_epoch_end"):
-        raise InputError(
-            f"callbacks.{name}.save_on_train_epoch_end=true would only save once, at the end: "
-            "leave it out"
-        )
     return best
+
+
+def check_moments(callbacks: Mapping[str, Callback], settings: Mapping[str, Any]) -> None:
+    """Raises:
+    InputError: for checkpoints at other times than after each validation: one may miss the best
+        model, and a run that is resumed from another would leave out a validation."""
+    for name, callback in callbacks.items():
+        for key in (*TRIGGERS, "save_on_train_epoch_end"):
+            if isinstance(callback, ModelCheckpoint) and settings[name].get(key):
+                raise InputError(
+                    f"callbacks.{name}.{key} is not supported, checkpoints are written after each "
+                    "validation: leave it out, and set trainer.val_check_interval"
+                )

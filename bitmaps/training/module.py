@@ -165,7 +165,8 @@ def move_checkpoints(state: dict[str, Any], folder: str) -> None:
     for name in ("kth_best_model_path", "last_model_path"):
         if state[name] in outside:
             state[name] = ""
-    if Path(here[state["best_model_path"]]).is_file():
+    best_path = here[state["best_model_path"]]
+    if not best_path or Path(best_path).is_file():
         state |= {name: here.get(state[name], "") for name in paths}
         state |= {"dirpath": folder, best: {here[p]: score for p, score in state[best].items()}}
 

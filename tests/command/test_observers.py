@@ -22,10 +22,13 @@ from command.commands import (
 )
 from conftest import Recorded
 from huggingface_hub import ModelCard
+from lightning.pytorch.loggers import CSVLogger
 
+from bitmaps import launch
 from bitmaps.cli import TextRecord
 from bitmaps.report.charts import read_curves
 from bitmaps.runs.records import measures
+from bitmaps.tracking.tracking import Tracking
 from bitmaps.tracking.workspace import CURVES
 
 
@@ -141,3 +144,32 @@ def test_a_terminal_that_fails_costs_a_run_nothing(
 def test_a_line_of_the_log_has_no_escape_sequences() -> None:
     record = TextRecord("n", logging.INFO, "p", 1, "%s\nis done", ("a\x1b[31m",), None)
     assert record.getMessage() == "a\\x1b[31m\nis done"
+
+
+def test_a_tracker_that_fails_costs_a_warning_that_says_how_to_repeat_it(
+    command: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise PermissionError("Unable to write staging files")
+
+    monkeypatch.setattr(Tracking, "summarize", fail)
+    monkeypatch.setattr(launch, "write_card", fail)
+    command.ok("train", "binarize=ffnn", ALONE, *SHORT, "hydra.run.dir=r")
+    assert metrics("r")["status"] == "ok"
+    failed = [line for line in Path("r/train.log").read_text().splitlines() if "failed" in line]
+    again = f"to repeat that: python train.py resume={Path('r').resolve()}"
+    for observer, line in zip(("model card", "tracker"), failed, strict=True):
+        assert f"its {observer} failed: PermissionError: Unable to write" in line
+        assert line.endswith(again)
+
+
+def test_a_logger_that_does_not_close_costs_a_warning(
+    command: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("gone")
+
+    monkeypatch.setattr(CSVLogger, "finalize", fail)
+    command.ok("evaluate", "binarize=ffnn", ALONE, "hydra.run.dir=r")
+    assert metrics("r")["status"] == "ok"
+    assert "the logger did not close: OSError: gone" in Path("r/evaluate.log").read_text()

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import errno
+import itertools
+import os
 import shutil
+import signal
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +21,18 @@ from command.commands import (
     LEVEL,
     ONE_BIT,
     SHORT,
+    STEPS,
     Commands,
     contents,
     metrics,
+    scores,
 )
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 
 import bitmaps
+from bitmaps.runs.folder import RunFolder
+from bitmaps.training.module import MaskedLanguageModel
 
 BEGUN = ("binarize=ffnn", ALONE, LEVEL)  # with HALF the first half, with SHORT all of it
 GO_ON = ("train", "resume=r", "trainer.max_steps=4")
@@ -40,6 +50,145 @@ def test_it_ends_where_an_uninterrupted_run_does(command: Commands) -> None:
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert metrics("whole")["cross_entropy"] == metrics("r")["cross_entropy"]
+
+
+@pytest.mark.slow
+def test_every_draw_of_a_step_is_made_again(command: Commands) -> None:
+    drops = (
+        "binarize=ffnn",
+        ALONE,
+        LEVEL,
+        "model.dropout=0.3",
+        "trainer.accumulate_grad_batches=2",
+    )
+    command.ok("train", *drops, *SHORT, "hydra.run.dir=whole")
+    command.ok("train", *drops, *HALF, "hydra.run.dir=r")
+    command.ok(*GO_ON)
+    assert scores(metrics("whole")) == scores(metrics("r"))
+    whole, parts = (
+        torch.load(f"{folder}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for folder in ("whole", "r")
+    )
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_a_run_that_stopped_early_stays_stopped(command: Commands) -> None:
+    stops = (
+        "callbacks=early_stopping", "callbacks.early_stopping.patience=1",
+        "+callbacks.early_stopping.min_delta=9", "trainer.max_steps=8", *STEPS,
+    )  # fmt: skip
+    command.ok("train", "binarize=ffnn", ALONE, *stops, "hydra.run.dir=r")
+    before = metrics("r")
+    assert before["steps"] == 4
+    command.ok("train", "resume=r")
+    assert scores(metrics("r")) == scores(before)
+    assert metrics("r")["steps"] == 4
+    command.ok("train", "resume=r", "+callbacks.early_stopping.patience=2")
+    assert metrics("r")["steps"] == 6
+    command.ok("train", "resume=r", "callbacks=default")
+    assert metrics("r")["steps"] == 8
+
+
+def flip(path: Path) -> None:
+    """Flip one bit in the first weights of a checkpoint."""
+    with zipfile.ZipFile(path) as archive:
+        record = max(archive.infolist(), key=lambda one: one.file_size)
+    content = bytearray(path.read_bytes())
+    content[record.header_offset + record.file_size // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_last_checkpoint_gives_way_to_the_best(command: Commands) -> None:
+    command.made("whole", "train", *BEGUN, *SHORT)
+    command.made("r", "train", *BEGUN, *HALF)
+    flip(Path("r/checkpoints/last.ckpt"))
+    command.ok(*GO_ON)
+    (warning,) = (line for line in Path("r/train.log").read_text().splitlines() if "CRC" in line)
+    assert "last.ckpt is missing or damaged: bad CRC-32" in warning
+    assert warning.endswith("checkpoints/best.ckpt, of step 2")
+    assert scores(metrics("whole")) == scores(metrics("r"))
+    for name in ("last", "best"):
+        flip(Path(f"r/checkpoints/{name}.ckpt"))
+    before = contents("r/model") | contents("r/packed")
+    err = command.refused("train", "resume=r", "trainer.max_steps=6")
+    assert "last.ckpt is missing or damaged" in err
+    assert "best.ckpt is missing or damaged" in err
+    assert metrics("r")["status"] == "ok"
+    assert contents("r/model") | contents("r/packed") == before
+
+
+def test_a_resumed_run_that_fails_keeps_its_outcome(
+    trained: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    kept = ("model", "packed", "metrics.json", "rows.json", "config.yaml", "sentences.npz")
+    before = [contents(f"r/{name}") or Path(f"r/{name}").read_bytes() for name in kept]
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "begin", fail)
+        code, _, err = trained("train", "resume=r", "trainer.max_steps=6")
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert "No space left on device; to go on from its last checkpoint: python train.py" in err
+    assert before == [contents(f"r/{name}") or Path(f"r/{name}").read_bytes() for name in kept]
+    err = trained.refused("train", "resume=r")  # six steps are trained: type them again
+    assert "trainer.max_steps=4 is too small" in err
+    trained.ok("train", "resume=r", "trainer.max_steps=6")
+    assert metrics("r")["steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
+def test_a_signal_ends_a_training_with_the_command_that_goes_on(
+    command: Commands, number: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command.made("whole", "train", *BEGUN, *SHORT)
+    with monkeypatch.context() as patched:
+        stop_at(3, number, patched)
+        found, out, err = command("train", *BEGUN, *SHORT, "hydra.run.dir=r")
+    assert found == code, err
+    name = signal.Signals(number).name
+    path = Path("r").resolve()
+    assert out.splitlines()[-1] == (
+        f"stopped by {name}; to go on from its last checkpoint: python train.py resume={path}"
+    )
+    assert (metrics("r")["status"], metrics("r")["error"]) == ("failed", f"stopped by {name}")
+    command.ok("train", "resume=r")
+    assert scores(metrics("whole")) == scores(metrics("r"))
+
+
+def stop_at(batch: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send a signal to this process at the start of a training batch."""
+    left, start = itertools.count(1), MaskedLanguageModel.on_train_batch_start
+
+    def stopped(module: MaskedLanguageModel, *arguments: Any) -> None:
+        if next(left) == batch:
+            os.kill(os.getpid(), number)
+        start(module, *arguments)
+
+    monkeypatch.setattr(MaskedLanguageModel, "on_train_batch_start", stopped)
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_sweep_with_the_table_of_what_is_done(
+    command: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = ("train", "-m", "seed=0,1,2", *BEGUN, *SHORT, "hydra.sweep.dir=s")
+    with monkeypatch.context() as patched:
+        stop_at(4 + 3, signal.SIGTERM, patched)
+        code, out, _ = command(*sweep)
+    assert code == 143
+    assert out.splitlines()[-1] == (
+        "stopped by SIGTERM: to go on, repeat the command with hydra.sweep.dir=s"
+    )
+    with Path("s/results.csv").open(newline="") as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["ok", "failed"]
+    command.ok(*sweep)
+    assert [metrics(job)["status"] for job in sorted(Path("s").glob("*seed-*"))] == ["ok"] * 3
 
 
 def test_it_has_the_later_model_in_real_bits(command: Commands) -> None:

