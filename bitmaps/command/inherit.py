@@ -13,6 +13,7 @@ from hydra.conf import HydraConf
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from bitmaps.command.mistakes import found_in
 from bitmaps.command.overrides import as_typed, key_of
 from bitmaps.command.parts import Devices
 from bitmaps.command.saved import (
@@ -237,9 +238,10 @@ def trained_config(cfg: DictConfig, run: Path, given: list[str]) -> DictConfig:
     """``cfg`` with what a trained run decides, and with its data and seed unless they are given."""
     saved = resolved(read_config(run, unread=("logger",)), run / FILE)
     names = [*OF_THE_CHECKPOINT, *(name for name in ("data", "seed") if name not in given)]
-    merged = OmegaConf.merge(cfg, {name: saved[name] for name in names if name in saved})
-    if "data" in given:  # other text, cut as it was in training
-        OmegaConf.update(merged, "data.length", saved["data"]["length"])
+    with found_in(run / FILE):
+        merged = OmegaConf.merge(cfg, {name: saved[name] for name in names if name in saved})
+        if "data" in given:  # other text, cut as it was in training
+            OmegaConf.update(merged, "data.length", saved["data"]["length"])
     for key in given:
         if key.startswith("data."):
             OmegaConf.update(merged, key, OmegaConf.select(cfg, key))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
+import pytest
 import torch
 
 from bitmaps.adapters.training import SOURCE, Settings, Training
@@ -18,6 +19,7 @@ def begin(settings: Settings) -> Training:
     return Training(settings)
 
 
+@pytest.mark.slow
 def test_a_restored_training_takes_the_same_steps(tmp_path: Path) -> None:
     settings = Settings(steps=40, batch_size=2, lr=1e-2, seed=0)
     data = MaskedSentences(

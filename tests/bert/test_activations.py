@@ -37,6 +37,7 @@ def test_another_name_is_refused_with_the_valid_ones(wrong: object) -> None:
         BertConfig(hidden_act=wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_transformers_is_imported_for_rare_functions_alone() -> None:
     code = (
         "import sys; from bitmaps.bert import Bert, BertConfig;"

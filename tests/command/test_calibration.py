@@ -88,6 +88,7 @@ def test_it_takes_whole_batches_and_at_most_all_sentences(command: Commands) -> 
     assert metrics("9")["cross_entropy"] != metrics("1000")["cross_entropy"]
 
 
+@pytest.mark.slow
 def test_a_training_may_begin_where_calibration_ends(command: Commands) -> None:
     still = ("optimizer.lr=0", "optimizer.weight_decay=0", *SHORT)
     command.ok("train", *CALIBRATED[1:], *still, ALONE, "hydra.run.dir=plain")
@@ -104,6 +105,7 @@ def test_a_training_may_begin_where_calibration_ends(command: Commands) -> None:
     assert found != pytest.approx(plain, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_calibrated_training_is_resumed_without_calibrating_again(
     command: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,9 +103,9 @@ def test_a_runs_model_is_the_run(trained: Commands) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.yaml", "seed: abc", "r/config.yaml is damaged or of another version: "),
-        ("config.yaml", "a: [", "r/config.yaml is missing or no configuration: while parsing"),
-        ("config.yaml", "- a", "r/config.yaml holds a list"),
+        ("config.yaml", "model: 3", "r/config.yaml is no configuration: it has no model"),
+        ("config.yaml", "a: [", "r/config.yaml is no configuration: while parsing"),
+        ("config.yaml", "model: {source: []}", "r/config.yaml is damaged or of another version: "),
         ("metrics.json", "[" * 100_000, "r/metrics.json is not JSON"),
         ("metrics.json", '{"format": 1, "status": 3}', "r/metrics.json is damaged"),
     ],
@@ -162,6 +162,7 @@ def test_an_observer_that_fails_costs_a_warning(
     assert [row["row"] for row in read("r", "rows")] == ["unbinarized", "naive", "trained"]
 
 
+@pytest.mark.slow
 def test_a_table_needs_nothing_that_draws() -> None:
     code = (
         "import sys, bitmaps.cli, bitmaps.jobs.train, bitmaps.jobs.evaluate, bitmaps.report.comparison;"

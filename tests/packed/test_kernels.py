@@ -252,6 +252,7 @@ def test_failures_of_the_library_are_raised(
 # -- the command --
 
 
+@pytest.mark.slow
 def test_info_prints_what_runs_and_what_is_used() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bitmaps.packed", "info"],

@@ -39,7 +39,7 @@ def base() -> Bert:
     return Bert(BertConfig()).randomize()
 
 
-@pytest.mark.parametrize("values", ["01", "pm1"])
+@pytest.mark.parametrize("values", [pytest.param("01", marks=pytest.mark.slow), "pm1"])
 def test_memory_of_bert_base_is_the_blog_posts(base: Bert, values: ValueSet) -> None:
     sizes = {}
     for group, components in GROUPS.items():

@@ -145,6 +145,7 @@ def test_curves_are_written_though_the_run_fails(tmp_path: Path) -> None:
     assert "2.5" in (tmp_path / "logs" / "metrics.csv").read_text()
 
 
+@pytest.mark.slow
 def test_the_jobs_of_a_sweep_are_wandb_runs_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: Read
 ) -> None:
