@@ -211,6 +211,6 @@ def test_no_packed_folder_is_written_without_its_tokenizer(
     monkeypatch.setattr("sys.argv", ["bitmaps.packed", str(folder), str(to)])
     with pytest.raises(SystemExit, match="2"):
         main()
-    (line,) = capsys.readouterr().err.splitlines()
+    *_, line = capsys.readouterr().err.splitlines()
     assert named in line
     assert not to.exists()
