@@ -182,6 +182,9 @@ class Measure:
         at_least(0, self, "measure.", "repeats", "budget_s")
 
 
+MOST_DEVICES = 65536  # Lightning makes a list of them
+
+
 @dataclass
 class Devices:
     accelerator: str = "cpu"  # cpu, gpu (CUDA) or auto
@@ -192,6 +195,11 @@ class Devices:
 
     def check(self) -> None:
         at_least(1, self, "trainer.", "num_nodes")
+        for name in ("devices", "num_nodes"):
+            if isinstance(number := getattr(self, name), int) and number > MOST_DEVICES:
+                raise InputError(
+                    f"trainer.{name}={number} is too large; valid is at most {MOST_DEVICES}"
+                )
         if self.precision not in PRECISIONS:
             raise InputError(
                 f"trainer.precision={self.precision} is not supported; "

@@ -307,6 +307,7 @@ def test_a_bad_value_is_named(override: str, named: tuple[str, ...]) -> None:
         ),
         ("train", "loss.more_masked_at_end=1.5", "loss.more_masked_at_end=1.5 .* valid are 0 to 1"),
         ("train", "trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1.0 .* 0 or more"),
+        ("evaluate", "trainer.devices=4294967296", "trainer.devices=4294967296 .* at most 65536"),
         ("train", "trainer.log_every_n_steps=0", "trainer.log_every_n_steps=0 .* 1 or more"),
         ("train", "schedule.num_warmup_steps=-1", "schedule.num_warmup_steps=-1 .* 0 or more"),
         ("train", "loss.logits=nan", "loss.logits=nan .* 0 or more"),
