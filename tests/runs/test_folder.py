@@ -274,13 +274,6 @@ def test_a_finished_run_keeps_its_outcome_until_the_next_one_is_there(tmp_path: 
     assert (tmp_path / "config.yaml").read_text() == "seed: 1\n"
 
 
-def test_nothing_that_follows_costs_a_finished_run_its_outcome(tmp_path: Path) -> None:
-    folder = claimed(tmp_path)
-    folder.finish(SCORED)
-    folder.fail(BrokenPipeError("the terminal is gone"), FACTS)
-    assert (read_state(tmp_path).status, read_state(tmp_path).row) == (Status.ok, NAIVE)
-
-
 @pytest.mark.parametrize("event", range(1, 20))
 def test_a_folder_that_a_killed_process_leaves_is_whole_or_says_that_it_is_not(
     tmp_path: Path, event: int, monkeypatch: pytest.MonkeyPatch
