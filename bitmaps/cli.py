@@ -40,7 +40,7 @@ from bitmaps.errors import InputError, Stopped, as_text, refuse
 from bitmaps.runs.folder import RunFolder, has_checkpoint, read_state
 from bitmaps.runs.provenance import commit, versions
 from bitmaps.runs.records import Facts, Row
-from bitmaps.sweeps import discard, table_when_stopped
+from bitmaps.sweeps import discard, table_when_cut_short
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def main(command: str | None = None) -> None:
     try:
         sys.argv = [expand_home(word) for word in sys.argv]
         check_options(typed())
-        with raised_by_hydra(), stoppable(), table_when_stopped():
+        with raised_by_hydra(), stoppable(), table_when_cut_short():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(run)()
     except Exception as error:
         # conf/ composes, so it is what was typed that Hydra can make nothing of

@@ -16,6 +16,7 @@ from bitmaps.command.mistakes import MISTAKES, one_line
 from bitmaps.command.overrides import expand_paths
 from bitmaps.command.sweep import SweepError, check_whole_sweep
 from bitmaps.errors import InputError, Stopped, refuse
+from bitmaps.runs.search import runs_below
 from bitmaps.vocabulary import Status
 
 log = logging.getLogger(__name__)
@@ -78,15 +79,17 @@ def print_table(sweep: Path) -> bool:
 
 
 @contextlib.contextmanager
-def table_when_stopped() -> Iterator[None]:
-    """Shows a sweep that a signal ends."""
+def table_when_cut_short() -> Iterator[None]:
+    """Shows a sweep that a signal ends, or an error of its sweeper or launcher."""
     SweepTable.running.clear()
     try:
         yield
-    except Stopped as stop:
+    except (Stopped, Exception) as end:
         for sweep in SweepTable.running:
-            print_table(sweep)
-            print(f"{stop}: to go on, repeat the command with hydra.sweep.dir={sweep}")
+            if sweep.is_dir() and runs_below(sweep):
+                print_table(sweep)
+            if isinstance(end, Stopped):
+                print(f"{end}: to go on, repeat the command with hydra.sweep.dir={sweep}")
         raise
 
 

@@ -89,6 +89,21 @@ def test_a_failed_job_is_a_failed_trial(command: Commands, monkeypatch: pytest.M
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optuna")
+def test_a_study_without_a_finished_trial_has_its_table(
+    command: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Training, "run", fail)
+    code, _, err = command(*STUDY, "hydra.sweeper.n_trials=2")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: ")  # in the words of optuna
+    assert sum("| failed |" in row for row in rows()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optuna")
 def test_a_trial_that_was_done_before_is_not_done_again(command: Commands) -> None:
     choice = (
         "values=choice(pm1)",
