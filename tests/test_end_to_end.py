@@ -181,7 +181,7 @@ def test_the_standard_comparison_runs_and_goes_on_where_it_was(
         "-m", "bitmaps.report", teacher, sweep, "--output", tmp_path / "report",
         "--against", "teacher", "--json", results,
     )  # fmt: skip
-    assert "teacher" in run(*report)
+    assert "accuracy kept" in run(*report)
     (line,) = [line for line in read(results)["lines"] if len(line["seeds"]) == 2]
     assert [seed["seed"] for seed in line["seeds"]] == [0, 1]
     (differences,) = line["against"].values()

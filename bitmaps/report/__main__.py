@@ -88,7 +88,8 @@ def report(folders: Sequence[Path], output: Path | None) -> Comparison:
 
 
 def show(results: intervals.Results, picture: Path | None) -> None:
-    print(intervals.tables(results), end="")
+    for line in intervals.tables(results).splitlines():
+        say(line)
     if picture is not None:
         intervals.draw_sizes(results, picture)
 

@@ -206,15 +206,16 @@ def test_a_resolver_in_a_folder_is_refused_and_named(
 
 @pytest.mark.slow
 def test_no_command_reads_the_environment_for_a_folder(
-    run: Commands, monkeypatch: pytest.MonkeyPatch
+    run: Commands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BITMAPS_SECRET", "hunter2")
     edit(setter("model.name", "${oc.env:BITMAPS_SECRET}"))
     monkeypatch.setattr(sys, "argv", ["bitmaps.packed", "r", "p"])
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit, match="2"):
         pack_main()
     assert not Path("p").exists()
-    for err in (run.refused(*GO_ON), run.refused("evaluate", "checkpoint=r"), str(stop.value)):
+    packing = capsys.readouterr().err
+    for err in (packing, run.refused(*GO_ON), run.refused("evaluate", "checkpoint=r")):
         assert "model.name uses the resolver oc.env" in err
         assert "hunter2" not in err
 
