@@ -86,7 +86,7 @@ def table_when_cut_short() -> Iterator[None]:
         yield
     except (Stopped, Exception) as end:
         for sweep in SweepTable.running:
-            if sweep.is_dir() and runs_below(sweep):
+            if runs_below(sweep):
                 print_table(sweep)
             if isinstance(end, Stopped):
                 print(f"{end}: to go on, repeat the command with hydra.sweep.dir={sweep}")

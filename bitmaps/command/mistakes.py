@@ -12,7 +12,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from bitmaps.errors import InputError
+from bitmaps.errors import InputError, as_text
 
 MISTAKES = (InputError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 """The errors that tell of a user's mistake. Every other one is a defect."""
@@ -30,8 +30,7 @@ FULL_KEY = re.compile(r"^\s*full_key: *(\S.*)$", re.M)
 
 def one_line(error: Exception) -> InputError:
     """The mistake that an error of ``MISTAKES`` tells, in one line: what, where, valid values."""
-    text = folded(words_of(error)) or type(error).__name__
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    text = as_text(folded(words_of(error)) or type(error).__name__)
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
     return InputError(text)

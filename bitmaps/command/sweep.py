@@ -75,8 +75,7 @@ def find_job(cfg: DictConfig, folder: RunFolder) -> Job:
         return Job.new
     lock = lock_folder(path)
     try:
-        # an attempt that was killed at its very start has no state
-        done = (path / "metrics.json").is_file() and read_state(path).status is Status.ok
+        done = folder.is_done()
         if not done and not has_checkpoint(path):
             shutil.rmtree(path)
             return Job.new
@@ -217,8 +216,7 @@ def check_text(facts: Facts, swept: set[str], sweep: Path, own: Path | None = No
 
 
 def runs_with_state(sweep: Path) -> list[Path]:
-    found = runs_below(sweep) if sweep.is_dir() else []
-    return [run for run in found if (run / "metrics.json").is_file()]
+    return [run for run in runs_below(sweep) if (run / "metrics.json").is_file()]
 
 
 def find_duplicate(cfg: DictConfig, own: Path, sweep: Path) -> Path | None:

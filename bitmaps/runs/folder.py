@@ -125,7 +125,8 @@ class RunFolder:
         return any((self.path / name).exists() for name in ("config.yaml", "metrics.json"))
 
     def is_done(self) -> bool:
-        """Whether it holds the outcome of a run that ended well."""
+        """Whether it holds the outcome of a run that ended well. A run that was killed at its very
+        start has no state."""
         return (self.path / "metrics.json").is_file() and read_state(self.path).status is Status.ok
 
     def begin(self, facts: Facts) -> None:

@@ -12,9 +12,10 @@ OF_A_RUN = ("checkpoints", "logs", "model", "packed", "wandb")  # folders that a
 def runs_below(folder: Path) -> list[Path]:
     """The runs at most ``LEVELS`` folders below a folder, in the order of their names.
 
-    A folder beside a run that holds neither a run nor a report is a job that never started.
+    A folder beside a run that holds neither a run nor a report is a job that never started. A
+    folder that is not there has none.
     """
-    return search(folder, LEVELS, {folder.resolve()})
+    return search(folder, LEVELS, {folder.resolve()}) if folder.is_dir() else []
 
 
 def search(folder: Path, levels: int, seen: set[Path]) -> list[Path]:
