@@ -136,11 +136,13 @@ class Activations(StrEnum):
 
 
 class Act(StrEnum):
-    """What the kernels round activations to: see ``bitmaps.packed.operations``."""
+    """What the kernels round activations to: see ``bitmaps.packed.activations``."""
 
     f32 = auto()
     a16 = auto()
+    a11 = auto()
     a8 = auto()
+    a6 = auto()
     a1 = auto()
 
     __hash__ = str.__hash__  # looked up at every call of a layer; Enum's own hash is slow

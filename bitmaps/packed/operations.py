@@ -1,21 +1,17 @@
 """Products with packed matrices: the reference in plain PyTorch, and the calls of the C kernels.
 
 A matrix of one bit per weight has rows of two values, low and high. The activations of a token are
-multiplied by the matrix's column scales, if it has any, and rounded to integers q with a scale s.
-Then output r is
+multiplied by the matrix's column scales, if it has any, and rounded to whole numbers q with a scale
+s (``bitmaps.packed.activations``). Then output r is
 
     y_r = s * ((high_r - low_r) * dot(bits_r, q) + low_r * sum(q)) + bias_r
 
-which is s * high_r * (2 dot(bits_r, q) - sum(q)) + bias_r where low is -high. ``act`` defines q:
-
-    f32     x itself, s = 1
-    a16     round(x / s), s = max|x| / 32639: two bytes, a relative error below 1e-4
-    a8      round(x / s), s = max|x| / 127
-    a1      1 where x >= 0, else -1; s = mean|x|        (for models trained with one-bit inputs)
+which is s * high_r * (2 dot(bits_r, q) - sum(q)) + bias_r where low is -high. The dot product and
+the sum are exact, and are rounded to fp32 once. What follows is computed in fp32, in the order of
+the formula. So all kernels and the reference give the same bits, except for ``f32``.
 
 A matrix of int8 has y_r = s * high_r * dot(w_r, q) + bias_r, with ``a8`` only. A token with a NaN
-or an infinity gets a row of NaN, and so does, with ``a1``, a token whose mean is infinite. ``f32``
-follows ordinary arithmetic instead.
+or an infinity gets a row of NaN. ``f32`` follows ordinary arithmetic instead.
 
 The reference runs on any device, the kernels on the CPU. Both compute in float32 and convert other
 types.
@@ -32,11 +28,11 @@ from torch import Tensor
 
 from bitmaps.bert.activations import SignedGELU
 from bitmaps.packed import kernels as native
+from bitmaps.packed.activations import LARGEST, round_activations
 from bitmaps.packed.kernels import Packed, Part
 from bitmaps.vocabulary import Act
 
 OUT_OF_MEMORY = "the kernels could not get memory"
-TOP = {Act.a16: 32639.0, Act.a8: 127.0}
 HEAD = 32  # the kernels need heads whose size is a multiple of this
 BLOCK = 1024  # rows that the reference unpacks at a time, to save memory
 
@@ -55,45 +51,26 @@ def pack(bits: Tensor) -> Tensor:
     )
 
 
-def round_inputs(x: Tensor, act: Act) -> tuple[list[Tensor], Tensor]:
-    """q as fp32 planes, and s (..., 1). Each plane counts 256 times as much as the next."""
-    if act == Act.f32:
-        return [x], torch.ones_like(x[..., :1])
-    if act == Act.a1:
-        scale = x.abs().mean(-1, keepdim=True)
-        return [torch.where(x >= 0, 1.0, -1.0)], torch.where(scale.isfinite(), scale, torch.nan)
-    most = x.abs().amax(-1, keepdim=True)
-    # two tensors: PyTorch turns number / tensor into a product with the rounded reciprocal
-    inverse = torch.full_like(most, TOP[act]) / most
-    q = torch.where(most.isfinite() & inverse.isfinite(), (x * inverse).round(), 0.0)
-    scale = torch.where(
-        most.isfinite(), torch.where(inverse.isfinite(), most / TOP[act], 0.0), torch.nan
-    )
-    if act == Act.a8:
-        return [q], scale
-    upper = ((q + 128) / 256).floor()
-    return [upper, q - 256 * upper], scale
-
-
 def reference_linear(x: Tensor, part: Part, act: Act) -> Tensor:
     """One matrix, without the kernels: (..., k) -> (..., n), in fp32 even under ``autocast``."""
     weight, high, low, bias, column = part
     k, is_bits = x.shape[-1], weight.dtype == torch.uint8
-    planes, scale = round_inputs(x if column is None else x * column, act)
-    whole = planes[0] if len(planes) == 1 else 256 * planes[0] + planes[1]
+    q, scale = round_activations(x if column is None else x * column, act)
+    if act != Act.f32:  # in a type that holds every sum exactly
+        largest = LARGEST[act] * (1 if is_bits else 128) * k
+        q = q.to(torch.float32 if largest <= 2**24 else torch.float64)
     dots = []
     with torch.autocast(x.device.type, enabled=False):
         for rows in weight.split(BLOCK):
-            units = (unpack(rows, k) if is_bits else rows).to(x.dtype)
-            dot = planes[0] @ units.mT
-            dots.append(dot if len(planes) == 1 else 256 * dot + planes[1] @ units.mT)
-    dot, total = torch.cat(dots, -1), whole.sum(-1, keepdim=True)
+            units = (unpack(rows, k) if is_bits else rows).to(q.dtype)
+            dots.append((q @ units.mT).float())
+    dot, total = torch.cat(dots, -1), q.sum(-1, keepdim=True).float()
     products = (
         high * (2 * dot - total if is_bits else dot)
         if low is None
         else (high - low) * dot + low * total
     )
-    y = scale * products
+    y = products * scale
     return y if bias is None else y + bias
 
 

@@ -152,7 +152,7 @@ static int64_t other_size(struct state *s, int64_t m, int64_t size)
 
 static void linears(struct state *s, int64_t m)
 {
-    const int act = (int)below(s, 4), count = 1 + (int)below(s, MOST_MATRICES), threads = 1 + (int)below(s, 3);
+    const int act = (int)below(s, 6), count = 1 + (int)below(s, MOST_MATRICES), threads = 1 + (int)below(s, 3);
     const int64_t k = some_size(s, INT64_MAX);
     const float *columns[] = {NULL, numbers(s, k, 1), numbers(s, k, 1)}, *x = numbers(s, m * k, 1);
     struct matrix w[MOST_MATRICES];
@@ -213,7 +213,7 @@ static void compare_norms(struct state *s, const char *what, int act, int64_t m,
 
 static void linear_norm(struct state *s, int64_t m)
 {
-    const int act = (int)below(s, 4), threads = 1 + (int)below(s, 3);
+    const int act = (int)below(s, 6), threads = 1 + (int)below(s, 3);
     const int64_t n = some_size(s, INT64_MAX), k = other_size(s, m, n);
     const float *column = below(s, 2) ? numbers(s, k, 1) : NULL;
     const struct matrix w = random_matrix(s, n, k, act == A8 && below(s, 2) ? INT8 : BITS, column, below(s, 2) != 0);
@@ -232,7 +232,7 @@ static void linear_norm(struct state *s, int64_t m)
 
 static void ffnn(struct state *s, int64_t m)
 {
-    const int act = (int)below(s, 4), kind = act == A8 && below(s, 2) ? INT8 : BITS, threads = 1 + (int)below(s, 3);
+    const int act = (int)below(s, 6), kind = act == A8 && below(s, 2) ? INT8 : BITS, threads = 1 + (int)below(s, 3);
     const int64_t k = some_size(s, INT64_MAX), width = other_size(s, m, k);
     const float *first = below(s, 2) ? numbers(s, k, 1) : NULL, *second = below(s, 2) ? numbers(s, width, 1) : NULL;
     /* signs that cancel and no bias would leave a sign to the last bit */
@@ -282,7 +282,7 @@ static void attend(float *context, const float *query, const float *key, const f
 /* Against the generic products around plain loops. */
 static void attention(struct state *s, int64_t some, int64_t length)
 {
-    const int act = (int)below(s, 4), threads = 1 + (int)below(s, 3), generic = isas[isa_count - 1];
+    const int act = (int)below(s, 6), threads = 1 + (int)below(s, 3), generic = isas[isa_count - 1];
     const int64_t heads = 1 + below(s, 3), size = 32 * (1 + below(s, 3)), k = heads * size;
     const int64_t most = largest / (length * k * k), sentences = some < most ? some : most > 0 ? most : 1, m = sentences * length;
     const float *column = below(s, 2) ? numbers(s, k, 1) : NULL;

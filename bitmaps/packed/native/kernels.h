@@ -38,8 +38,8 @@
 #define END_TARGET
 #endif
 
-/* What activations are rounded to: not at all, 16 bits as two planes of int8, int8, or the sign. */
-enum act { F32, A16, A8, A1 };
+/* What activations are rounded to: bitmaps/packed/activations.py, in its order. */
+enum act { F32, A16, A11, A8, A6, A1 };
 
 /* What a weight is: a bit, or a signed byte, which goes with A8 only. */
 enum kind { BITS, INT8 };
@@ -72,7 +72,7 @@ struct rows {
     int64_t k;
     int64_t stride;    /* bytes from one row to the next */
     int64_t plane;     /* bytes from the first plane to the second */
-    int32_t planes;    /* 2 for A16, otherwise 1 */
+    int32_t planes;    /* 2 for A16 and A11, otherwise 1 */
     const float *x;    /* F32: the numbers, k a row */
     const uint8_t *q;  /* otherwise: int8, or int8 + 128 (see `offsets_int8`), or bits */
     const float *scale, *sum; /* of each row */
@@ -98,7 +98,7 @@ struct head {
 
 /* What is done to one row of numbers at a time. */
 struct row_operations {
-    /* Round a row to int8 (A8) or to two planes of it (A16); offset: add 128 to each byte. */
+    /* Round a row to one or two planes of int8; offset: add 128 to each byte. */
     void (*round)(const float *x, const struct rows *, int offset, uint8_t *q, float *scale,
                   float *sum);
     void (*sign)(const float *x, const struct rows *, uint8_t *q, float *scale, float *sum);
@@ -145,16 +145,25 @@ extern const struct isa bitmaps_avx2, bitmaps_avx512, bitmaps_amx;
 /* The instruction set of a plan (dispatch.c). */
 const struct isa *isa_of(const struct plan *plan);
 
+/* A product that the compiler may not combine with the next one, which -fassociative-math allows:
+ * every instruction set gives the same bits. */
+INLINE float in_order(float product)
+{
+    __asm__("" : "+m"(product));
+    return product;
+}
+
 /* Output n of token m from its dot product. If low is -high, the output is high (2 dot - sum): the
  * bracket is an integer, so sums that cancel give exactly 0. */
 static inline float output_of(const struct matrix *w, int64_t n, const struct rows *x, int64_t m,
                               float dot)
 {
     const float high = w->high[n], sum = x->sum[m];
-    const float value = w->low             ? (high - w->low[n]) * dot + w->low[n] * sum
-                        : w->kind == BITS ? high * (2.0f * dot - sum)
-                                          : high * dot;
-    return value * x->scale[m] + (w->bias ? w->bias[n] : 0.0f);
+    float value = w->low             ? in_order((high - w->low[n]) * dot) + in_order(w->low[n] * sum)
+                  : w->kind == BITS ? high * (2.0f * dot - sum)
+                                    : high * dot;
+    value = in_order(in_order(value) * x->scale[m]);
+    return w->bias ? value + w->bias[n] : value;
 }
 
 static inline void write_output(const struct block *b, int64_t m, int64_t n, float dot)

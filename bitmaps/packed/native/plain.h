@@ -97,7 +97,7 @@ static inline void plain_sign_row(const float *x, const struct rows *rows, uint8
                                   float *sum)
 {
     const int64_t k = rows->k;
-    float total = 0.0f;
+    double total = 0.0;
     int32_t set = 0;
     memset(q, 0, rows->stride);
     for (int64_t j = 0; j < k; j++)
@@ -107,7 +107,7 @@ static inline void plain_sign_row(const float *x, const struct rows *rows, uint8
         q[j >> 3] |= (uint8_t)(bit << (j & 7));
         set += bit;
     }
-    const float mean = total / (float)k;
+    const float mean = (float)(total / (double)k);
     *scale = isfinite(mean) ? mean : NAN;
     *sum = (float)(2 * set - k);
 }

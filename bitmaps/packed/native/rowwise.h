@@ -25,42 +25,62 @@ static inline float largest(const float *x, int64_t k)
     return value;
 }
 
-/* A8: x ~ s q with q in -127..127 and s = max|x| / 127. A16: x ~ s (256 q0 + q1) with int8 q0
- * and q1 and s = max|x| / 32639. A row with an infinity or a NaN gets the scale NaN, so that all
- * of its outputs are NaN. */
+/* The scale and the reciprocal by which a row is rounded to whole numbers. */
+struct rounding {
+    float scale, inverse;
+};
+
+/* `most` is the largest magnitude; with A6, half the range of the numbers and zero. A row with an
+ * infinity or a NaN gets the scale NaN, so that all of its outputs are NaN. A row of zeros, or of
+ * numbers too small for a reciprocal, gets the scale 0 and the reciprocal 0. */
+static inline struct rounding rounding_of(float most, enum act act)
+{
+    const float top = act == A16 ? 32639.0f : act == A11 ? 1023.0f : act == A8 ? 127.0f : 31.0f;
+    const float inverse = top / most;
+    if (!isfinite(most))
+        return (struct rounding){NAN, 0.0f};
+    return isfinite(inverse) ? (struct rounding){most / top, inverse} : (struct rounding){0, 0};
+}
+
+/* Half the range of a row and zero; infinite or NaN if any number is. */
+static inline float half_range(const float *x, int64_t k)
+{
+    float high = 0.0f, low = 0.0f;
+    if (!isfinite(largest(x, k)))
+        return NAN;
+    for (int64_t j = 0; j < k; j++) {
+        high = x[j] > high ? x[j] : high;
+        low = x[j] < low ? x[j] : low;
+    }
+    return 0.5f * high - 0.5f * low;
+}
+
+/* q = x / s, rounded; with two planes, q = 256 q0 + q1 with int8 q0 and q1. */
 static inline void round_row(const float *x, const struct rows *rows, int offset, uint8_t *q,
                              float *scale, float *sum)
 {
     const int64_t k = rows->k;
-    const float most = largest(x, k), top = rows->planes == 2 ? 32639.0f : 127.0f;
-    const float inverse = top / most; /* infinite if all numbers are 0, or too small to matter */
+    const struct rounding rounding
+        = rounding_of(rows->act == A6 ? half_range(x, k) : largest(x, k), rows->act);
     const uint8_t zero = offset ? 128 : 0;
     int32_t total = 0;
-    if (!isfinite(most) || !isfinite(inverse)) {
-        for (int plane = 0; plane < rows->planes; plane++)
-            memset(q + plane * rows->plane, zero, rows->stride);
-        *scale = isfinite(most) ? 0.0f : NAN;
-        *sum = 0.0f;
+    *scale = rounding.scale;
+    *sum = 0.0f;
+    for (int plane = 0; plane < rows->planes; plane++)
+        memset(q + plane * rows->plane, zero, rows->stride);
+    if (!(rounding.inverse > 0.0f))
         return;
-    }
-    if (rows->planes == 2) {
-        uint8_t *low = q + rows->plane;
-        for (int64_t j = 0; j < k; j++) {
-            int32_t value = (int32_t)rintf(x[j] * inverse), upper = (value + 128) >> 8;
-            total += value;
+    for (int64_t j = 0; j < k; j++) {
+        const int32_t value = (int32_t)rintf(x[j] * rounding.inverse);
+        total += value;
+        if (rows->planes == 2) {
+            const int32_t upper = (value + 128) >> 8;
             q[j] = (uint8_t)upper;
-            low[j] = (uint8_t)(value - upper * 256);
-        }
-        memset(low + k, 0, rows->stride - k);
-    } else {
-        for (int64_t j = 0; j < k; j++) {
-            int32_t value = (int32_t)rintf(x[j] * inverse);
-            total += value;
+            q[rows->plane + j] = (uint8_t)(value - upper * 256);
+        } else {
             q[j] = (uint8_t)(value + zero);
         }
     }
-    memset(q + k, zero, rows->stride - k);
-    *scale = most / top;
     *sum = (float)total;
 }
 

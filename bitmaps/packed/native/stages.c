@@ -32,7 +32,7 @@ static int64_t lay_out(struct workspace *s, const struct plan *plan, int matrix,
     rows->act = (enum act)plan->act;
     const int f32 = rows->act == F32, factors = s->w->column != NULL;
     rows->k = k;
-    rows->planes = rows->act == A16 ? 2 : 1;
+    rows->planes = rows->act == A16 || rows->act == A11 ? 2 : 1;
     rows->stride = f32 ? 0 : aligned(rows->act == A1 ? (k + 7) / 8 : k);
     rows->plane = rows->stride * tokens;
     s->scratch_bytes = aligned(s->isa->scratch(k));

@@ -66,12 +66,12 @@ static void round_row_64(const float *x, const struct rows *rows, int offset, ui
                          float *scale, float *sum)
 {
     const int64_t k = rows->k, whole = k / 64 * 64;
-    const float most = largest_64(x, k), inverse = 127.0f / most;
-    if (rows->planes == 2 || !isfinite(most) || !isfinite(inverse)) {
+    if (rows->planes == 2 || rows->act == A6) {
         round_row(x, rows, offset, q, scale, sum);
         return;
     }
-    const __m512 times = _mm512_set1_ps(inverse);
+    const struct rounding rounding = rounding_of(largest_64(x, k), rows->act);
+    const __m512 times = _mm512_set1_ps(rounding.inverse);
     const __m512i zero = _mm512_set1_epi8(offset ? -128 : 0), ones = _mm512_set1_epi8(1);
     __m512i total = _mm512_setzero_si512();
     for (int64_t j = 0; j < k; j += 64) { /* a row is padded to whole vectors */
@@ -80,7 +80,7 @@ static void round_row_64(const float *x, const struct rows *rows, int offset, ui
         total = dot4(total, ones, bytes);
         _mm512_storeu_si512(q + j, _mm512_xor_si512(bytes, zero));
     }
-    *scale = most / 127.0f;
+    *scale = rounding.scale;
     *sum = (float)_mm512_reduce_add_epi32(total);
 }
 
@@ -88,7 +88,7 @@ static void round_row_64(const float *x, const struct rows *rows, int offset, ui
 static void sign_row(const float *x, const struct rows *rows, uint8_t *q, float *scale, float *sum)
 {
     const int64_t k = rows->k;
-    __m512 total = _mm512_setzero_ps();
+    __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
     int64_t set = 0;
     memset(q, 0, rows->stride);
     for (int64_t j = 0; j < k; j += 16) {
@@ -98,9 +98,12 @@ static void sign_row(const float *x, const struct rows *rows, uint8_t *q, float 
             = _mm512_mask_cmp_ps_mask(there, v, _mm512_setzero_ps(), _CMP_GE_OQ);
         memcpy(q + j / 8, &bits, 2);
         set += __builtin_popcount(bits);
-        total = _mm512_add_ps(total, _mm512_abs_ps(v));
+        const __m512 magnitude = _mm512_abs_ps(v);
+        low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(magnitude)));
+        high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(magnitude, 1)));
     }
-    const float mean = _mm512_reduce_add_ps(total) / (float)k;
+    const double total = _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+    const float mean = (float)(total / (double)k);
     *scale = isfinite(mean) ? mean : NAN;
     *sum = (float)(2 * set - k);
 }

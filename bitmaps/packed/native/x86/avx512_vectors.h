@@ -88,13 +88,16 @@ INLINE void finish(__m512i acc, enum product product, const struct matrix *w, st
     __m512 value = _mm512_cvtepi32_ps(acc);
     if (w->low) {
         value = _mm512_mul_ps(_mm512_sub_ps(e.high, e.low), value);
-        value = _mm512_fmadd_ps(e.low, sum, value);
+        value = _mm512_add_ps(value, _mm512_mul_ps(e.low, sum));
     } else {
-        if (product != BYTE) /* see `output_of` */
+        if (product != BYTE) /* fused, and yet rounded once: twice the dot product is exact */
             value = _mm512_fmsub_ps(_mm512_set1_ps(2.0f), value, sum);
         value = _mm512_mul_ps(e.high, value);
     }
-    _mm512_mask_storeu_ps(y, e.mask, _mm512_fmadd_ps(value, scale, e.bias));
+    __asm__("" : "+v"(value)); /* see `in_order` */
+    value = _mm512_mul_ps(value, scale);
+    __asm__("" : "+v"(value));
+    _mm512_mask_storeu_ps(y, e.mask, w->bias ? _mm512_add_ps(value, e.bias) : value);
 }
 
 #endif
