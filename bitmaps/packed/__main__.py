@@ -10,6 +10,7 @@ The folder to write must not exist.
 from __future__ import annotations
 
 import argparse
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -28,6 +29,8 @@ from bitmaps.report.card import write_card
 from bitmaps.runs.folder import read_rows
 from bitmaps.vocabulary import Act, Storage
 
+MOST_TOKENS = 256  # beyond, the same kernel is used for any number
+
 
 def info() -> None:
     path, found, left_out = native.library_file(), native.kernels(), native.left_out()
@@ -41,9 +44,23 @@ def info() -> None:
     for name, why in left_out.items():
         print(f"left out      {name}: {why}")
     print(f"in use        {found.name if found else native.REFERENCE}")
+    if found is not None and found.name == native.AUTO:
+        for act in Act:
+            print(f"  {act:<4}        {', '.join(choices(act))}")
     if found is not None:
         print(f"calls         {'from C' if found.linear else f'through ctypes, slower: {from_c}'}")
     print(f"threads       {torch.get_num_threads()}")
+
+
+def choices(act: Act) -> list[str]:
+    """Which kernel is used from how many tokens on."""
+    kernels = [native.choice(act, tokens) for tokens in range(1, MOST_TOKENS)]
+    changes = [
+        (tokens, name)
+        for tokens, (before, name) in enumerate(pairwise(["", *kernels]), 1)
+        if name != before
+    ]
+    return [name if tokens == 1 else f"from {tokens} tokens on {name}" for tokens, name in changes]
 
 
 def pack(run: Path, to: Path, embeddings: Storage | None, head: Storage | None) -> None:

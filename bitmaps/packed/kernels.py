@@ -1,7 +1,8 @@
 """The C kernels of ``native/``, which are built with the package where there is a C compiler.
 
-``BITMAPS_KERNELS`` chooses among them: ``auto`` (the fastest that the processor runs), ``amx``,
-``avx512``, ``avx2`` and ``generic``; or ``reference``, plain PyTorch (``operations.py``).
+``BITMAPS_KERNELS`` chooses among them: ``auto`` (for every shape, the fastest that the processor
+runs), ``amx``, ``lookup``, ``avx512``, ``avx2`` and ``generic``; or ``reference``, plain PyTorch
+(``operations.py``). All give the same bits, except for ``act="f32"``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ ACTS = tuple(Act)  # in the order of `enum act` in native/kernels.h
 # A sum of k products must fit into 32 bits: of a bit and an a16 number, up to 32,639, or of an int8
 # weight and a byte, up to 127 * 255.
 LARGEST_K = 2**31 // 2**15
-VARIABLE, REFERENCE = "BITMAPS_KERNELS", "reference"
+VARIABLE, REFERENCE, AUTO = "BITMAPS_KERNELS", "reference", "auto"
+AUTO_NUMBER = -1  # native/kernels.h
 
 
 class Matrix(ctypes.Structure):
@@ -59,10 +61,10 @@ class Plan(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Kernels:
-    """The library and the instruction set that is used.
+    """The library and the kernel that is used.
 
     Attributes:
-        number, name: the instruction set's.
+        number, name: the kernel's; ``auto`` chooses one for every shape.
         attends: whether it has an attention block.
         linear: the function of native/python.c; ``None`` if the package was built without Python's
             headers.
@@ -115,6 +117,7 @@ def library() -> ctypes.CDLL | None:
         loaded.bitmaps_linear_norm.argtypes = [pointer, *inputs, pointer, pointer, *norm]
         loaded.bitmaps_ffnn.argtypes = [pointer, pointer, *inputs, pointer, *norm]
         loaded.bitmaps_attends.argtypes = [ctypes.c_int]
+        loaded.bitmaps_choice.argtypes = [ctypes.c_int, ctypes.c_int64]
         sizes: list[Any] = [ctypes.c_int64, ctypes.c_int64]  # length, heads
         attention: list[Any] = [pointer, pointer, *inputs, pointer, pointer, *sizes, *norm]
         loaded.bitmaps_attention.argtypes = attention
@@ -148,7 +151,7 @@ def module(path: str) -> Any:
 
 
 def compiled_sets() -> dict[str, int]:
-    """The instruction sets of the library, fastest first, with their numbers."""
+    """The kernels of the library with their numbers."""
     loaded = library()
     names: dict[str, int] = {}
     while loaded is not None and (name := loaded.bitmaps_isa_name(len(names))) is not None:
@@ -169,22 +172,25 @@ def chosen(wanted: str) -> Kernels | None:
     Raises:
         InputError: when they do not exist or do not run here.
     """
-    if wanted == REFERENCE:
-        return None
     available = instruction_sets()
-    if wanted == "auto" and not available:
+    if wanted == REFERENCE or (wanted == AUTO and not available):
         return None
-    if wanted == "auto":
-        wanted = next(iter(available))
     loaded = library()
-    if loaded is None or wanted not in available:
+    if loaded is None or wanted not in (AUTO, *available):
         raise InputError(
             f"{VARIABLE}={wanted} does not run here; "
-            f"valid are auto, {', '.join([*available, REFERENCE])}"
+            f"valid are {AUTO}, {', '.join([*available, REFERENCE])}"
         )
-    number = available[wanted]
+    number = AUTO_NUMBER if wanted == AUTO else available[wanted]
     linear = module(loaded._name).linear if hasattr(loaded, "PyInit__kernels") else None
     return Kernels(loaded, number, wanted, bool(loaded.bitmaps_attends(number)), linear)
+
+
+def choice(act: Act, tokens: int) -> str:
+    """The kernel that ``auto`` takes for so many tokens."""
+    loaded = library()
+    assert loaded is not None, "there are kernels"
+    return list(compiled_sets())[loaded.bitmaps_choice(ACTS.index(act), tokens)]
 
 
 @cache
@@ -193,7 +199,7 @@ def kernels() -> Kernels | None:
 
     Reading it at every call would take a fifth of the time of a one-token product.
     """
-    return chosen(os.environ.get(VARIABLE, "auto"))
+    return chosen(os.environ.get(VARIABLE, AUTO))
 
 
 class Packed:

@@ -1,13 +1,14 @@
-/* The list of instruction sets. A plan names one by its place in the list. */
+/* Which kernels there are, and which one multiplies what. */
 #include <stddef.h>
 
 #include "kernels.h"
 
-static const struct isa *const ISAS[] = { /* the fastest first */
+static const struct isa *const ISAS[] = { /* a plan names one by its place */
 #if defined(HAVE_AMX)
     &bitmaps_amx,
 #endif
 #if defined(HAVE_AVX512)
+    &bitmaps_lookup,
     &bitmaps_avx512,
 #endif
 #if defined(HAVE_AVX2)
@@ -17,13 +18,105 @@ static const struct isa *const ISAS[] = { /* the fastest first */
 };
 enum { COUNT = sizeof ISAS / sizeof *ISAS };
 
-const struct isa *isa_of(const struct plan *plan) { return ISAS[plan->isa]; }
+/* Whether the i-th runs here. Asked once: AMX takes a system call. */
+static int runs(int i)
+{
+    enum { UNKNOWN, RUNS, DOES_NOT };
+    static int8_t known[COUNT];
+    int8_t answer = __atomic_load_n(known + i, __ATOMIC_RELAXED);
+    if (answer == UNKNOWN) {
+        answer = ISAS[i]->runs() ? RUNS : DOES_NOT;
+        __atomic_store_n(known + i, answer, __ATOMIC_RELAXED);
+    }
+    return answer == RUNS;
+}
 
-/* The name of the i-th instruction set that was compiled, or NULL beyond the last. */
+static int number_of(const struct isa *isa)
+{
+    int i = 0;
+    while (ISAS[i] != isa)
+        i++;
+    return i;
+}
+
+#if defined(HAVE_AVX512)
+enum processor { ANY, AMD };
+
+static enum processor processor(void)
+{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    return __builtin_cpu_is("amd") ? AMD : ANY;
+#endif
+}
+
+/* Where several kernels run, the fastest, as `python -m bitmaps.bench kernels` measures them;
+ * docs/kernels.md has the figures. The first line counts that fits and whose kernel runs. All others
+ * are left to AVX-512: F32 and A1, and int8 weights without AMX. */
+static const struct choice {
+    enum processor processor;
+    enum act act;
+    int64_t tokens; /* at least */
+    int64_t below;  /* fewer tokens than this */
+    const struct isa *isa;
+} CHOICES[] = {
+#if defined(HAVE_AMX)
+    {ANY, A6, 6, INT64_MAX, &bitmaps_amx},
+    {ANY, A8, 6, INT64_MAX, &bitmaps_amx},
+    {ANY, A11, 6, INT64_MAX, &bitmaps_amx},
+    {ANY, A16, 6, INT64_MAX, &bitmaps_amx},
+#endif
+    {ANY, A6, 2, INT64_MAX, &bitmaps_lookup},
+    {AMD, A8, 2, INT64_MAX, &bitmaps_lookup},
+    {ANY, A8, 2, 24, &bitmaps_lookup},
+    {ANY, A11, 1, INT64_MAX, &bitmaps_lookup},
+    {ANY, A16, 1, INT64_MAX, &bitmaps_lookup},
+};
+
+static const struct isa *fastest(enum act act, int64_t tokens)
+{
+    for (size_t i = 0; i < sizeof CHOICES / sizeof *CHOICES; i++) {
+        const struct choice *c = CHOICES + i;
+        if (c->act == act && c->tokens <= tokens && tokens < c->below
+            && (c->processor == ANY || c->processor == processor()) && runs(number_of(c->isa)))
+            return c->isa;
+    }
+    return runs(number_of(&bitmaps_avx512)) ? &bitmaps_avx512 : NULL;
+}
+#else
+static const struct isa *fastest(enum act act, int64_t tokens)
+{
+    (void)act, (void)tokens;
+    return NULL;
+}
+#endif
+
+const struct isa *isa_of(const struct plan *plan, int64_t tokens)
+{
+    if (plan->isa != AUTO)
+        return ISAS[plan->isa];
+    const struct isa *isa = fastest((enum act)plan->act, tokens);
+    for (int i = 0; !isa; i++)
+        isa = runs(i) ? ISAS[i] : NULL;
+    return isa;
+}
+
+/* The name of the i-th kernel that was compiled, or NULL beyond the last. */
 EXPORT const char *bitmaps_isa_name(int i) { return i >= 0 && i < COUNT ? ISAS[i]->name : NULL; }
 
-/* Whether this machine supports the i-th instruction set. */
-EXPORT int bitmaps_isa_runs(int i) { return i >= 0 && i < COUNT && ISAS[i]->runs(); }
+/* Whether this machine supports the i-th kernel. */
+EXPORT int bitmaps_isa_runs(int i) { return i >= 0 && i < COUNT && runs(i); }
 
-/* Whether bitmaps_attention works with it. */
-EXPORT int bitmaps_attends(int isa) { return ISAS[isa]->attention != NULL; }
+/* The number of the kernel that is used for so many tokens where none is named. */
+EXPORT int bitmaps_choice(int act, int64_t tokens)
+{
+    const struct plan plan = {.isa = AUTO, .act = act};
+    return number_of(isa_of(&plan, tokens));
+}
+
+/* Whether bitmaps_attention works with the i-th, or with AUTO. */
+EXPORT int bitmaps_attends(int isa)
+{
+    const struct plan plan = {.isa = isa, .act = A8};
+    return isa_of(&plan, 1)->attention != NULL;
+}

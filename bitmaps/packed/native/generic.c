@@ -28,6 +28,7 @@ const struct isa bitmaps_generic = {
     .few = 0,
     .signs = 1,
     .offsets_int8 = 0,
+    .layout = layout_of_bytes,
     .scratch = plain_scratch,
     .multiply = multiply,
     .rows = &ROW_OPERATIONS,

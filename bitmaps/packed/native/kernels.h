@@ -63,19 +63,33 @@ struct matrix {
 /* What all calls with the same matrices share. bitmaps/packed/native.py has the same fields. */
 struct plan {
     const struct matrix *w; /* `count` matrices that read the same inputs */
-    int32_t count, isa, act;
+    int32_t count;
+    int32_t isa; /* a place in the list of dispatch.c, or AUTO: the fastest for a shape */
+    int32_t act;
+};
+enum { AUTO = -1 };
+
+/* How a kernel reads the activations of a token: in `planes` of `bytes` each, a multiple of ALIGN.
+ * Bits where they are signs (A1); tables of sums (x86/lookup.c); else int8, of which A16 and A11 take
+ * two planes, q = 256 q0 + q1. */
+struct layout {
+    int64_t bytes;
+    int32_t planes;
 };
 
-/* Activations as a kernel reads them. Each row is padded with zeros to `stride` bytes. */
+/* Activations as a kernel reads them, for `tokens` tokens. */
 struct rows {
     enum act act;
+    enum kind kind;    /* of the weights that read them */
     int64_t k;
     int64_t stride;    /* bytes from one row to the next */
-    int64_t plane;     /* bytes from the first plane to the second */
-    int32_t planes;    /* 2 for A16 and A11, otherwise 1 */
+    int64_t plane;     /* bytes from one plane to the next */
+    int32_t planes;
+    uint8_t zero;      /* 128 where int8 weights read int8 + 128 (see `offsets_int8`), otherwise 0 */
     const float *x;    /* F32: the numbers, k a row */
-    const uint8_t *q;  /* otherwise: int8, or int8 + 128 (see `offsets_int8`), or bits */
-    const float *scale, *sum; /* of each row */
+    uint8_t *q;        /* otherwise: see `struct layout`; padded with zeros */
+    float *scale, *sum; /* of each row */
+    int32_t *base;     /* of each row, for tables only: what was taken from its numbers */
 };
 
 /* A block of outputs: tokens m0 to m1 - 1 (at most ROWS), outputs n0 to n1 - 1 of each. */
@@ -98,10 +112,9 @@ struct head {
 
 /* What is done to one row of numbers at a time. */
 struct row_operations {
-    /* Round a row to one or two planes of int8; offset: add 128 to each byte. */
-    void (*round)(const float *x, const struct rows *, int offset, uint8_t *q, float *scale,
-                  float *sum);
-    void (*sign)(const float *x, const struct rows *, uint8_t *q, float *scale, float *sum);
+    /* Round the numbers x of row m, of anything but F32 and A1; and of A1. */
+    void (*round)(const float *x, const struct rows *, int64_t m);
+    void (*sign)(const float *x, const struct rows *, int64_t m);
     void (*gelu)(float *x, int64_t n);
     /* y = LayerNorm(y + residual) */
     void (*add_norm)(float *y, const float *residual, const float *gain, const float *shift,
@@ -133,6 +146,7 @@ struct isa {
     int64_t few;           /* with at most so many tokens, a block may have any number of outputs */
     int64_t signs;         /* products with a sign that take the time of one with a byte */
     int offsets_int8;      /* whether it reads activations + 128 where weights are INT8 */
+    struct layout (*layout)(enum act, enum kind, int64_t k);
     int64_t (*scratch)(int64_t k); /* bytes that `multiply` needs for k inputs */
     void (*multiply)(const struct block *, void *scratch);
     const struct row_operations *rows;
@@ -140,10 +154,10 @@ struct isa {
 };
 
 extern const struct isa bitmaps_generic;
-extern const struct isa bitmaps_avx2, bitmaps_avx512, bitmaps_amx;
+extern const struct isa bitmaps_avx2, bitmaps_avx512, bitmaps_lookup, bitmaps_amx;
 
-/* The instruction set of a plan (dispatch.c). */
-const struct isa *isa_of(const struct plan *plan);
+/* The instruction set of a plan for so many tokens (dispatch.c). */
+const struct isa *isa_of(const struct plan *plan, int64_t tokens);
 
 /* A product that the compiler may not combine with the next one, which -fassociative-math allows:
  * every instruction set gives the same bits. */
@@ -198,5 +212,15 @@ INLINE void rows_of_weights(const struct block *b, int64_t n, const int count, c
 }
 
 static inline int64_t aligned(int64_t bytes) { return (bytes + ALIGN - 1) / ALIGN * ALIGN; }
+
+/* Of all kernels without tables. */
+static inline struct layout layout_of_bytes(enum act act, enum kind kind, int64_t k)
+{
+    (void)kind;
+    return (struct layout){
+        .bytes = act == F32 ? 0 : aligned(act == A1 ? (k + 7) / 8 : k),
+        .planes = act == A16 || act == A11 ? 2 : 1,
+    };
+}
 
 #endif

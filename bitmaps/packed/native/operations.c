@@ -15,11 +15,12 @@
 #include "threads.h"
 
 enum { OK, OUT_OF_MEMORY };
+enum { CACHE = 1 << 20 }; /* bytes of the second cache that a block's activations may take */
 enum { STRIP = 32 }; /* blocks of tokens are a multiple: no instruction set takes more at once */
 
 struct call {
-    const struct plan *plan;
-    const struct plan *then; /* reads the outputs of the first; or NULL */
+    struct product first;
+    struct product then;     /* reads the outputs of the first; its plan may be NULL */
     int64_t between;         /* numbers a token that lie between the two */
     const float *x;          /* (m, k) */
     int64_t m;
@@ -42,16 +43,20 @@ static int64_t bytes_between(const struct call *c, int64_t count)
     return aligned(count * c->between * (int64_t)sizeof(float));
 }
 
+static struct product matrix_of(const struct product *product, int matrix)
+{
+    return (struct product){product->plan, product->isa, matrix};
+}
+
 static void run_linears(const struct call *c, int64_t from, int64_t count, int threads,
                         char *memory)
 {
-    for (int i = 0; i < c->plan->count; i++) {
-        const int64_t n = c->plan->w[i].n;
+    for (int i = 0; i < c->first.plan->count; i++) {
+        const int64_t n = c->first.plan->w[i].n;
         const struct stage stage = {
-            .plan = c->plan,
-            .matrix = i,
+            .product = matrix_of(&c->first, i),
             .tokens = count,
-            .x = c->x + from * c->plan->w->k,
+            .x = c->x + from * c->first.plan->w->k,
             .y = c->y[i] + from * n,
             .residual = c->residual ? c->residual + from * n : NULL,
             .norm = c->residual ? &c->norm : NULL,
@@ -62,16 +67,16 @@ static void run_linears(const struct call *c, int64_t from, int64_t count, int t
 
 static void run_ffnn(const struct call *c, int64_t from, int64_t count, int threads, char *memory)
 {
-    const float *x = c->x + from * c->plan->w->k;
+    const float *x = c->x + from * c->first.plan->w->k;
     float *inner = (float *)memory;
     memory += bytes_between(c, count);
-    const struct stage expand = {.plan = c->plan, .tokens = count, .x = x, .y = inner};
+    const struct stage expand = {.product = c->first, .tokens = count, .x = x, .y = inner};
     const struct stage contract = {
-        .plan = c->then,
+        .product = c->then,
         .tokens = count,
         .x = inner,
         .before_gelu = inner,
-        .y = c->y[0] + from * c->plan->w->k,
+        .y = c->y[0] + from * c->first.plan->w->k,
         .residual = x,
         .norm = &c->norm,
     };
@@ -104,13 +109,13 @@ static void attend(void *context, int64_t from, int64_t to, int part)
 
 static int64_t attend_bytes(const struct call *c)
 {
-    return aligned(isa_of(c->plan)->attention->scratch(c->unit, c->plan->w->k / c->heads));
+    return aligned(c->first.isa->attention->scratch(c->unit, c->first.plan->w->k / c->heads));
 }
 
 static void run_attention(const struct call *c, int64_t from, int64_t count, int threads,
                           char *memory)
 {
-    const int64_t k = c->plan->w->k;
+    const int64_t k = c->first.plan->w->k;
     const float *x = c->x + from * k;
     float *inner[3];
     for (int i = 0; i < 3; i++)
@@ -118,11 +123,11 @@ static void run_attention(const struct call *c, int64_t from, int64_t count, int
     memory += bytes_between(c, count);
     for (int i = 0; i < 3; i++) {
         const struct stage project
-            = {.plan = c->plan, .matrix = i, .tokens = count, .x = x, .y = inner[i]};
+            = {.product = matrix_of(&c->first, i), .tokens = count, .x = x, .y = inner[i]};
         run_stage(&project, threads, memory);
     }
     struct heads heads = {
-        .attention = isa_of(c->plan)->attention,
+        .attention = c->first.isa->attention,
         .first = {
             .query = inner[0],
             .key = inner[1],
@@ -138,7 +143,7 @@ static void run_attention(const struct call *c, int64_t from, int64_t count, int
     };
     parallel(count * c->unit * k < SMALL ? 1 : threads, count / c->unit * c->heads, attend, &heads);
     const struct stage output = {
-        .plan = c->then,
+        .product = c->then,
         .tokens = count,
         .x = inner[0],
         .y = c->y[0] + from * k,
@@ -153,9 +158,10 @@ static void run_attention(const struct call *c, int64_t from, int64_t count, int
 /* What `count` tokens on so many threads need in addition to inputs and outputs. */
 static int64_t bytes_of(const struct call *c, int threads, int64_t count)
 {
-    int64_t most = c->then ? stage_bytes(c->then, 0, threads, count) : 0;
-    for (int i = 0; i < c->plan->count; i++) {
-        const int64_t bytes = stage_bytes(c->plan, i, threads, count);
+    int64_t most = c->then.plan ? stage_bytes(&c->then, threads, count) : 0;
+    for (int i = 0; i < c->first.plan->count; i++) {
+        const struct product product = matrix_of(&c->first, i);
+        const int64_t bytes = stage_bytes(&product, threads, count);
         most = bytes > most ? bytes : most;
     }
     if (c->heads) {
@@ -214,23 +220,39 @@ static void release(void *memory)
 #endif
 }
 
-/* With enough tokens, each thread takes blocks of its own: about ROWS tokens each, and equally many
- * blocks a thread. Otherwise there is one block, and all threads share the work on it. */
+/* Tokens whose rounded activations stay in the second cache, at most ROWS. */
+static int64_t tokens_in_cache(const struct product *product)
+{
+    const struct matrix *w = product->plan->w;
+    const struct layout layout
+        = product->isa->layout((enum act)product->plan->act, (enum kind)w->kind, w->k);
+    const int64_t bytes = layout.bytes * layout.planes;
+    return bytes * ROWS > CACHE ? CACHE / bytes : ROWS;
+}
+
+/* With enough tokens, each thread takes blocks of its own: about ROWS tokens each, fewer if they do
+ * not stay in cache, and equally many blocks a thread. Otherwise there is one block, and all
+ * threads share the work on it. */
 static int run(struct call *c, int threads)
 {
     if (!c->m)
         return OK;
+    int64_t rows = tokens_in_cache(&c->first);
+    if (c->then.plan) {
+        const int64_t then = tokens_in_cache(&c->then);
+        rows = then < rows ? then : rows;
+    }
     c->units = (c->m + c->unit - 1) / c->unit;
-    const int enough = c->m >= (int64_t)ROWS * threads && c->units >= threads;
+    const int enough = c->m >= rows * threads && c->units >= threads;
     const int alone = threads == 1 || enough;
-    const int64_t most = c->unit < ROWS ? ROWS / c->unit : 1, blocks = (c->units + most - 1) / most;
+    const int64_t most = c->unit < rows ? rows / c->unit : 1, blocks = (c->units + most - 1) / most;
     c->blocks = alone ? (blocks + threads - 1) / threads * threads : 1;
     const int64_t largest = (c->units + c->blocks - 1) / c->blocks * c->unit;
     c->bytes = bytes_of(c, alone ? 1 : threads, largest < c->m ? largest : c->m);
     c->memory = allocate(alone ? c->bytes * threads : c->bytes);
     if (!c->memory)
         return OUT_OF_MEMORY;
-    const struct plan *last = c->then ? c->then : c->plan;
+    const struct plan *last = c->then.plan ? c->then.plan : c->first.plan;
     for (int i = 0; i < last->count; i++)
         use_large_pages(c->y[i], c->m * last->w[i].n * (int64_t)sizeof(float));
     if (alone)
@@ -243,11 +265,23 @@ static int run(struct call *c, int threads)
 
 /* -- the entry points -- */
 
+static struct product product_of(const struct plan *plan, int64_t tokens)
+{
+    return (struct product){plan, isa_of(plan, tokens), 0};
+}
+
 /* y_i = x w_i^T + bias_i for all matrices of the plan: x is (m, k), y_i is (m, n_i). */
 EXPORT int bitmaps_linears(const struct plan *plan, int threads, const float *x, int64_t m,
                            float *const *y)
 {
-    struct call call = {.plan = plan, .x = x, .m = m, .y = y, .unit = STRIP, .run = run_linears};
+    struct call call = {
+        .first = product_of(plan, m),
+        .x = x,
+        .m = m,
+        .y = y,
+        .unit = STRIP,
+        .run = run_linears,
+    };
     return run(&call, threads);
 }
 
@@ -257,7 +291,7 @@ EXPORT int bitmaps_linear_norm(const struct plan *plan, int threads, const float
                                const float *shift, float epsilon)
 {
     struct call call = {
-        .plan = plan,
+        .first = product_of(plan, m),
         .x = x,
         .m = m,
         .y = &y,
@@ -275,8 +309,8 @@ EXPORT int bitmaps_ffnn(const struct plan *expand, const struct plan *contract, 
                         float epsilon)
 {
     struct call call = {
-        .plan = expand,
-        .then = contract,
+        .first = product_of(expand, m),
+        .then = product_of(contract, m),
         .between = expand->w->n,
         .x = x,
         .m = m,
@@ -297,8 +331,8 @@ EXPORT int bitmaps_attention(const struct plan *project, const struct plan *outp
                              float epsilon)
 {
     struct call call = {
-        .plan = project,
-        .then = output,
+        .first = product_of(project, m),
+        .then = product_of(output, m),
         .between = 3 * project->w->n,
         .x = x,
         .m = m,

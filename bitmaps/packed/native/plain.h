@@ -93,10 +93,10 @@ static inline void plain_integers(const struct block *b, int8_t *spread)
 }
 
 /* q = the bits of x >= 0, scale = mean(|x|). */
-static inline void plain_sign_row(const float *x, const struct rows *rows, uint8_t *q, float *scale,
-                                  float *sum)
+static inline void plain_sign_row(const float *x, const struct rows *rows, int64_t m)
 {
     const int64_t k = rows->k;
+    uint8_t *q = rows->q + m * rows->stride;
     double total = 0.0;
     int32_t set = 0;
     memset(q, 0, rows->stride);
@@ -108,8 +108,8 @@ static inline void plain_sign_row(const float *x, const struct rows *rows, uint8
         set += bit;
     }
     const float mean = (float)(total / (double)k);
-    *scale = isfinite(mean) ? mean : NAN;
-    *sum = (float)(2 * set - k);
+    rows->scale[m] = isfinite(mean) ? mean : NAN;
+    rows->sum[m] = (float)(2 * set - k);
 }
 
 /* GELU as rowwise.h describes it. */

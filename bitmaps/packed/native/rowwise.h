@@ -10,78 +10,83 @@
 
 typedef int32_t __attribute__((may_alias)) pattern; /* the bits of a float */
 
-/* The largest magnitude of a row; infinite or NaN if any number is. Magnitudes have the order of
- * their bit patterns. */
-static inline float largest(const float *x, int64_t k)
-{
-    const pattern *bits = (const pattern *)x;
-    int32_t most = 0;
-    for (int64_t j = 0; j < k; j++) {
-        int32_t magnitude = bits[j] & 0x7fffffff;
-        most = most > magnitude ? most : magnitude;
-    }
-    float value;
-    memcpy(&value, &most, sizeof value);
-    return value;
-}
-
-/* The scale and the reciprocal by which a row is rounded to whole numbers. */
-struct rounding {
-    float scale, inverse;
+/* The least and the largest number of a row and zero. If any number is infinite or NaN, one of the
+ * two is. */
+struct range {
+    float low, high;
 };
 
-/* `most` is the largest magnitude; with A6, half the range of the numbers and zero. A row with an
- * infinity or a NaN gets the scale NaN, so that all of its outputs are NaN. A row of zeros, or of
- * numbers too small for a reciprocal, gets the scale 0 and the reciprocal 0. */
-static inline struct rounding rounding_of(float most, enum act act)
+/* The bit patterns of floats. As signed integers, they have the order of the positive numbers; as
+ * unsigned ones, the largest belongs to the least number, if any is negative. */
+static inline struct range range_of_patterns(int32_t largest_signed, uint32_t largest_unsigned)
 {
-    const float top = act == A16 ? 32639.0f : act == A11 ? 1023.0f : act == A8 ? 127.0f : 31.0f;
-    const float inverse = top / most;
-    if (!isfinite(most))
-        return (struct rounding){NAN, 0.0f};
-    return isfinite(inverse) ? (struct rounding){most / top, inverse} : (struct rounding){0, 0};
+    struct range range;
+    memcpy(&range.high, &largest_signed, sizeof range.high);
+    memcpy(&range.low, &largest_unsigned, sizeof range.low);
+    return range;
 }
 
-/* Half the range of a row and zero; infinite or NaN if any number is. */
-static inline float half_range(const float *x, int64_t k)
+enum { NEGATIVE_ZERO = INT32_MIN }; /* the least pattern of a number that is not positive */
+
+static inline struct range range_of(const float *x, int64_t k)
 {
-    float high = 0.0f, low = 0.0f;
-    if (!isfinite(largest(x, k)))
-        return NAN;
+    const pattern *bits = (const pattern *)x;
+    int32_t high = 0;
+    uint32_t low = (uint32_t)NEGATIVE_ZERO;
     for (int64_t j = 0; j < k; j++) {
-        high = x[j] > high ? x[j] : high;
-        low = x[j] < low ? x[j] : low;
+        high = bits[j] > high ? bits[j] : high;
+        low = (uint32_t)bits[j] > low ? (uint32_t)bits[j] : low;
     }
-    return 0.5f * high - 0.5f * low;
+    return range_of_patterns(high, low);
+}
+
+/* The scale and the reciprocal by which a row is rounded to whole numbers, and the least of them.
+ * A row with an infinity or a NaN gets the scale NaN, so that all of its outputs are NaN, and the
+ * reciprocal 0. A row of zeros, or of numbers too small for a reciprocal, gets 0 and 0. */
+struct rounding {
+    float scale, inverse;
+    int32_t least;
+};
+
+static inline struct rounding rounding_of(struct range of, enum act act)
+{
+    const float top = act == A16 ? 32639.0f : act == A11 ? 1023.0f : act == A8 ? 127.0f : 31.0f;
+    const float most = act == A6               ? 0.5f * of.high - 0.5f * of.low
+                       : of.high > -of.low ? of.high
+                                               : -of.low;
+    const float inverse = top / most;
+    if (!isfinite(of.high) || !isfinite(of.low))
+        return (struct rounding){NAN, 0.0f, 0};
+    if (!isfinite(inverse))
+        return (struct rounding){0.0f, 0.0f, 0};
+    return (struct rounding){most / top, inverse, (int32_t)rintf(of.low * inverse)};
 }
 
 /* q = x / s, rounded; with two planes, q = 256 q0 + q1 with int8 q0 and q1. */
-static inline void round_row(const float *x, const struct rows *rows, int offset, uint8_t *q,
-                             float *scale, float *sum)
+static inline void round_row(const float *x, const struct rows *rows, int64_t m)
 {
     const int64_t k = rows->k;
-    const struct rounding rounding
-        = rounding_of(rows->act == A6 ? half_range(x, k) : largest(x, k), rows->act);
-    const uint8_t zero = offset ? 128 : 0;
+    const struct rounding rounding = rounding_of(range_of(x, k), rows->act);
+    uint8_t *q = rows->q + m * rows->stride, *low = q + rows->plane;
     int32_t total = 0;
-    *scale = rounding.scale;
-    *sum = 0.0f;
     for (int plane = 0; plane < rows->planes; plane++)
-        memset(q + plane * rows->plane, zero, rows->stride);
+        memset(q + plane * rows->plane, rows->zero, rows->stride);
+    rows->scale[m] = rounding.scale;
+    rows->sum[m] = 0.0f;
     if (!(rounding.inverse > 0.0f))
         return;
     for (int64_t j = 0; j < k; j++) {
         const int32_t value = (int32_t)rintf(x[j] * rounding.inverse);
+        const int32_t upper = (value + 128) >> 8;
         total += value;
         if (rows->planes == 2) {
-            const int32_t upper = (value + 128) >> 8;
             q[j] = (uint8_t)upper;
-            q[rows->plane + j] = (uint8_t)(value - upper * 256);
+            low[j] = (uint8_t)(value - upper * 256);
         } else {
-            q[j] = (uint8_t)(value + zero);
+            q[j] = (uint8_t)(value + rows->zero);
         }
     }
-    *sum = (float)total;
+    rows->sum[m] = (float)total;
 }
 
 /* GELU is x Phi(x), where Phi is the normal distribution function. On |x| <= 5.2, erf(x / sqrt

@@ -13,8 +13,6 @@ struct workspace {
     const struct matrix *w;
     struct rows rows;      /* the activations, as read by the kernel */
     float *scaled;         /* F32 with factors of the inputs: rows.x, to be written */
-    uint8_t *q;            /* rows.q, rows.scale and rows.sum, to be written */
-    float *scale, *sum;
     float *spare;          /* inputs times their factors, of one token: k numbers a thread */
     char *scratch;         /* of the kernel: scratch_bytes a thread */
     int64_t scratch_bytes;
@@ -22,27 +20,31 @@ struct workspace {
 };
 
 /* Cut a workspace from one piece of memory and return its size; with NULL, only count. */
-static int64_t lay_out(struct workspace *s, const struct plan *plan, int matrix, int threads,
+static int64_t lay_out(struct workspace *s, const struct product *product, int threads,
                        int64_t tokens, char *memory)
 {
-    s->isa = isa_of(plan);
-    s->w = plan->w + matrix;
+    s->isa = product->isa;
+    s->w = product->plan->w + product->matrix;
     const int64_t k = s->w->k;
     struct rows *rows = &s->rows;
-    rows->act = (enum act)plan->act;
-    const int f32 = rows->act == F32, factors = s->w->column != NULL;
+    rows->act = (enum act)product->plan->act;
+    rows->kind = (enum kind)s->w->kind;
     rows->k = k;
-    rows->planes = rows->act == A16 || rows->act == A11 ? 2 : 1;
-    rows->stride = f32 ? 0 : aligned(rows->act == A1 ? (k + 7) / 8 : k);
+    rows->zero = s->isa->offsets_int8 && rows->kind == INT8 ? 128 : 0;
+    const struct layout layout = s->isa->layout(rows->act, rows->kind, k);
+    rows->planes = layout.planes;
+    rows->stride = layout.bytes;
     rows->plane = rows->stride * tokens;
     s->scratch_bytes = aligned(s->isa->scratch(k));
+    const int f32 = rows->act == F32, factors = s->w->column != NULL;
     const int64_t sizes[] = {
-        rows->plane * rows->planes,           /* q */
-        f32 && factors ? tokens * k * 4 : 0,  /* scaled */
-        tokens * 4,                           /* scale */
-        tokens * 4,                           /* sum */
+        rows->plane * rows->planes,             /* q */
+        f32 && factors ? tokens * k * 4 : 0,    /* scaled */
+        tokens * 4,                             /* scale */
+        tokens * 4,                             /* sum */
+        tokens * 4,                             /* base */
         factors ? aligned(k * 4) * threads : 0, /* spare */
-        s->scratch_bytes * threads,           /* scratch */
+        s->scratch_bytes * threads,             /* scratch */
     };
     enum { PIECES = sizeof sizes / sizeof *sizes };
     char *pieces[PIECES];
@@ -51,12 +53,13 @@ static int64_t lay_out(struct workspace *s, const struct plan *plan, int matrix,
         pieces[i] = memory ? memory + at : NULL;
         at += aligned(sizes[i]);
     }
-    rows->q = s->q = (uint8_t *)pieces[0];
+    rows->q = (uint8_t *)pieces[0];
     rows->x = s->scaled = (float *)pieces[1];
-    rows->scale = s->scale = (float *)pieces[2];
-    rows->sum = s->sum = (float *)pieces[3];
-    s->spare = (float *)pieces[4];
-    s->scratch = pieces[5];
+    rows->scale = (float *)pieces[2];
+    rows->sum = (float *)pieces[3];
+    rows->base = (int32_t *)pieces[4];
+    s->spare = (float *)pieces[5];
+    s->scratch = pieces[6];
     return at;
 }
 
@@ -75,10 +78,8 @@ static void round_rows(void *context, int64_t from, int64_t to, int part)
     const struct rows *rows = &s->rows;
     const float *column = s->w->column;
     const int64_t k = rows->k;
-    const int offset = s->isa->offsets_int8 && s->w->kind == INT8;
     for (int64_t m = from; m < to; m++) {
         const float *x = s->stage->x + m * k;
-        uint8_t *q = s->q + m * rows->stride;
         if (s->stage->before_gelu)
             operations->gelu(s->stage->before_gelu + m * k, k);
         if (column) {
@@ -88,12 +89,12 @@ static void round_rows(void *context, int64_t from, int64_t to, int part)
             x = scaled;
         }
         if (rows->act == F32) {
-            s->scale[m] = 1.0f;
-            s->sum[m] = sum_of(x, k);
+            rows->scale[m] = 1.0f;
+            rows->sum[m] = sum_of(x, k);
         } else if (rows->act == A1) {
-            operations->sign(x, rows, q, s->scale + m, s->sum + m);
+            operations->sign(x, rows, m);
         } else {
-            operations->round(x, rows, offset, q, s->scale + m, s->sum + m);
+            operations->round(x, rows, m);
         }
     }
 }
@@ -134,24 +135,25 @@ static void add_norm(void *context, int64_t from, int64_t to, int part)
                                norm->epsilon, n);
 }
 
-int64_t stage_bytes(const struct plan *plan, int matrix, int threads, int64_t tokens)
+int64_t stage_bytes(const struct product *product, int threads, int64_t tokens)
 {
     struct workspace s;
-    return lay_out(&s, plan, matrix, threads, tokens, NULL);
+    return lay_out(&s, product, threads, tokens, NULL);
 }
 
 /* Whether the activations have been rounded for the previous matrix. */
 static int rounded_before(const struct stage *stage)
 {
-    const struct matrix *w = stage->plan->w + stage->matrix;
-    return stage->matrix && w->column == w[-1].column && w->kind == w[-1].kind;
+    const int matrix = stage->product.matrix;
+    const struct matrix *w = stage->product.plan->w + matrix;
+    return matrix && w->column == w[-1].column && w->kind == w[-1].kind;
 }
 
 void run_stage(const struct stage *stage, int threads, char *memory)
 {
     struct workspace s = {.stage = stage};
     const int64_t tokens = stage->tokens;
-    lay_out(&s, stage->plan, stage->matrix, threads, tokens, memory);
+    lay_out(&s, &stage->product, threads, tokens, memory);
     if (s.rows.act == F32 && !s.w->column)
         s.rows.x = stage->x;
     s.across = (s.w->n + s.isa->columns - 1) / s.isa->columns;

@@ -11,10 +11,16 @@ struct norm {
     float epsilon;
 };
 
+/* A matrix, and the kernel that multiplies with it. */
+struct product {
+    const struct plan *plan;
+    const struct isa *isa; /* for all matrices of the plan */
+    int matrix;            /* which of the plan's */
+};
+
 /* y = x w^T + bias, then y = LayerNorm(residual + y) if there is a norm. */
 struct stage {
-    const struct plan *plan;
-    int matrix;              /* which of the plan's */
+    struct product product;
     int64_t tokens;
     const float *x;          /* (tokens, k) */
     float *before_gelu;      /* x again, if GELU is to be applied to it first, in place; or NULL */
@@ -24,7 +30,7 @@ struct stage {
 };
 
 /* Bytes that a stage needs in addition to its inputs and outputs. */
-int64_t stage_bytes(const struct plan *plan, int matrix, int threads, int64_t tokens);
+int64_t stage_bytes(const struct product *product, int threads, int64_t tokens);
 
 /* Run a stage in so much memory, aligned to ALIGN. Matrices of one plan are to be run in their
  * order and in the same memory: activations rounded for one matrix are used again for the next. */

@@ -42,6 +42,7 @@ const struct isa bitmaps_amx = {
     .few = AVX512_FEW,
     .signs = AVX512_SIGNS,
     .offsets_int8 = 1,
+    .layout = layout_of_bytes,
     .scratch = amx_scratch,
     .multiply = multiply,
     .rows = &avx512_row_operations,

@@ -43,6 +43,7 @@ const struct isa bitmaps_avx2 = {
     .few = FEW,
     .signs = 1,
     .offsets_int8 = 0,
+    .layout = layout_of_bytes,
     .scratch = scratch,
     .multiply = multiply,
     .rows = &avx2_row_operations,

@@ -47,6 +47,7 @@ const struct isa bitmaps_avx512 = {
     .few = AVX512_FEW,
     .signs = AVX512_SIGNS,
     .offsets_int8 = 1,
+    .layout = layout_of_bytes,
     .scratch = avx512_scratch,
     .multiply = avx512_multiply,
     .rows = &avx512_row_operations,

@@ -25,6 +25,10 @@ void avx512_single_bits(const struct block *, void *scratch);        /* one toke
 void avx512_single_signs(const struct block *);
 void avx512_floats(const struct block *);
 
+struct rounding; /* of rowwise.h */
+struct rounding avx512_rounding(const float *x, int64_t k, enum act act); /* of a row */
+void avx512_sign(const float *x, const struct rows *, int64_t m);
+void avx512_gelu(float *x, int64_t n);
 extern const struct row_operations avx512_row_operations;
 extern const struct attention avx512_attention;
 

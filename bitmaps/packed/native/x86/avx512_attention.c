@@ -7,7 +7,7 @@
 enum { QUERIES = 8, WIDE = 32 }; /* keys are padded to a multiple of WIDE */
 
 /* The scratch memory, in floats. */
-struct layout {
+struct arrays {
     int64_t padded; /* tokens */
     float *keys;    /* (size, padded): the keys, transposed */
     float *hidden;  /* (padded): 0, or -infinity for keys that are not attended to */
@@ -21,11 +21,11 @@ static int64_t scratch_bytes(int64_t length, int64_t size)
     return padded_length(length) * (size + 1 + QUERIES) * (int64_t)sizeof(float);
 }
 
-INLINE struct layout lay_out(const struct head *h, float *memory)
+INLINE struct arrays lay_out(const struct head *h, float *memory)
 {
     const int64_t padded = padded_length(h->length);
     float *hidden = memory + h->size * padded;
-    return (struct layout){padded, memory, hidden, hidden + padded};
+    return (struct arrays){padded, memory, hidden, hidden + padded};
 }
 
 /* e^x for x <= 0, and 0 below -110: 2^n e^f with |f| <= ln 2 / 2, where e^f is its Taylor series
@@ -72,7 +72,7 @@ INLINE void multiply(const float *const a[QUERIES], const float *b, int64_t row,
     }
 }
 
-INLINE void prepare_keys(const struct head *h, const struct layout *l)
+INLINE void prepare_keys(const struct head *h, const struct arrays *l)
 {
     for (int64_t i = 0; i < l->padded; i += 16)
         for (int64_t j = 0; j < h->size; j += 16) {
@@ -92,7 +92,7 @@ INLINE void prepare_keys(const struct head *h, const struct layout *l)
 }
 
 /* scores = queries keys^T / sqrt(size), or -infinity */
-INLINE void score(const float *const query[QUERIES], const struct layout *l, int64_t size,
+INLINE void score(const float *const query[QUERIES], const struct arrays *l, int64_t size,
                   __m512 scale)
 {
     for (int64_t n = 0; n < l->padded; n += WIDE) {
@@ -146,7 +146,7 @@ INLINE void weigh_values(const struct head *h, int64_t m, const float *const wei
 
 static void attend(const struct head *h, void *memory)
 {
-    const struct layout l = lay_out(h, memory);
+    const struct arrays l = lay_out(h, memory);
     const __m512 scale = _mm512_set1_ps(1.0f / sqrtf((float)h->size));
     prepare_keys(h, &l);
     for (int64_t m = 0; m < h->length; m += QUERIES) {

@@ -4,46 +4,42 @@
 
 #include "../rowwise.h"
 
-/* Four vectors of a row, of which `left` numbers are there, or more. */
-INLINE void load_64(const float *x, int64_t left, const int whole, __m512 v[4])
+INLINE void extend(const __m512 v[4], __m512i high[4], __m512i low[4])
 {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        const float *from = x + 16 * i;
-        if (whole)
-            v[i] = _mm512_loadu_ps(from);
-        else
-            v[i] = left > 16 * i ? load_floats(from, left - 16 * i) : _mm512_setzero_ps();
-    }
-}
-
-INLINE void keep_largest(const float *x, int64_t left, const int whole, __m512i most[4])
-{
-    __m512 v[4];
-    load_64(x, left, whole, v);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
         const __m512i bits = _mm512_castps_si512(v[i]);
-        const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
-        most[i] = _mm512_max_epi32(most[i], magnitude);
+        high[i] = _mm512_max_epi32(high[i], bits);
+        low[i] = _mm512_max_epu32(low[i], bits);
     }
 }
 
-/* `largest` of rowwise.h. */
-static float largest_64(const float *x, int64_t k)
+/* `range_of` of rowwise.h. */
+static struct range range_of_row(const float *x, int64_t k)
 {
     const int64_t whole = k / 64 * 64;
-    __m512i most[4];
+    __m512i high[4], low[4];
+    __m512 v[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
-        most[i] = _mm512_setzero_si512();
-    for (int64_t j = 0; j < whole; j += 64)
-        keep_largest(x + j, 64, 1, most);
-    if (whole < k)
-        keep_largest(x + whole, k - whole, 0, most);
-    const __m512i a = _mm512_max_epi32(most[0], most[1]), b = _mm512_max_epi32(most[2], most[3]);
-    const int bits = _mm512_reduce_max_epi32(_mm512_max_epi32(a, b));
-    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits)));
+        high[i] = _mm512_setzero_si512(), low[i] = _mm512_set1_epi32(NEGATIVE_ZERO);
+    for (int64_t j = 0; j < whole; j += 64) {
+        load_64(x + j, 64, 1, v);
+        extend(v, high, low);
+    }
+    if (whole < k) {
+        load_64(x + whole, k - whole, 0, v);
+        extend(v, high, low);
+    }
+    const __m512i a = _mm512_max_epi32(high[0], high[1]), b = _mm512_max_epi32(high[2], high[3]);
+    const __m512i c = _mm512_max_epu32(low[0], low[1]), d = _mm512_max_epu32(low[2], low[3]);
+    return range_of_patterns(_mm512_reduce_max_epi32(_mm512_max_epi32(a, b)),
+                             _mm512_reduce_max_epu32(_mm512_max_epu32(c, d)));
+}
+
+struct rounding avx512_rounding(const float *x, int64_t k, enum act act)
+{
+    return rounding_of(range_of_row(x, k), act);
 }
 
 INLINE __m512i to_bytes(const float *x, int64_t left, const int whole, __m512 inverse)
@@ -62,17 +58,17 @@ INLINE __m512i to_bytes(const float *x, int64_t left, const int whole, __m512 in
 }
 
 /* `round_row` of rowwise.h, 64 numbers at a time. */
-static void round_row_64(const float *x, const struct rows *rows, int offset, uint8_t *q,
-                         float *scale, float *sum)
+static void round_row_64(const float *x, const struct rows *rows, int64_t m)
 {
-    const int64_t k = rows->k, whole = k / 64 * 64;
-    if (rows->planes == 2 || rows->act == A6) {
-        round_row(x, rows, offset, q, scale, sum);
+    if (rows->planes == 2) {
+        round_row(x, rows, m);
         return;
     }
-    const struct rounding rounding = rounding_of(largest_64(x, k), rows->act);
+    const int64_t k = rows->k, whole = k / 64 * 64;
+    const struct rounding rounding = avx512_rounding(x, k, rows->act);
     const __m512 times = _mm512_set1_ps(rounding.inverse);
-    const __m512i zero = _mm512_set1_epi8(offset ? -128 : 0), ones = _mm512_set1_epi8(1);
+    const __m512i zero = _mm512_set1_epi8((char)rows->zero), ones = _mm512_set1_epi8(1);
+    uint8_t *q = rows->q + m * rows->stride;
     __m512i total = _mm512_setzero_si512();
     for (int64_t j = 0; j < k; j += 64) { /* a row is padded to whole vectors */
         const __m512i bytes
@@ -80,14 +76,15 @@ static void round_row_64(const float *x, const struct rows *rows, int offset, ui
         total = dot4(total, ones, bytes);
         _mm512_storeu_si512(q + j, _mm512_xor_si512(bytes, zero));
     }
-    *scale = rounding.scale;
-    *sum = (float)_mm512_reduce_add_epi32(total);
+    rows->scale[m] = rounding.scale;
+    rows->sum[m] = (float)_mm512_reduce_add_epi32(total);
 }
 
 /* q = the bits of x >= 0, scale = mean(|x|). */
-static void sign_row(const float *x, const struct rows *rows, uint8_t *q, float *scale, float *sum)
+void avx512_sign(const float *x, const struct rows *rows, int64_t m)
 {
     const int64_t k = rows->k;
+    uint8_t *q = rows->q + m * rows->stride;
     __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
     int64_t set = 0;
     memset(q, 0, rows->stride);
@@ -104,13 +101,13 @@ static void sign_row(const float *x, const struct rows *rows, uint8_t *q, float 
     }
     const double total = _mm512_reduce_add_pd(_mm512_add_pd(low, high));
     const float mean = (float)(total / (double)k);
-    *scale = isfinite(mean) ? mean : NAN;
-    *sum = (float)(2 * set - k);
+    rows->scale[m] = isfinite(mean) ? mean : NAN;
+    rows->sum[m] = (float)(2 * set - k);
 }
 
 /* GELU as rowwise.h describes it, with a reciprocal, because a division takes as long as the
  * rest. */
-static void gelu_16(float *x, int64_t n)
+void avx512_gelu(float *x, int64_t n)
 {
     const __m512 zero = _mm512_setzero_ps(), one = _mm512_set1_ps(1.0f);
     const __m512 end = _mm512_set1_ps(GELU_END), least = _mm512_set1_ps(-GELU_LEAST);
@@ -140,8 +137,8 @@ static void gelu_16(float *x, int64_t n)
 
 const struct row_operations avx512_row_operations = {
     .round = round_row_64,
-    .sign = sign_row,
-    .gelu = gelu_16,
+    .sign = avx512_sign,
+    .gelu = avx512_gelu,
     .add_norm = add_norm,
 };
 END_TARGET

@@ -28,6 +28,19 @@ INLINE __m512 load_floats(const float *x, int64_t left)
     return _mm512_maskz_loadu_ps(lanes_of(left), x);
 }
 
+/* Four vectors of a row, of which `left` numbers are there, or more. */
+INLINE void load_64(const float *x, int64_t left, const int whole, __m512 v[4])
+{
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const float *from = x + 16 * i;
+        if (whole)
+            v[i] = _mm512_loadu_ps(from);
+        else
+            v[i] = left > 16 * i ? load_floats(from, left - 16 * i) : _mm512_setzero_ps();
+    }
+}
+
 /* Sixteen rows of 64 bytes -> sixteen vectors; the j-th has the j-th four bytes of every row. */
 INLINE void transpose(__m512i r[16])
 {

@@ -1,0 +1,347 @@
+/* AVX-512 with VBMI, one-bit weights: sums of four activations are looked up instead of added.
+ *
+ * Four weights choose one of sixteen sums of four activations. So a token's activations become
+ * tables, and four weights an index:
+ *
+ *     table[g][i] = sum over b < 4 of (bit b of i) * q[4 g + b]
+ *     dot(bits, q) = sum over g of table[g][bits 4 g to 4 g + 3]
+ *
+ * `vpermb` looks 64 bytes up in a table of 64: four groups g of sixteen sums. An index vector has
+ * four bytes for each of sixteen rows of weights, one for each group. So `vpdpbusd` with ones adds
+ * the four sums of each row to its lane.
+ *
+ * A sum is a signed byte, so activations are cut into planes: six bits with a sign, then five bits
+ * at a time. A6 has a window of 64 whole numbers instead, from which `base` is taken first; what
+ * that takes from a dot product is `base` times the number of its set bits. */
+#if defined(__x86_64__)
+#include "avx512_panel.h"
+
+#include "../rowwise.h"
+
+enum { VECTORS = AVX512_COLUMNS / 16, TILE = 6, PLANE = 5, WINDOW = 32 };
+
+/* -- tables -- */
+
+/* All others are left to avx512_multiply. */
+INLINE int has_tables(enum act act, enum kind kind)
+{
+    return act != F32 && act != A1 && kind == BITS;
+}
+
+static struct layout layout(enum act act, enum kind kind, int64_t k)
+{
+    if (!has_tables(act, kind))
+        return layout_of_bytes(act, kind, k);
+    const int planes = act == A6 ? 1 : act == A16 ? 3 : 2;
+    return (struct layout){.bytes = 4 * aligned(k), .planes = planes};
+}
+
+/* Byte i of the result is `first` + `step` * (i / 4). */
+INLINE __m512i every_fourth(int first, int step)
+{
+    int8_t bytes[64];
+#pragma GCC unroll 64
+    for (int i = 0; i < 64; i++)
+        bytes[i] = (int8_t)(first + step * (i / 4));
+    return _mm512_loadu_si512(bytes);
+}
+
+/* The two tables of 32 activations, which are the bytes from `at` on of q. In the first, group g has
+ * activations 8 g to 8 g + 3; in the second, the four after them: see `index_of`. */
+INLINE void write_tables(__m512i q, const int at, __m512i to[2])
+{
+    /* pairs[4 p + c]: of activations 2 p and 2 p + 1 those that bits 0 and 1 of c choose */
+    const __m512i first = _mm512_maskz_permutexvar_epi8(0xaaaaaaaaaaaaaaaa, every_fourth(at, 2), q);
+    const __m512i second
+        = _mm512_maskz_permutexvar_epi8(0xcccccccccccccccc, every_fourth(at + 1, 2), q);
+    const __m512i pairs = _mm512_add_epi8(first, second);
+    int8_t low[64], high[64];
+#pragma GCC unroll 64
+    for (int i = 0; i < 64; i++) {
+        low[i] = (int8_t)(i / 16 * 16 + i % 4);
+        high[i] = (int8_t)(i / 16 * 16 + 4 + i % 16 / 4);
+    }
+    const __m512i eight = _mm512_set1_epi8(8);
+    const __m512i of_low = _mm512_loadu_si512(low), of_high = _mm512_loadu_si512(high);
+    const __m512i a = _mm512_permutexvar_epi8(of_low, pairs);
+    const __m512i b = _mm512_permutexvar_epi8(of_high, pairs);
+    const __m512i c = _mm512_permutexvar_epi8(_mm512_add_epi8(of_low, eight), pairs);
+    const __m512i d = _mm512_permutexvar_epi8(_mm512_add_epi8(of_high, eight), pairs);
+    _mm512_store_si512(to, _mm512_add_epi8(a, b));
+    _mm512_store_si512(to + 1, _mm512_add_epi8(c, d));
+}
+
+/* 64 whole numbers of eight bits or fewer as bytes. */
+INLINE __m512i bytes_of(const __m512i q[4])
+{
+    const __m512i order
+        = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]),
+                                              _mm512_packs_epi32(q[2], q[3]));
+    return _mm512_permutexvar_epi32(order, packed);
+}
+
+/* The tables of 64 numbers, in each plane. */
+INLINE void tabulate(const __m512i q[4], const int planes, uint8_t *to, int64_t plane)
+{
+#pragma GCC unroll 3
+    for (int p = 0; p < planes; p++) {
+        const int shift = PLANE * (planes - 1 - p);
+        __m512i part[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            part[i] = _mm512_srai_epi32(q[i], shift);
+            if (p)
+                part[i] = _mm512_and_si512(part[i], _mm512_set1_epi32((1 << PLANE) - 1));
+        }
+        const __m512i bytes = bytes_of(part);
+        __m512i *tables = (__m512i *)(to + p * plane);
+        write_tables(bytes, 0, tables);
+        write_tables(bytes, 32, tables + 2);
+    }
+}
+
+INLINE void tabulate_row(const float *x, const struct rows *rows, int64_t m, const int planes)
+{
+    const int64_t k = rows->k;
+    const struct rounding rounding = avx512_rounding(x, k, rows->act);
+    const __m512 times = _mm512_set1_ps(rounding.inverse);
+    uint8_t *to = rows->q + m * rows->stride;
+    __m512i total = _mm512_setzero_si512();
+    const int32_t base = planes == 1 ? rounding.least + WINDOW : 0; /* the least becomes -32 */
+    const __m512i bases = _mm512_set1_epi32(base);
+    for (int64_t j = 0; j < k; j += 64, to += 256) {
+        __m512 v[4];
+        __m512i q[4];
+        if (k - j >= 64)
+            load_64(x + j, 64, 1, v);
+        else
+            load_64(x + j, k - j, 0, v);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            q[i] = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], times));
+            total = _mm512_add_epi32(total, q[i]);
+            q[i] = _mm512_sub_epi32(q[i], bases);
+        }
+        tabulate(q, planes, to, rows->plane);
+    }
+    rows->scale[m] = rounding.scale;
+    rows->sum[m] = (float)_mm512_reduce_add_epi32(total);
+    rows->base[m] = base;
+}
+
+static void tabulate_one_plane(const float *x, const struct rows *rows, int64_t m)
+{
+    tabulate_row(x, rows, m, 1);
+}
+
+static void tabulate_two_planes(const float *x, const struct rows *rows, int64_t m)
+{
+    tabulate_row(x, rows, m, 2);
+}
+
+static void tabulate_three_planes(const float *x, const struct rows *rows, int64_t m)
+{
+    tabulate_row(x, rows, m, 3);
+}
+
+static void round_or_tabulate(const float *x, const struct rows *rows, int64_t m)
+{
+    if (rows->kind == INT8)
+        avx512_row_operations.round(x, rows, m);
+    else if (rows->planes == 1)
+        tabulate_one_plane(x, rows, m);
+    else if (rows->planes == 2)
+        tabulate_two_planes(x, rows, m);
+    else
+        tabulate_three_planes(x, rows, m);
+}
+
+/* -- indices -- */
+
+/* The two indices of 32 inputs: bits 0 to 3 of each byte of the weights, and bits 4 to 7. Of the
+ * four bytes of a row, each looks up in a group of its own. */
+INLINE void write_indices(__m512i bits, __m512i *to)
+{
+    const __m512i nibbles = _mm512_set1_epi8(0x0f), groups = _mm512_set1_epi32(0x30201000);
+    const __m512i upper = _mm512_srli_epi32(bits, 4);
+    enum { A_AND_B_OR_C = 0xea };
+    _mm512_store_si512(to, _mm512_ternarylogic_epi32(bits, nibbles, groups, A_AND_B_OR_C));
+    _mm512_store_si512(to + VECTORS,
+                       _mm512_ternarylogic_epi32(upper, nibbles, groups, A_AND_B_OR_C));
+}
+
+/* The indices of a block's weights: for every 16 inputs a vector for each 16 outputs. `set` counts
+ * the set bits of each output. */
+static void fill_indices(const struct block *b, __m512i *to, int32_t *set)
+{
+    const struct source source = {b->w, b->n0, b->n1, 0, row_bytes(b->w)};
+    for (int v = 0; v < VECTORS; v++) {
+        __m512i count = _mm512_setzero_si512();
+        for (int64_t at = 0; at < source.bytes; at += 64) {
+            __m512i r[16];
+            load_rows(&source, b->n0 + 16 * v, at, r);
+            transpose(r);
+            __m512i *from = to + at / 2 * VECTORS + v;
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; i++) {
+                if (4 * i >= source.bytes - at)
+                    break;
+                write_indices(r[i], from + 2 * i * VECTORS);
+                count = _mm512_add_epi32(count, _mm512_popcnt_epi32(r[i]));
+            }
+        }
+        _mm512_store_si512(set + 16 * v, count);
+    }
+}
+
+/* -- tiles -- */
+
+/* The weights of a block. */
+struct panel {
+    const __m512i *indices;
+    const int32_t *set;
+    int64_t steps; /* of 16 inputs each */
+};
+
+INLINE __m512i look_up(__m512i index, __m512i table)
+{
+    return _mm512_permutexvar_epi8(index, table);
+}
+
+/* `height` tokens by 64 outputs: 24 sums, four indices, a table, ones and a result fill the 32
+ * registers. A single token has two sums of each output, because they would wait for each other. */
+INLINE void tile_sums(const uint8_t *const a[TILE], const struct rows *x, const struct panel *p,
+                      const int height, __m512i c[TILE][VECTORS])
+{
+    const __m512i ones = _mm512_set1_epi8(1);
+#pragma GCC unroll 6
+    for (int i = 0; i < height; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++)
+            c[i][v] = _mm512_setzero_si512();
+    for (int plane = 0; plane < x->planes; plane++) {
+        if (plane)
+#pragma GCC unroll 6
+            for (int i = 0; i < height; i++)
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; v++)
+                    c[i][v] = _mm512_slli_epi32(c[i][v], PLANE);
+        const __m512i *b = p->indices;
+        const int64_t start = plane * x->plane, end = start + 64 * p->steps;
+        for (int64_t s = start; s < end; s += 64, b += VECTORS) {
+            const __m512i b0 = b[0], b1 = b[1], b2 = b[2], b3 = b[3];
+#pragma GCC unroll 6
+            for (int i = 0; i < height; i++) {
+                const __m512i table = _mm512_load_si512(a[i] + s);
+                c[i][0] = dot4(c[i][0], ones, look_up(b0, table));
+                c[i][1] = dot4(c[i][1], ones, look_up(b1, table));
+                c[i][2] = dot4(c[i][2], ones, look_up(b2, table));
+                c[i][3] = dot4(c[i][3], ones, look_up(b3, table));
+            }
+        }
+    }
+}
+
+/* Tokens m to m + height - 1, of which those from m1 on are not there. The output's cache lines are
+ * fetched while the sums are added up; otherwise the stores would wait for them. */
+INLINE void tile(const struct block *b, int64_t m, const struct panel *p, const int height)
+{
+    const struct rows *x = b->x;
+    const uint8_t *a[TILE];
+    __m512i c[TILE][VECTORS];
+    for (int i = 0; i < height; i++) {
+        const int64_t row = m + i < b->m1 ? m + i : b->m1 - 1;
+        a[i] = x->q + row * x->stride;
+        for (int64_t n = b->n0; n < b->n1; n += 16)
+            __builtin_prefetch(b->y + row * b->ldy + n, 1);
+    }
+    tile_sums(a, x, p, height, c);
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; v++) {
+        const int64_t n = b->n0 + 16 * v;
+        const struct epilogue e = epilogue_of(b->w, n, b->n1);
+        const __m512i set = _mm512_loadu_si512(p->set + 16 * v);
+#pragma GCC unroll 6
+        for (int i = 0; i < height; i++)
+            if (m + i < b->m1) {
+                const __m512i taken = _mm512_mullo_epi32(set, _mm512_set1_epi32(x->base[m + i]));
+                finish(_mm512_add_epi32(c[i][v], taken), BIT, b->w, e, x, m + i,
+                       _mm512_setzero_si512(), b->y + (m + i) * b->ldy + n);
+            }
+    }
+}
+
+/* One function for each height: if they are inlined into their caller, gcc 12 spills sums. */
+typedef void run_tile(const struct block *, int64_t m, const struct panel *);
+static NOINLINE void tile_1(const struct block *b, int64_t m, const struct panel *p)
+{
+    tile(b, m, p, 1);
+}
+
+static NOINLINE void tile_2(const struct block *b, int64_t m, const struct panel *p)
+{
+    tile(b, m, p, 2);
+}
+
+static NOINLINE void tile_3(const struct block *b, int64_t m, const struct panel *p)
+{
+    tile(b, m, p, 3);
+}
+
+static NOINLINE void tile_4(const struct block *b, int64_t m, const struct panel *p)
+{
+    tile(b, m, p, 4);
+}
+
+static NOINLINE void tile_5(const struct block *b, int64_t m, const struct panel *p)
+{
+    tile(b, m, p, 5);
+}
+
+static NOINLINE void tile_6(const struct block *b, int64_t m, const struct panel *p)
+{
+    tile(b, m, p, TILE);
+}
+
+static void multiply(const struct block *b, void *scratch)
+{
+    static run_tile *const tiles[TILE + 1] = {NULL, tile_1, tile_2, tile_3, tile_4, tile_5, tile_6};
+    if (!has_tables(b->x->act, b->x->kind)) {
+        avx512_multiply(b, scratch);
+        return;
+    }
+    int32_t *set = scratch;
+    __m512i *indices = (__m512i *)(set + AVX512_COLUMNS);
+    const struct panel p = {indices, set, (b->w->k + 31) / 32 * 2};
+    struct block part = *b;
+    for (part.n0 = b->n0; part.n0 < b->n1; part.n0 += AVX512_COLUMNS) {
+        part.n1 = part.n0 + AVX512_COLUMNS < b->n1 ? part.n0 + AVX512_COLUMNS : b->n1;
+        fill_indices(&part, indices, set);
+        for (int64_t m = b->m0; m < b->m1; m += TILE)
+            tiles[b->m1 - m < TILE ? b->m1 - m : TILE](&part, m, &p);
+    }
+}
+
+static const struct row_operations ROW_OPERATIONS = {
+    .round = round_or_tabulate,
+    .sign = avx512_sign,
+    .gelu = avx512_gelu,
+    .add_norm = add_norm,
+};
+
+const struct isa bitmaps_lookup = {
+    .name = "lookup",
+    .runs = avx512_runs,
+    .columns = AVX512_COLUMNS,
+    .few = AVX512_FEW,
+    .signs = AVX512_SIGNS,
+    .offsets_int8 = 1,
+    .layout = layout,
+    .scratch = avx512_scratch,
+    .multiply = multiply,
+    .rows = &ROW_OPERATIONS,
+    .attention = &avx512_attention,
+};
+END_TARGET
+#endif
