@@ -60,9 +60,9 @@ class PackedLinear(HasMatrices):
 
     Attributes:
         act: what one-bit matrices round the activations to (``operations``).
-        product_act: what this matrix rounds them to. An int8 matrix rounds to int8 if ``act`` is
-            int8 or coarser. It is ``None`` if no kernel reads the weights, which then are unpacked
-            and multiplied in floats.
+        product_act: what this matrix rounds them to. An int8 matrix rounds to int8, except for
+            ``f32`` and ``a16``. It is ``None`` if no kernel reads the weights, which then are
+            unpacked and multiplied in floats.
     """
 
     bias: Tensor | None
@@ -73,7 +73,7 @@ class PackedLinear(HasMatrices):
         self.register_buffer("bias", bias)
         self.out_features, self.in_features = weight.shape
         self.is_one_bit = weight.storage == Storage.bit
-        in_bytes = weight.storage == Storage.int8 and act in (Act.a8, Act.a1)
+        in_bytes = weight.storage == Storage.int8 and act not in (Act.f32, Act.a16)
         self.product_act = act if self.is_one_bit else Act.a8 if in_bytes else None
 
     def part(self) -> Part:

@@ -30,7 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "layers": ("attention", "ffnn"),
     "all": tuple(COMPONENTS),
 }
-TOP = {"a16": 32639, "a8": 127}
+TOP = {"a16": 32639, "a11": 1023, "a8": 127, "a6": 31}
 
 many = settings(max_examples=30, deadline=None)
 every_act = pytest.mark.parametrize("act", ACTS)

@@ -63,7 +63,7 @@ def test_ffnn_is_its_two_products_gelu_and_layer_norm(backend: str, act: Act) ->
         )
         actual = ffnn(x, expand, contract, gain, shift, epsilon, act)
         difference = (actual - expected).abs().amax(-1)
-        excepted = min(m // 5, 4) if act == Act.a8 else 0
+        excepted = min(m // 5, 4) if act in (Act.a11, Act.a8, Act.a6) else 0
         assert (difference >= limit).sum() <= excepted
         assert difference.max() < 0.1
 

@@ -74,7 +74,7 @@ def without_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @needs_library
 def test_the_fastest_instruction_set_comes_first_and_the_one_that_always_runs_last() -> None:
-    order = ["amx", "avx512", "avx2", "generic"]
+    order = ["amx", "lookup", "avx512", "avx2", "generic"]
     assert sorted(KERNELS, key=order.index) == KERNELS
     assert KERNELS[-1] == "generic"
 
@@ -84,7 +84,7 @@ def test_the_fastest_is_used_unless_another_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv(VARIABLE, raising=False)
     native.kernels.cache_clear()
     assert (found := native.kernels()) is not None
-    assert found.name == KERNELS[0]
+    assert found.name == "auto"
     choose(monkeypatch, "auto")
     assert native.kernels() == found
     for name in KERNELS:
@@ -123,11 +123,23 @@ def test_kernels_that_the_processor_does_not_run_are_refused(
             InputError, match=f"{VARIABLE}=avx512 .*valid are auto, generic, reference$"
         ):
             native.kernels()
-        choose(monkeypatch, "auto")
-        assert (found := native.kernels()) is not None
-        assert found.name == "generic"
     finally:
         forget()
+
+
+@needs_library
+@pytest.mark.parametrize("act", ACTS)
+def test_what_is_chosen_runs_here_and_gives_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, act: Act
+) -> None:
+    matrix = random_matrix(70, 130).packed()
+    for tokens in (1, 2, 5, 6, 30, 300):
+        name, x = native.choice(act, tokens), normal(tokens, 130)
+        assert name in KERNELS
+        choose(monkeypatch, name)
+        (expected,) = linears(x, matrix, act)
+        choose(monkeypatch, "auto")
+        assert torch.equal(linears(x, matrix, act)[0], expected)
 
 
 # -- without the library --
@@ -226,6 +238,7 @@ def test_failures_of_the_library_are_raised(
     code = "\n".join(f"int {name}(void) {{ return 1; }}" for name in names)
     code += "\nvoid bitmaps_use_openmp(void) {}\nint bitmaps_isa_runs(int i) { return !i; }\n"
     code += "int bitmaps_attends(int i) { return 1; }\n"
+    code += "int bitmaps_choice(int act, long long tokens) { return 0; }\n"
     code += 'const char *bitmaps_isa_name(int i) { return i ? 0 : "generic"; }\n'
     (tmp_path / "full.c").write_text(code, encoding="utf-8")
     compiled("-shared", "-fPIC", tmp_path / "full.c", "-o", tmp_path / "full.so")
@@ -261,7 +274,11 @@ def test_info_prints_what_runs_and_what_is_used() -> None:
     assert done.returncode == 0, done.stderr
     sets = ", ".join([*KERNELS, REFERENCE])
     assert re.search(rf"^runs here +{sets} +\({VARIABLE} chooses\)$", done.stdout, re.MULTILINE)
-    assert re.search(rf"^in use +{[*KERNELS, REFERENCE][0]}$", done.stdout, re.MULTILINE)
+    used = "auto" if KERNELS else REFERENCE
+    assert re.search(rf"^in use +{used}$", done.stdout, re.MULTILINE)
+    if KERNELS:
+        for act in ACTS:
+            assert re.search(rf"^  {act} +({'|'.join(KERNELS)})\b", done.stdout, re.MULTILINE)
     assert (
         re.search(r"^calls +(from C|through ctypes, .*)$", done.stdout, re.MULTILINE) is not None
     ) is bool(KERNELS)

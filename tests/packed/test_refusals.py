@@ -147,7 +147,7 @@ def test_what_is_on_another_device_is_refused(backend: str) -> None:
 def test_activations_that_do_not_exist_are_refused(backend: str) -> None:
     matrix, x = random_matrix(5, 17).packed(), torch.zeros(2, 17)
     act: Any = "a4"
-    message = "act='a4'.*valid are f32, a16, a8, a1"
+    message = "act='a4'.*valid are f32, a16, a11, a8, a6, a1"
     refused(backend, message, lambda: linears(x, matrix, act))
     refused(backend, message, lambda: linear_norm(x, matrix, torch.zeros(2, 5), *norm_of(5), act))
     refused(

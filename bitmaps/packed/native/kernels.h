@@ -159,8 +159,8 @@ extern const struct isa bitmaps_avx2, bitmaps_avx512, bitmaps_lookup, bitmaps_am
 /* The instruction set of a plan for so many tokens (dispatch.c). */
 const struct isa *isa_of(const struct plan *plan, int64_t tokens);
 
-/* A product that the compiler may not combine with the next one, which -fassociative-math allows:
- * every instruction set gives the same bits. */
+/* A product that the compiler may not combine with what follows, as -fassociative-math allows: every
+ * instruction set gives the same bits. */
 INLINE float in_order(float product)
 {
     __asm__("" : "+m"(product));

@@ -51,9 +51,8 @@ struct rounding {
 static inline struct rounding rounding_of(struct range of, enum act act)
 {
     const float top = act == A16 ? 32639.0f : act == A11 ? 1023.0f : act == A8 ? 127.0f : 31.0f;
-    const float most = act == A6               ? 0.5f * of.high - 0.5f * of.low
-                       : of.high > -of.low ? of.high
-                                               : -of.low;
+    const float half = in_order(0.5f * of.high) - in_order(0.5f * of.low); /* of the range */
+    const float most = act == A6 ? half : of.high > -of.low ? of.high : -of.low;
     const float inverse = top / most;
     if (!isfinite(of.high) || !isfinite(of.low))
         return (struct rounding){NAN, 0.0f, 0};
