@@ -23,6 +23,7 @@ from bitmaps.errors import InputError
 from bitmaps.packed import kernels as native
 from bitmaps.packed.belonging import canonical, check_keys, check_sizes, shaping_keys
 from bitmaps.packed.discover import fewest_bits
+from bitmaps.packed.encoder import PackedEncoder
 from bitmaps.packed.integrity import digest, read_content, write
 from bitmaps.packed.layers import PackedAttention, PackedEmbedding, PackedFeedForward, PackedLinear
 from bitmaps.packed.weights import PackedWeight, PacksItself
@@ -323,6 +324,7 @@ def without_numbers(config: BertConfig) -> Bert:
     """A model with the blocks that can run packed, on the meta device."""
     with on_meta():
         model = Bert(config)
+        model.encoder = PackedEncoder(config)
         for layer in model.encoder.layers:
             layer.attention = PackedAttention(config)
             layer.ffnn = PackedFeedForward(config)

@@ -59,6 +59,23 @@ class Plan(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Norm(ctypes.Structure):
+    """``struct norm`` of native/stages.h."""
+
+    _fields_ = [
+        ("gain", ctypes.c_void_p), ("shift", ctypes.c_void_p), ("epsilon", ctypes.c_float),
+    ]  # fmt: skip
+
+
+class Layer(ctypes.Structure):
+    """``struct layer`` of native/operations.c."""
+
+    _fields_ = [
+        ("project", ctypes.c_void_p), ("output", ctypes.c_void_p), ("expand", ctypes.c_void_p),
+        ("contract", ctypes.c_void_p), ("attention", Norm), ("ffnn", Norm),
+    ]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Kernels:
     """The library and the kernel that is used.
@@ -121,6 +138,7 @@ def library() -> ctypes.CDLL | None:
         sizes: list[Any] = [ctypes.c_int64, ctypes.c_int64]  # length, heads
         attention: list[Any] = [pointer, pointer, *inputs, pointer, pointer, *sizes, *norm]
         loaded.bitmaps_attention.argtypes = attention
+        loaded.bitmaps_encoder.argtypes = [pointer, ctypes.c_int, *inputs, pointer, pointer, *sizes]
     except AttributeError as error:
         raise InputError(
             f"{path} was built from older sources ({error}): install bitmaps again"

@@ -142,10 +142,13 @@ class PackedAttention(Attention, HasMatrices):
     rounded once; PyTorch's attention; and the rest.
     """
 
-    def packed(self, parts: list[Part], inputs: int) -> Packed:
+    def packed(self) -> Packed:
+        """Queries, keys and values."""
+        modules: Any = self._modules
+        parts = [modules[name].part() for name in ("query", "key", "value")]
         packed = self._packed
         if packed is None or packed.is_traced or not all(map(are_same, packed.parts, parts)):
-            packed = self._packed = Packed(parts, inputs)
+            packed = self._packed = Packed(parts, modules["query"].in_features)
         return packed
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -155,10 +158,9 @@ class PackedAttention(Attention, HasMatrices):
         fused = not (traced(x) or self.training) and are_alike(*matrices, output)
         if not fused or not operations.attends(x, mask, self.heads):
             return super().forward(x, mask)
-        project = self.packed([matrix.part() for matrix in matrices], matrices[0].in_features)
         return operations.attention(
             x,
-            project,
+            self.packed(),
             output.packed(),
             mask,
             self.heads,
@@ -173,15 +175,14 @@ class PackedAttention(Attention, HasMatrices):
         matrices: list[PackedLinear] = [modules["query"], modules["key"], modules["value"]]
         if not are_alike(*matrices):
             return super().project(x)
-        parts, act = [matrix.part() for matrix in matrices], matrices[0].act
+        act = matrices[0].act
         if traced(x):
+            parts = [matrix.part() for matrix in matrices]
             query, key, value = custom_ops.binary_linears(
                 x, *map(list, zip(*parts, strict=True)), act
             )
         else:
-            query, key, value = operations.linears(
-                x, self.packed(parts, matrices[0].in_features), act
-            )
+            query, key, value = operations.linears(x, self.packed(), act)
         return query, key, value
 
     def conclude(self, x: Tensor, context: Tensor) -> Tensor:

@@ -253,6 +253,11 @@ def attends(x: Tensor, mask: Tensor | None, heads: int) -> bool:
     return fits and mask.dtype == torch.bool and mask.is_cpu
 
 
+def mask_input(mask: Tensor | None, batch: int, length: int) -> Tensor | None:
+    """A mask that fits (``attends``) as the kernels take it."""
+    return None if mask is None else mask.expand(batch, 1, 1, length).contiguous()
+
+
 def attention(
     x: Tensor, project: Packed, output: Packed, mask: Tensor | None, heads: int,
     gain: Tensor, shift: Tensor, epsilon: float, act: Act,
@@ -289,7 +294,7 @@ def attention(
     gain, shift = norm_input(gain, hidden, x), norm_input(shift, hidden, x)
     found, inputs, (batch, length) = kernels_for(project), native_input(x), outer
     assert found is not None  # attends
-    mask = None if mask is None else mask.expand(batch, 1, 1, length).contiguous()
+    mask = mask_input(mask, batch, length)
     y = torch.empty_like(inputs)
     if found.library.bitmaps_attention(
         project.plan(found, act), output.plan(found, act), torch.get_num_threads(),

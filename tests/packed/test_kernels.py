@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from packed.building import ROOT, SOURCES, compiled
+from packed.layers_by_hand import binary, packed
 from packed.matrices import KERNELS, norm_of, normal, random_matrix
 from torch import Tensor
 
@@ -230,11 +231,11 @@ def test_failures_of_the_library_are_raised(
 ) -> None:
     """Of every function that may run out of memory: with a library of which all do."""
     names = re.findall(
-        r"^EXPORT int (bitmaps_\w+)\(const struct plan\b",
+        r"^EXPORT int (bitmaps_\w+)\(const struct (?:plan|layer)\b",
         (SOURCES / "operations.c").read_text(),
         re.MULTILINE,
     )
-    assert len(names) == 4
+    assert len(names) == 5
     code = "\n".join(f"int {name}(void) {{ return 1; }}" for name in names)
     code += "\nvoid bitmaps_use_openmp(void) {}\nint bitmaps_isa_runs(int i) { return !i; }\n"
     code += "int bitmaps_attends(int i) { return 1; }\n"
@@ -255,6 +256,8 @@ def test_failures_of_the_library_are_raised(
             lambda: ffnn(x, matrix, back, *norm_of(32), Act.a8),
             lambda: attention(x, three, output.packed(), None, 1, *norm_of(32), Act.a8),
         ]
+        model = packed(binary("layers", hidden_size=32, num_attention_heads=1), Act.a8)
+        runs.append(lambda: model.encoder(x, None))
         for run in runs:
             with pytest.raises(MemoryError, match="could not get memory"):
                 run()

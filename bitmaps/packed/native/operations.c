@@ -345,3 +345,29 @@ EXPORT int bitmaps_attention(const struct plan *project, const struct plan *outp
     };
     return run(&call, threads);
 }
+
+/* A BERT layer: an attention block, then a feed-forward block. bitmaps/packed/kernels.py has the same
+ * fields. */
+struct layer {
+    const struct plan *project, *output, *expand, *contract;
+    struct norm attention, ffnn;
+};
+
+/* What `count` layers make of x, one after the other: y_i is the output of layer i, (m, k). */
+EXPORT int bitmaps_encoder(const struct layer *layers, int count, int threads, const float *x,
+                           int64_t m, float *const *y, const uint8_t *mask, int64_t length,
+                           int64_t heads)
+{
+    float *attended = allocate(m * layers->project->w->k * (int64_t)sizeof *attended);
+    int failed = attended ? OK : OUT_OF_MEMORY;
+    for (int i = 0; i < count && !failed; i++, x = y[i - 1]) {
+        const struct layer *l = layers + i;
+        const struct norm *a = &l->attention, *f = &l->ffnn;
+        failed = bitmaps_attention(l->project, l->output, threads, x, m, attended, mask, length,
+                                   heads, a->gain, a->shift, a->epsilon)
+                 || bitmaps_ffnn(l->expand, l->contract, threads, attended, m, y[i], f->gain,
+                                 f->shift, f->epsilon);
+    }
+    release(attended);
+    return failed;
+}
