@@ -29,7 +29,7 @@ from bitmaps.quantize.convert import (
     to_float,
 )
 from bitmaps.quantize.quantizer import Quantization
-from bitmaps.vocabulary import Act
+from bitmaps.vocabulary import Act, Activations
 
 KINDS = ("floats", "packed")
 
@@ -95,7 +95,7 @@ def test_an_act_that_does_not_exist_is_refused_with_those_that_do(
     folders: dict[str, Path], act: Any
 ) -> None:
     with pytest.raises(
-        InputError, match=re.escape(f"act={act!r} is unknown; valid are f32, a16, a8, a1")
+        InputError, match=re.escape(f"act={act!r} is unknown; valid are f32, a16, a11, a8, a6, a1")
     ):
         bitmaps.load(folders["packed"], act=act)
 
@@ -282,7 +282,7 @@ def test_a_run_trained_with_one_bit_inputs_is_opened_with_them(
     layers, one_bit = ("attention", "ffnn"), ("query", "contract")
     make_trainable(tiny, layers, Quantization(), one_bit=one_bit)
     without = to_float(tiny)(ids)
-    expected = to_float(round_activations(tiny, layers, one_bit))
+    expected = to_float(round_activations(tiny, layers, Activations.bit, one_bit))
     trained = {"components": "layers", "activations": "bit", "one_bit_inputs": "query+contract"}
     expected.config = replace(expected.config, bitmaps=trained)
     checkpoint.save(expected, tmp_path / "run" / "model")

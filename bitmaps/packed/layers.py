@@ -73,7 +73,7 @@ class PackedLinear(HasMatrices):
         self.register_buffer("bias", bias)
         self.out_features, self.in_features = weight.shape
         self.is_one_bit = weight.storage == Storage.bit
-        in_bytes = weight.storage == Storage.int8 and act in (Act.a8, Act.a1)
+        in_bytes = weight.storage == Storage.int8 and act in (Act.a8, Act.a6, Act.a1)
         self.product_act = act if self.is_one_bit else Act.a8 if in_bytes else None
 
     def part(self) -> Part:

@@ -54,7 +54,7 @@ def test_a_product_is_that_of_the_dense_matrix_with_rounded_inputs(
         act
         if layer.weight.storage == "bit"
         else "a8"
-        if kind == "int8" and act in ("a8", "a1")
+        if kind == "int8" and act in ("a8", "a6", "a1")
         else "f32"
     )
     size = inputs.abs() @ weight.abs().mT
@@ -113,6 +113,7 @@ def plain(
     [
         *((kind, act) for kind in ("pm1", "01", "rank one") for act in ACTS),
         ("int8", "a8"),
+        ("int8", "a6"),
         ("int8", "a1"),
     ],
 )
