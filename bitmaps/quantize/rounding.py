@@ -58,21 +58,6 @@ class RoundThrough(torch.autograd.Function):
         return grads[0], None
 
 
-class RoundInputsThrough(torch.autograd.Function):
-    """``rounded_inputs`` in the forward pass, the identity in the backward one.
-
-    The column scales have their gradient in the effective weight, which r(x) is multiplied with.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, act: Act, column: Tensor | None) -> Tensor:
-        return rounded_inputs(x, act, column)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0], None, None
-
-
 class Rounding(nn.Module):
     """Rounds a latent weight to fp16, int8 or int4. A layer has it in place of a ``Quantizer``."""
 
@@ -105,8 +90,15 @@ class InputQuantizer(nn.Module):
         self.act, self.share = act, torch.ones(())
 
     def forward(self, x: Tensor, column: Tensor | None = None) -> Tensor:
-        """Inputs (..., k) for a matrix with these column scales (k,), if it has any."""
-        rounded_x = RoundInputsThrough.apply(x, self.act, column)
+        """Inputs (..., k) for a matrix with these column scales (k,), if it has any.
+
+        The gradient passes through r unchanged (Bengio et al. 2013). The column scales have theirs
+        in the matrix.
+        """
+        constant = x.detach()
+        rounded_x = rounded_inputs(constant, self.act, None if column is None else column.detach())
+        # 0, with the gradient of x. torch.compile fails on an autograd.Function that rounds.
+        rounded_x = rounded_x + (x - constant)
         return rounded_x * self.share + x * (1 - self.share)
 
     def extra_repr(self) -> str:

@@ -337,7 +337,7 @@ def test_a_trained_layer_compiles_with_both_quantizers(act: Act) -> None:
     quantizer = Quantizer(linear.weight, Quantization("pm1", "rank_one", "lsq", "row", "clipped"))
     layer = QuantizedLinear.from_float(linear, quantizer, InputQuantizer(act))
     graphs = CompileCounter()
-    compiled = torch.compile(layer, backend=graphs, fullgraph=True)
+    compiled = torch.compile(layer, backend=graphs, fullgraph=True, dynamic=True)
     x = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
     for share in (0.0, 0.5, 1.0):
         assert layer.input_quantizer is not None

@@ -183,6 +183,7 @@ def tokens(*shape: int) -> Tensor:
 @pytest.mark.parametrize("scale", ["row", "rank_one"])
 @pytest.mark.parametrize("values", ["pm1", "01"])
 def test_inputs_are_rounded_as_packed_models_do(act: Act, scale: Scale, values: ValueSet) -> None:
+    torch.manual_seed(0)
     linear = nn.Linear(9, 4)
     quantizer = Quantizer(linear.weight, Quantization(values, scale))
     if quantizer.column is not None:
@@ -204,9 +205,11 @@ def test_inputs_are_rounded_as_packed_models_do(act: Act, scale: Scale, values: 
     y.backward(g)
     torch.testing.assert_close(x.grad, g @ layer.effective_weight.detach())
     along = torch.einsum("...r,...c->rc", g, layer.effective_input(x).detach()) * unit
-    torch.testing.assert_close(quantizer.scale.grad, (along * columns).sum(1, keepdim=True))  # type: ignore[union-attr]
+    close = {"rtol": 1e-4, "atol": 1e-3}  # sums of numbers in the thousands
+    of_rows = (along * columns).sum(1, keepdim=True)
+    torch.testing.assert_close(quantizer.scale.grad, of_rows, **close)  # type: ignore[union-attr]
     if quantizer.column is not None:
-        torch.testing.assert_close(quantizer.column.grad, (along * row.T).sum(0))
+        torch.testing.assert_close(quantizer.column.grad, (along * row.T).sum(0), **close)
 
 
 @pytest.mark.parametrize(("act", "steps"), [(Act.a8, 254), (Act.a6, 62)])
