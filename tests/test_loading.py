@@ -81,6 +81,27 @@ def test_a_packed_model_rounds_to_int8_unless_something_else_is_said(
     assert 0 < errors[0] < 1e-4 < errors[1] < 0.05 < errors[2]
 
 
+@pytest.mark.parametrize(("trained", "act"), [("int6", "a6"), ("int8", "a8"), ("float", "a8")])
+def test_a_packed_model_rounds_as_it_was_trained(
+    trained: str, act: Act, model: Bert, pack: Pack, ids: Tensor
+) -> None:
+    said = {"components": "layers", "activations": trained}
+    model.config = replace(model.config, bitmaps=said)
+    folder = pack(model)
+    assert torch.equal(bitmaps.load(folder)(ids), bitmaps.load(folder, act=act)(ids))
+    assert not torch.equal(bitmaps.load(folder)(ids), bitmaps.load(folder, act="f32")(ids))
+
+
+def test_a_run_trained_in_int6_that_does_not_say_what_was_binarized_is_refused(
+    folders: dict[str, Path],
+) -> None:
+    path = folders["floats"] / "model" / "config.json"
+    values = json.loads(path.read_text()) | {"bitmaps": {"activations": "int6"}}
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"bitmaps\.components: 'None'"):
+        bitmaps.load(folders["floats"])
+
+
 @pytest.mark.parametrize("act", [*ACTS, "a4"])
 def test_act_is_of_packed_models(folders: dict[str, Path], act: Any) -> None:
     with pytest.raises(

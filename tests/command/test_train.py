@@ -244,7 +244,7 @@ def test_a_model_of_signs_is_nothing_to_start_from_or_to_round_again(command: Co
         assert "model.source=r was trained with activations=bit" in err
     for folder, message in (
         ("r", "activations is bit in checkpoint=r"),
-        ("r/packed", "valid are float, int8"),
+        ("r/packed", "valid are float, int8, int6"),
     ):
         assert message in command.refused("evaluate", f"checkpoint={folder}", "activations=bit")
 
