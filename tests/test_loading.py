@@ -90,6 +90,11 @@ def test_a_packed_model_rounds_as_it_was_trained(
     folder = pack(model)
     assert torch.equal(bitmaps.load(folder)(ids), bitmaps.load(folder, act=act)(ids))
     assert not torch.equal(bitmaps.load(folder)(ids), bitmaps.load(folder, act="f32")(ids))
+    other = "int8" if trained == "int6" else "int6"
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace(f'"{trained}"', f'"{other}"'))
+    with pytest.raises(InputError, match=r"does not belong to these weights: activations is"):
+        bitmaps.load(folder)
 
 
 def test_a_run_trained_in_int6_that_does_not_say_what_was_binarized_is_refused(

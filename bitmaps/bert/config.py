@@ -84,8 +84,10 @@ class BertConfig:
         """``int6`` or ``bit`` if the model was trained with them, by ``bitmaps``: it computes
         something else without. Otherwise ``float``."""
         trained = (self.bitmaps or {}).get("activations")
-        needed = [one for one in (Activations.int6, Activations.bit) if trained == one]
-        return needed[0] if needed else Activations.float
+        for needed in (Activations.int6, Activations.bit):
+            if trained == needed:
+                return needed
+        return Activations.float
 
     def one_bit_inputs(self) -> list[LinearName]:
         """The linear layers that were trained with one-bit inputs, by ``bitmaps``.

@@ -34,6 +34,9 @@ def rounded_inputs(x: Tensor, act: Act, column: Tensor | None = None) -> Tensor:
 
         r(x) = s q / v
 
+    With ``a1``, no other two opposite values are closer to x v in the least squares (Rastegari et
+    al. 2016, XNOR-Net, section 3.1).
+
     Args:
         column: v (k,), or ``None`` for a matrix without column scales. Where it is 0, so is the
             matrix, and r(x) does not matter.
