@@ -28,9 +28,10 @@ def load(
             ``bitmaps.ADAPTERS``.
         head: ``"new"`` initializes a masked-language-model head if the checkpoint has none.
         act: for packed models: what activations are rounded to before they are multiplied with
-            one-bit matrices. ``"a8"`` (int8 with a scale per token) is the default and fast,
-            ``"a16"`` is more precise and ``"f32"`` exact. ``"a1"`` is for models that were trained
-            with one-bit inputs.
+            one-bit matrices (``bitmaps.packed.activations``). ``"a8"`` (int8 with a scale per
+            token) is the default and fast, ``"a11"`` and ``"a16"`` are more precise, and ``"f32"``
+            is exact. ``"a6"`` (int6) is coarser, and the default of models that were trained with
+            ``activations=int6``. ``"a1"`` is for models that were trained with one-bit inputs.
 
     Raises:
         InputError: when it cannot be found or read, or is not a masked-language BERT.
@@ -50,4 +51,4 @@ def load(
         raise InputError(f"{folder} is packed: it takes neither an adapter nor a new head")
     if act is not None and act not in list(Act):
         raise InputError(f"act={act!r} is unknown; valid are {', '.join(Act)}")
-    return packed.load(folder, Act(act or Act.a8))
+    return packed.load(folder, None if act is None else Act(act))

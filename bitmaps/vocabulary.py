@@ -127,12 +127,18 @@ class Storage(StrEnum):
 
 
 class Activations(StrEnum):
-    """What enters a binarized matrix: floats, int8 with a scale per token, or for chosen matrices
-    one bit a number."""
+    """What enters a binarized matrix: floats, int8 or int6 with a scale per token, or for chosen
+    matrices one bit a number."""
 
     float = auto()
     int8 = auto()
+    int6 = auto()
     bit = auto()
+
+    @property
+    def act(self) -> Act:
+        """What kernels round them to; with ``bit``, those of the other matrices."""
+        return {"float": Act.f32, "int6": Act.a6}.get(self, Act.a8)
 
 
 class Act(StrEnum):

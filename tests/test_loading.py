@@ -29,7 +29,7 @@ from bitmaps.quantize.convert import (
     to_float,
 )
 from bitmaps.quantize.quantizer import Quantization
-from bitmaps.vocabulary import Act
+from bitmaps.vocabulary import Act, Activations
 
 KINDS = ("floats", "packed")
 
@@ -81,6 +81,32 @@ def test_a_packed_model_rounds_to_int8_unless_something_else_is_said(
     assert 0 < errors[0] < 1e-4 < errors[1] < 0.05 < errors[2]
 
 
+@pytest.mark.parametrize(("trained", "act"), [("int6", "a6"), ("int8", "a8"), ("float", "a8")])
+def test_a_packed_model_rounds_as_it_was_trained(
+    trained: str, act: Act, model: Bert, pack: Pack, ids: Tensor
+) -> None:
+    said = {"components": "layers", "activations": trained}
+    model.config = replace(model.config, bitmaps=said)
+    folder = pack(model)
+    assert torch.equal(bitmaps.load(folder)(ids), bitmaps.load(folder, act=act)(ids))
+    assert not torch.equal(bitmaps.load(folder)(ids), bitmaps.load(folder, act="f32")(ids))
+    other = "int8" if trained == "int6" else "int6"
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace(f'"{trained}"', f'"{other}"'))
+    with pytest.raises(InputError, match=r"does not belong to these weights: activations is"):
+        bitmaps.load(folder)
+
+
+def test_a_run_trained_in_int6_that_does_not_say_what_was_binarized_is_refused(
+    folders: dict[str, Path],
+) -> None:
+    path = folders["floats"] / "model" / "config.json"
+    values = json.loads(path.read_text()) | {"bitmaps": {"activations": "int6"}}
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"bitmaps\.components: 'None'"):
+        bitmaps.load(folders["floats"])
+
+
 @pytest.mark.parametrize("act", [*ACTS, "a4"])
 def test_act_is_of_packed_models(folders: dict[str, Path], act: Any) -> None:
     with pytest.raises(
@@ -95,7 +121,7 @@ def test_an_act_that_does_not_exist_is_refused_with_those_that_do(
     folders: dict[str, Path], act: Any
 ) -> None:
     with pytest.raises(
-        InputError, match=re.escape(f"act={act!r} is unknown; valid are f32, a16, a8, a1")
+        InputError, match=re.escape(f"act={act!r} is unknown; valid are f32, a16, a11, a8, a6, a1")
     ):
         bitmaps.load(folders["packed"], act=act)
 
@@ -282,7 +308,7 @@ def test_a_run_trained_with_one_bit_inputs_is_opened_with_them(
     layers, one_bit = ("attention", "ffnn"), ("query", "contract")
     make_trainable(tiny, layers, Quantization(), one_bit=one_bit)
     without = to_float(tiny)(ids)
-    expected = to_float(round_activations(tiny, layers, one_bit))
+    expected = to_float(round_activations(tiny, layers, Activations.bit, one_bit))
     trained = {"components": "layers", "activations": "bit", "one_bit_inputs": "query+contract"}
     expected.config = replace(expected.config, bitmaps=trained)
     checkpoint.save(expected, tmp_path / "run" / "model")

@@ -73,12 +73,21 @@ class BertConfig:
         check_activation(self.hidden_act)
         if not isinstance(self.bitmaps, dict | None):
             raise InputError(f"bitmaps must be an object or null, not {self.bitmaps!r}")
-        if (trained := self.bitmaps or {}).get("activations") == Activations.bit:
+        if self.bitmaps and self.needed_activations() is not Activations.float:
             self.one_bit_inputs()
             try:
-                components_of(str(trained.get("components")))
+                components_of(str(self.bitmaps.get("components")))
             except ValueError as error:
                 raise InputError(f"bitmaps.components: {error}") from error
+
+    def needed_activations(self) -> Activations:
+        """``int6`` or ``bit`` if the model was trained with them, by ``bitmaps``: it computes
+        something else without. Otherwise ``float``."""
+        trained = (self.bitmaps or {}).get("activations")
+        for needed in (Activations.int6, Activations.bit):
+            if trained == needed:
+                return needed
+        return Activations.float
 
     def one_bit_inputs(self) -> list[LinearName]:
         """The linear layers that were trained with one-bit inputs, by ``bitmaps``.

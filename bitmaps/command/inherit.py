@@ -175,7 +175,7 @@ def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         cfg.checkpoint = str(path)
     real_bits = is_packed(path)
     if real_bits:
-        check_packed(cfg, given)
+        check_packed(cfg, path, given)
         if not (path.parent / "config.yaml").is_file():
             return packed_alone(cfg, given)
         path = path.parent
@@ -194,18 +194,26 @@ def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     return trained_config(cfg, path, given)
 
 
-def check_packed(cfg: DictConfig, given: list[str]) -> None:
-    """Raises:
-    InputError: for what was decided when the model was packed."""
+def check_packed(cfg: DictConfig, folder: Path, given: list[str]) -> None:
+    """Set the activations of a packed model, unless they are given.
+
+    Raises:
+        InputError: for what was decided when the model was packed.
+    """
+    from bitmaps.bert import BertConfig  # these import torch
+    from bitmaps.packed.format import default_activations
+
     if "embeddings" in given:
         raise InputError(
             f"embeddings is what checkpoint={cfg.checkpoint} was packed with: leave it out"
         )
     if "activations" not in given:
-        OmegaConf.update(cfg, "activations", Activations.int8)
+        shape = BertConfig.from_file(folder / "config.json")
+        OmegaConf.update(cfg, "activations", default_activations(shape))
     if cfg.activations is Activations.bit:
         raise InputError(
-            "activations=bit is trained, and then part of what is packed: valid are float, int8"
+            "activations=bit is trained, and then part of what is packed: "
+            "valid are float, int8, int6"
         )
 
 

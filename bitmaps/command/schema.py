@@ -219,6 +219,7 @@ class Evaluate(Common):
 
 @dataclass
 class Train(Common):
+    activations_from: float = 0.0
     recipe: Recipe = field(default_factory=Recipe)
     loss: Loss = field(default_factory=Loss)
     optimizer: dict[str, Any] = field(default_factory=dict)
@@ -252,6 +253,8 @@ class Train(Common):
         }
         facts = ("recipe.name", "loss.name", "schedule.num_training_steps")  # or follow from them
         found = {key: value for part in parts for key, value in flat(parts[part], part).items()}
+        if self.activations_from:
+            found["activations_from"] = self.activations_from
         return super().settings() | {k: v for k, v in found.items() if k not in facts}
 
     def check(self) -> None:
@@ -261,6 +264,15 @@ class Train(Common):
         self.trainer.check()
         self.loss.check()
         self.check_activations()
+        if not 0 <= self.activations_from <= 1:
+            raise InputError(
+                f"activations_from={self.activations_from} is no share; valid are 0 to 1"
+            )
+        if self.activations_from and self.activations is Activations.float:
+            raise InputError(
+                f"activations_from={self.activations_from} needs rounded activations: "
+                "valid are activations=int8, int6 and bit"
+            )
         warmup = self.schedule.get("num_warmup_steps")
         if warmup is not None and not (isinstance(warmup, int | float) and warmup >= 0):
             raise InputError(

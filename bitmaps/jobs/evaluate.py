@@ -23,7 +23,7 @@ from bitmaps.quantize.convert import (
 from bitmaps.quantize.quantizer import Quantization
 from bitmaps.runs.folder import ScoredRow
 from bitmaps.runs.records import Facts
-from bitmaps.vocabulary import Act, Activations, Component, RowKind, Weights
+from bitmaps.vocabulary import Activations, Component, RowKind, Weights
 
 
 class Evaluation:
@@ -82,40 +82,38 @@ class Evaluation:
             binarize_naive(model, components, values, config.scale, config.binarize.scope)
             if Component.embeddings not in components:
                 store_words(model, words, values)
-        if config.activations is not Activations.float:
-            round_activations(model, components, config.one_bit_layers())
+        round_activations(model, components, config.activations, config.one_bit_layers())
         return Outcome([*references, self.setup.score(model, facts)], model)
 
     def trained(self, path: Path, facts: Facts) -> Outcome:
         """A trained run in floats; its word table and its activations may be rounded now."""
         config, components = self.config, self.config.binarize.components
-        model = restore_activations(load(path))
+        model = load(path)
         asked = facts
         facts = replace(trained_facts(facts, model), row=RowKind.trained)
         references = self.setup.references(facts)
         if config.embeddings is not None:
             store_words(model, config.embeddings, config.values)
             facts = replace(facts, embeddings=config.embeddings)
+        one_bit = model.config.one_bit_inputs()
         if config.activations is not Activations.float:
+            one_bit = config.one_bit_layers()
             facts = replace(
                 facts, activations=asked.activations, one_bit_inputs=asked.one_bit_inputs
             )
-        if facts.activations is Activations.int8 or config.one_bit_layers():
-            round_activations(model, components, config.one_bit_layers())
+        round_activations(model, components, facts.activations or Activations.float, one_bit)
         return Outcome([*references, self.setup.score(model, facts)], model)
 
     def packed_model(self, path: Path, facts: Facts) -> Outcome:
         """A packed model, beside the floats that it stands for."""
-        rounded = self.config.activations is Activations.int8
-        model = packed.load(path, Act.a8 if rounded else Act.f32)
+        model = packed.load(path, self.config.activations.act)
         facts = replace(trained_facts(facts, model), row=RowKind.packed)
-        one_bit = facts.activations is Activations.bit
-        if not one_bit:
+        needed = model.config.needed_activations()
+        if needed is not Activations.bit:
             facts = replace(facts, activations=self.config.activations)
         references = self.setup.references(facts)
         if self.config.references:
-            activations = Activations.bit if one_bit else Activations.float
-            floats = replace(facts, row=RowKind.trained, activations=activations)
+            floats = replace(facts, row=RowKind.trained, activations=needed)
             references.append(self.setup.score(restore_activations(packed.to_float(model)), floats))
         return Outcome([*references, self.setup.score(model, facts)], model)
 

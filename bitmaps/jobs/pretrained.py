@@ -80,7 +80,7 @@ class Pretrained:
                 f"{source} is packed: score it with evaluate.py checkpoint=…, "
                 "or turn it into floats with bitmaps.packed.to_float"
             )
-        if (self.shape.bitmaps or {}).get("activations") == Activations.bit:
+        if self.shape.needed_activations() is Activations.bit:
             raise InputError(
                 f"{source} was trained with activations=bit, a part of it: "
                 "score it with evaluate.py checkpoint=<run folder>"

@@ -26,11 +26,11 @@ from bitmaps.jobs.setup import Outcome, Setup, make_trainer
 from bitmaps.packed import format as packed
 from bitmaps.quantize.convert import make_trainable, round_activations, to_float
 from bitmaps.quantize.quantizer import Quantization
-from bitmaps.quantize.rounding import one_bit_quantizers
+from bitmaps.quantize.rounding import input_quantizers
 from bitmaps.runs.files import draft_of
 from bitmaps.runs.records import Facts
 from bitmaps.training.callbacks import (
-    OneBitInputs,
+    RoundedInputs,
     StaysStopped,
     StopsAtOnce,
     best_checkpoint,
@@ -45,7 +45,7 @@ from bitmaps.training.checkpoints import (
 )
 from bitmaps.training.losses import LossWeights
 from bitmaps.training.module import MaskedLanguageModel
-from bitmaps.vocabulary import Activations, RowKind, Storage
+from bitmaps.vocabulary import RowKind, Storage
 
 
 class Training:
@@ -143,8 +143,7 @@ class Training:
         )
         one_bit = config.one_bit_layers()
         make_trainable(model, components, quantization, config.word_table(), one_bit)
-        if config.activations is not Activations.float:
-            round_activations(model, components, one_bit)
+        round_activations(model, components, config.activations, one_bit)
         calibrated_on = self.setup.calibrate(model, already=resumed)
         if config.trainer.compile:
             # part by part: training takes the logits at masked positions between them
@@ -163,8 +162,8 @@ class Training:
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(checkpoints)
-        if inputs := one_bit_quantizers(module.model):
-            callbacks.append(OneBitInputs(inputs))
+        if inputs := input_quantizers(module.model):
+            callbacks.append(RoundedInputs(inputs, self.config.activations_from))
         if self.setup.trainer["enable_progress_bar"] and not self.has_bar():
             callbacks.append(RichProgressBar())
         trainer = make_trainer(

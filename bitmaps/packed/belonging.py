@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitmaps.bert import BertConfig
 from bitmaps.errors import InputError
+from bitmaps.vocabulary import Activations
 
 SHAPING = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
@@ -27,9 +28,13 @@ SIZED_BY = {  # the tensor whose first dimension a size is; any storage keeps th
 
 
 def shaping_keys(config: BertConfig) -> dict[str, Any]:
-    """What shapes the forward pass: names of ``config.json``, and the layers of one-bit inputs."""
+    """What shapes the forward pass: names of ``config.json``, the layers of one-bit inputs, and
+    int6 activations if the model was trained with them."""
     keys = {name: getattr(config, name) for name in SHAPING}
-    return keys | {"one_bit_inputs": "+".join(sorted(config.one_bit_inputs()))}
+    keys["one_bit_inputs"] = "+".join(sorted(config.one_bit_inputs()))
+    if (needed := config.needed_activations()) is Activations.int6:
+        keys["activations"] = needed
+    return keys
 
 
 def canonical(keys: Mapping[str, Any]) -> str:

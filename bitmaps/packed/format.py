@@ -27,7 +27,7 @@ from bitmaps.packed.encoder import PackedEncoder
 from bitmaps.packed.integrity import digest, read_content, write
 from bitmaps.packed.layers import PackedAttention, PackedEmbedding, PackedFeedForward, PackedLinear
 from bitmaps.packed.weights import PackedWeight, PacksItself
-from bitmaps.vocabulary import Act, Storage
+from bitmaps.vocabulary import Act, Activations, Storage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -286,14 +286,22 @@ def take(file: PackedFile, name: str, shape: tuple[int, ...]) -> PackedWeight | 
     return PackedWeight(Storage.bit, columns, data, high, low, column)
 
 
-def load(folder: Path, act: Act) -> Bert:
+def default_activations(config: BertConfig) -> Activations:
+    """What the activations of a packed model become unless something else is asked: int6 if it was
+    trained with int6, otherwise int8."""
+    needed = config.needed_activations()
+    return needed if needed is Activations.int6 else Activations.int8
+
+
+def load(folder: Path, act: Act | None) -> Bert:
     """Open a packed folder in evaluation mode.
 
     Nothing is unpacked: weights stay in the file's pages, which processes share.
 
     Args:
         act: what activations are rounded to before they are multiplied with one-bit matrices
-            (``bitmaps.packed.operations``). Layers trained with one-bit inputs always use ``a1``.
+            (``bitmaps.packed.activations``); ``None`` is ``default_activations``. Layers trained
+            with one-bit inputs always use ``a1``.
 
     Raises:
         InputError: when the folder is damaged or does not fit its ``config.json``, before anything
@@ -317,7 +325,7 @@ def load(folder: Path, act: Act) -> Bert:
             raise InputError(f"no BERT of its config.json has: {', '.join(left[:5])}")
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return assemble(config, parts, act)
+    return assemble(config, parts, act or default_activations(config).act)
 
 
 def without_numbers(config: BertConfig) -> Bert:

@@ -17,14 +17,16 @@ from bitmaps.quantize.layers import QuantizedEmbedding, QuantizedLinear
 from bitmaps.quantize.quantizer import Quantization, Quantizer, two_values
 from bitmaps.quantize.rounding import InputQuantizer, Rounding, rounded
 from bitmaps.vocabulary import (
-    GROUPS,
     PLUS_MINUS_ONE,
+    Act,
+    Activations,
     Component,
     LinearName,
     Scale,
     Scope,
     Storage,
     ValueSet,
+    components_of,
 )
 
 COMPONENTS = {
@@ -170,18 +172,23 @@ def children_of(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear | nn.E
     ]
 
 
-def round_activations(model: Bert, components: Iterable[str], one_bit: Container[str] = ()) -> Bert:
+def round_activations(
+    model: Bert, components: Iterable[str], activations: Activations, one_bit: Container[str] = ()
+) -> Bert:
     """Give the linear layers of the components input quantizers, in place.
 
     Args:
-        one_bit: names of the layers, such as ``query``, whose inputs become one bit. The inputs of
-            the others become int8.
+        activations: what the inputs become; ``float`` leaves the model as it is.
+        one_bit: with ``activations=bit``, names of the layers, such as ``query``, whose inputs
+            become one bit. The inputs of the others become int8.
     """
+    if activations == Activations.float:
+        return model
     chosen = {id(parameter) for parameter in matrices(model, components).values()}
     for parent, name, child in children_of(model):
         if not isinstance(child, nn.Linear) or id(child.weight) not in chosen:
             continue
-        inputs = InputQuantizer(Storage.bit if name in one_bit else Storage.int8)
+        inputs = InputQuantizer(Act.a1 if name in one_bit else Activations(activations).act)
         weights = child.quantizer if isinstance(child, QuantizedLinear) else None
         setattr(parent, name, QuantizedLinear.from_float(child, weights, inputs))
         if name == LinearName.contract and name in one_bit and model.config.hidden_act == "gelu":
@@ -190,15 +197,15 @@ def round_activations(model: Bert, components: Iterable[str], one_bit: Container
 
 
 def restore_activations(model: Bert) -> Bert:
-    """Give a model trained with ``activations=bit`` its input quantizers back, in place.
+    """Give a model trained with activations in int6 or one bit its input quantizers back, in place.
 
     Without them the model computes something else. A model trained with int8 activations does not
     need them: floats change little.
     """
-    trained = model.config.bitmaps or {}
-    if trained.get("activations") == "bit":
-        name = trained["components"]
-        round_activations(model, GROUPS.get(name, name.split("+")), model.config.one_bit_inputs())
+    config, needed = model.config, model.config.needed_activations()
+    if needed is not Activations.float and config.bitmaps is not None:
+        components = components_of(config.bitmaps["components"])
+        round_activations(model, components, needed, config.one_bit_inputs())
     return model
 
 
@@ -221,11 +228,11 @@ def to_float(model: Bert) -> Bert:
         if isinstance(child, QuantizedEmbedding):
             sizes = child.num_embeddings, child.embedding_dim, child.padding_idx
             layer = nn.Embedding(*sizes, device="meta")
-        elif child.input_quantizer is not None:
-            layer = QuantizedLinear.from_float(child, None, child.input_quantizer)
+            layer.weight = effective[key]
         else:
             layer = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
-            layer.bias = child.bias
-        layer.weight = effective[key]
+            layer.weight, layer.bias = effective[key], child.bias
+            if child.input_quantizer is not None:
+                layer = QuantizedLinear.from_float(layer, None, child.input_quantizer)
         setattr(parent, name, layer.train(child.training))
     return model

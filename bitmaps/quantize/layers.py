@@ -7,6 +7,7 @@ from typing import Self
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitmaps.packed.discover import one_bit
 from bitmaps.packed.weights import PackedWeight
 from bitmaps.quantize.quantizer import Quantizer
 from bitmaps.quantize.rounding import InputQuantizer, Rounding
@@ -18,10 +19,13 @@ class QuantizedLinear(nn.Linear):
     Attributes:
         quantizer: q; ``None`` uses the weight as it is.
         input_quantizer: r; ``None`` uses the inputs as they are.
+        column: the column scales with which a weight without quantizer would be packed, if any.
+            No checkpoint contains them: they are found in the weight.
     """
 
     quantizer: Quantizer | Rounding | None
     input_quantizer: InputQuantizer | None
+    column: Tensor | None
 
     @classmethod
     def from_float(
@@ -38,6 +42,10 @@ class QuantizedLinear(nn.Linear):
         layer.weight, layer.bias = linear.weight, linear.bias
         layer.register_module("quantizer", quantizer)
         layer.register_module("input_quantizer", input_quantizer)
+        searched = quantizer is None and input_quantizer is not None
+        packed = one_bit(linear.weight.detach()) if searched else None
+        column = None if packed is None else packed.column
+        layer.register_buffer("column", column, persistent=False)
         return layer.train(linear.training)
 
     @property
@@ -51,7 +59,12 @@ class QuantizedLinear(nn.Linear):
 
     def effective_input(self, x: Tensor) -> Tensor:
         """r(x)."""
-        return x if self.input_quantizer is None else self.input_quantizer(x)
+        if self.input_quantizer is None:
+            return x
+        column = self.column
+        if isinstance(self.quantizer, Quantizer):
+            _, column = self.quantizer.scales(self.weight)
+        return self.input_quantizer(x, column)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(self.effective_input(x), self.effective_weight, self.bias)

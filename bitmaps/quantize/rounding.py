@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitmaps.packed.activations import round_activations
 from bitmaps.packed.weights import PackedWeight, to_integers
-from bitmaps.vocabulary import Storage
+from bitmaps.vocabulary import Act, Storage
 
 
 def rounded(x: Tensor, storage: Storage) -> Tensor:
@@ -25,22 +26,35 @@ def rounded(x: Tensor, storage: Storage) -> Tensor:
     return (integers * scale).to(x.dtype)
 
 
-def signs(x: Tensor) -> Tensor:
-    """One bit a number: mean|x| where x >= 0, else -mean|x|, with a mean per vector.
+def rounded_inputs(x: Tensor, act: Act, column: Tensor | None = None) -> Tensor:
+    """r(x) for inputs x (..., k) of a matrix q(W), in the dtype of x; computed in fp32.
 
-    Vectors lie along the last dimension. No other two opposite values are closer to x in the least
-    squares (Rastegari et al. 2016, XNOR-Net, section 3.1).
+    Packed models multiply x by the column scales v before they round it, and leave v out of the
+    matrix. With q and s for x v (``bitmaps.packed.activations``) the same product is r(x) q(W)^T::
+
+        r(x) = s q / v
+
+    With ``a1``, no other two opposite values are closer to x v in the least squares (Rastegari et
+    al. 2016, XNOR-Net, section 3.1).
+
+    Args:
+        column: v (k,), or ``None`` for a matrix without column scales. Where it is 0, so is the
+            matrix, and r(x) does not matter.
     """
-    scale = x.float().abs().mean(-1, keepdim=True)
-    return torch.where(x >= 0, scale, -scale).to(x.dtype)
+    exact = x.float()
+    q, scale = round_activations(exact if column is None else exact * column.float(), act)
+    found = q * scale
+    if column is not None:
+        found = found / torch.where(column == 0, 1.0, column.float())
+    return found.to(x.dtype)
 
 
 class RoundThrough(torch.autograd.Function):
-    """``rounded`` (``signs`` for ``bit``) in the forward pass, the identity in the backward one."""
+    """``rounded`` in the forward pass, the identity in the backward one (Bengio et al. 2013)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, storage: Storage) -> Tensor:
-        return signs(x) if storage == Storage.bit else rounded(x, storage)
+        return rounded(x, storage)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -66,32 +80,34 @@ class Rounding(nn.Module):
 
 
 class InputQuantizer(nn.Module):
-    """Rounds the inputs of a matrix, with a scale per token.
-
-    The packed kernels round after multiplying by the column scales, if the matrix has any. They
-    round equally coarsely, to other numbers.
+    """Rounds the inputs of a matrix, with a scale per token, as packed models do.
 
     Attributes:
-        storage: ``int8``, or one ``bit``.
+        act: what they are rounded to (``bitmaps.packed.activations``).
         share: the result is x (1 - share) + r(x) share. It is a tensor, so that a compiled model
             stays compiled when it changes, and no buffer, so that checkpoints do not contain it.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, act: Act) -> None:
         super().__init__()
-        self.storage, self.share = storage, torch.ones(())
+        self.act, self.share = act, torch.ones(())
 
-    def forward(self, x: Tensor) -> Tensor:
-        rounded_x = RoundThrough.apply(x, self.storage)
-        if self.storage == Storage.bit:
-            return rounded_x * self.share + x * (1 - self.share)
-        return rounded_x
+    def forward(self, x: Tensor, column: Tensor | None = None) -> Tensor:
+        """Inputs (..., k) for a matrix with these column scales (k,), if it has any.
+
+        The gradient passes through r unchanged (Bengio et al. 2013). The column scales have theirs
+        in the matrix.
+        """
+        constant = x.detach()
+        rounded_x = rounded_inputs(constant, self.act, None if column is None else column.detach())
+        # 0, with the gradient of x. torch.compile fails on an autograd.Function that rounds.
+        rounded_x = rounded_x + (x - constant)
+        return rounded_x * self.share + x * (1 - self.share)
 
     def extra_repr(self) -> str:
-        return str(self.storage)
+        return str(self.act)
 
 
-def one_bit_quantizers(model: nn.Module) -> list[InputQuantizer]:
-    """The input quantizers of a model that leave one bit."""
-    found = (module for module in model.modules() if isinstance(module, InputQuantizer))
-    return [module for module in found if module.storage == Storage.bit]
+def input_quantizers(model: nn.Module) -> list[InputQuantizer]:
+    """The input quantizers of a model."""
+    return [module for module in model.modules() if isinstance(module, InputQuantizer)]

@@ -50,13 +50,16 @@ def pseudo_bits(weight: Tensor, table: bool = True) -> int:
 def memory_mib(model: nn.Module) -> float:
     """The pseudo size of all parameters in MiB: what the model would take in real bits.
 
-    A tied parameter counts once. Packed weights are buffers, which count as they are.
+    A tied parameter counts once. Packed weights are buffers, which count as they are. Buffers that
+    no checkpoint contains follow from the parameters, and do not count.
     """
+    stored = model.state_dict().keys()
+    buffers = sum(one.nbytes for name, one in model.named_buffers() if name in stored)
     bits = sum(
         pseudo_bits(p.detach(), table=name.endswith("embeddings.word.weight"))
         for name, p in model.named_parameters()
     )
-    return (bits / 8 + sum(buffer.nbytes for buffer in model.buffers())) / MIB
+    return (bits / 8 + buffers) / MIB
 
 
 def resident_mib(model: nn.Module) -> float:

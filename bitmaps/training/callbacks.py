@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from bitmaps.errors import InputError, Stopped
 from bitmaps.quantize.rounding import InputQuantizer
+from bitmaps.vocabulary import Act
 
 log = logging.getLogger(__name__)
 
@@ -30,29 +31,35 @@ MONITORS = {
 TRIGGERS = ("every_n_train_steps", "every_n_epochs", "train_time_interval")
 
 
-class OneBitInputs(Callback):
-    """Introduces one-bit inputs gradually: their share rises from 0 to 1 over the first half of a
-    training. Validation and the trained model have all of it.
+class RoundedInputs(Callback):
+    """Says when in a training inputs are rounded. The share of one-bit inputs rises from 0 to 1
+    over the first half. Inputs of int8 and int6 are rounded from one step on.
+
+    Validation and the trained model round all inputs. So all validations can be compared, and the
+    best checkpoint may be one from before that step.
 
     Args:
-        inputs: the input quantizers of one bit.
+        inputs: the input quantizers.
+        start: the share of the steps after which inputs of int8 and int6 are rounded.
     """
 
-    def __init__(self, inputs: list[InputQuantizer]) -> None:
-        self.inputs = inputs
+    def __init__(self, inputs: list[InputQuantizer], start: float = 0.0) -> None:
+        self.inputs, self.start = inputs, start
 
-    def set_share(self, share: float) -> None:
+    def set_shares(self, one_bit: float, others: float) -> None:
         for quantizer in self.inputs:
+            share = one_bit if quantizer.act is Act.a1 else others
             quantizer.share = torch.full_like(quantizer.share, share)
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        self.set_share(min(1.0, 2 * trainer.global_step / trainer.max_steps))
+        done = trainer.global_step / trainer.max_steps
+        self.set_shares(min(1.0, 2 * done), float(done >= self.start))
 
     def on_validation_start(self, *args: Any) -> None:
-        self.set_share(1.0)
+        self.set_shares(1.0, 1.0)
 
     def on_train_end(self, *args: Any) -> None:
-        self.set_share(1.0)
+        self.set_shares(1.0, 1.0)
 
 
 class StaysStopped(Callback):

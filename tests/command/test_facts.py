@@ -118,6 +118,12 @@ def test_each_setting_goes_by_its_key(override: str) -> None:
     assert {key for key in changed if changed[key] != plain[key]} == {override.split("=")[0]}
 
 
+def test_the_step_from_which_inputs_are_rounded_is_a_setting_where_it_is_not_the_first() -> None:
+    """Runs of earlier, which rounded from the first step on, have no such setting."""
+    assert "activations_from" not in config("train").settings()
+    assert config("train", "activations_from=0.5").settings()["activations_from"] == 0.5
+
+
 @pytest.mark.parametrize(
     "override",
     [

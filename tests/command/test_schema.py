@@ -183,7 +183,7 @@ def test_an_unknown_choice_is_told_the_valid_ones(override: str) -> None:
         ("recipe.loss.hidden=1", ("loss",)),
         ("loss.hiden=1", ("hiden",)),
         ("loss.hidden=much", ("much", "hidden")),
-        ("activations=int4", ("int4", "float", "int8", "bit")),
+        ("activations=int4", ("int4", "float", "int8", "int6", "bit")),
         (
             "one_bit_inputs=[eyes]",
             ("eyes", "query", "key", "value", "output", "expand", "contract"),
@@ -328,6 +328,16 @@ def test_a_bad_value_is_named(override: str, named: tuple[str, ...]) -> None:
         ),
         ("evaluate", "activations=bit binarize=none", "activations=bit .*binarize=none has none"),
         ("evaluate", "activations=int8", "activations=int8 .*binarize=none has none"),
+        (
+            "train",
+            "activations=int6 activations_from=1.5",
+            "activations_from=1.5 is no share; valid are 0 to 1",
+        ),
+        (
+            "train",
+            "activations_from=0.5",
+            "activations_from=0.5 needs .* valid are activations=int8, int6 and bit",
+        ),
         ("train", "+lenght=32", "there is no lenght; valid are .*, limit, .*"),
         ("evaluate", "+data.lenght=32", "there is no data.lenght; valid are .*, data.length, .*"),
     ],
@@ -355,6 +365,7 @@ def test_a_number_that_cannot_be_is_refused_by_name(
         ("train", "embeddings=bit binarize=layers"),
         ("train", "embeddings=int4 binarize=layers activations=int8"),
         ("train", "binarize=layers activations=bit"),
+        ("train", "binarize=layers activations=int6 activations_from=0.5"),
         ("train", "binarize=ffnn activations=bit one_bit_inputs=[expand]"),
         ("evaluate", "embeddings=fp16 binarize=layers activations=int8"),
         ("evaluate", "embeddings=int8"),

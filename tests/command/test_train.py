@@ -28,7 +28,8 @@ from safetensors.torch import load_file
 
 import bitmaps
 from bitmaps.bert import checkpoint
-from bitmaps.quantize.rounding import signs
+from bitmaps.quantize.rounding import rounded_inputs
+from bitmaps.vocabulary import Act
 
 IDS = torch.tensor([[2, 7, 4, 9, 3]])
 
@@ -166,11 +167,45 @@ def test_inputs_may_be_rounded_to_int8_in_training(command: Commands) -> None:
     assert "activations is int8 in checkpoint=r" in err
 
 
-SIGNS = (
-    "binarize=layers", "activations=bit", "one_bit_inputs=[query,key,value,contract]",
-    # with column scales the packed model rounds the scaled inputs, whose signs differ
-    "scale=row", *SHORT,
-)  # fmt: skip
+INT6 = ("binarize=layers", "activations=int6", "activations_from=0.5", ALONE, *SHORT)
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        (),
+        pytest.param(("values=01",), marks=slow),
+        pytest.param(("scale=row", "trainer.precision=bf16-mixed"), marks=slow),
+    ],
+)
+def test_int6_is_scored_as_it_is_trained_packed_or_not(
+    command: Commands, choice: tuple[str, ...]
+) -> None:
+    command.ok("train", *INT6, *choice, "hydra.run.dir=r")
+    trained = metrics("r")
+    assert trained["activations"] == "int6"
+    command.ok("evaluate", "checkpoint=r", ALONE, "hydra.run.dir=e")
+    assert (metrics("e")["activations"], scores(metrics("e"))) == ("int6", scores(trained))
+    floats, packed = bitmaps.load("r"), bitmaps.load("r/packed")
+    torch.testing.assert_close(packed(IDS), floats(IDS), atol=1e-4, rtol=0)
+    assert torch.equal(bitmaps.load("r/packed", act="a6")(IDS), packed(IDS))
+    off = (bitmaps.load("r/packed", act="f32")(IDS) - packed(IDS)).abs().max()
+    assert off > 1e-3  # rounding is seen
+
+    command.ok("evaluate", "checkpoint=r/packed", "hydra.run.dir=p")
+    rows = rows_of("p")
+    assert [row["activations"] for row in rows.values()] == ["float", "float", "int6", "int6"]
+    for kind in ("trained", "packed"):
+        assert rows[kind]["cross_entropy"] == pytest.approx(trained["cross_entropy"], abs=1e-4)
+    command.ok("evaluate", "checkpoint=r/packed", ALONE, "activations=int8", "hydra.run.dir=p8")
+    assert metrics("p8")["activations"] == "int8"
+    assert metrics("p8")["cross_entropy"] != rows["packed"]["cross_entropy"]
+    err = command.refused("evaluate", "checkpoint=r", "activations=int8")
+    assert "activations is int6 in checkpoint=r" in err
+
+
+SIGNS = ("binarize=layers", "activations=bit", "one_bit_inputs=[query,key,value,contract]", *SHORT)
 
 
 def test_the_signs_of_inputs_may_be_all_that_is_trained_on(command: Commands) -> None:
@@ -184,7 +219,7 @@ def test_the_signs_of_inputs_may_be_all_that_is_trained_on(command: Commands) ->
     exact = checkpoint.load("r")
     for name, layer in exact.encoder.named_modules():
         if name.endswith(("query", "key", "value", "contract")):
-            layer.register_forward_pre_hook(lambda _, inputs: (signs(inputs[0]),))
+            layer.register_forward_pre_hook(lambda _, inputs: (rounded_inputs(inputs[0], Act.a1),))
     packed = bitmaps.load("r/packed", act="f32")
     torch.testing.assert_close(packed(IDS), exact(IDS), atol=1e-3, rtol=0)
 
@@ -209,7 +244,7 @@ def test_a_model_of_signs_is_nothing_to_start_from_or_to_round_again(command: Co
         assert "model.source=r was trained with activations=bit" in err
     for folder, message in (
         ("r", "activations is bit in checkpoint=r"),
-        ("r/packed", "valid are float, int8"),
+        ("r/packed", "valid are float, int8, int6"),
     ):
         assert message in command.refused("evaluate", f"checkpoint={folder}", "activations=bit")
 

@@ -34,7 +34,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "+callbacks.early_stopping.min_delta=9",
     ),
     "calibrated": (*LAYERS, "calibrate=16", "scale=row"),
-    "signs": (*LAYERS, "activations=bit", "embeddings=int8"),
+    "signs": (*LAYERS, "activations=bit", "activations_from=0.5", "embeddings=int8"),
     "longer": (*LAYERS, "schedule=constant", "loss.more_masked_at_end=null"),
 }  # fmt: skip
 IMPORTED = (launch, page)  # before a process is copied: otherwise each copy takes seconds for it

@@ -40,7 +40,7 @@ from bitmaps.quantize.convert import (
 )
 from bitmaps.quantize.convert import to_float as effective
 from bitmaps.quantize.quantizer import Quantization
-from bitmaps.vocabulary import Scale, Storage, ValueSet
+from bitmaps.vocabulary import Activations, Scale, Storage, ValueSet
 
 
 def trained(
@@ -193,7 +193,7 @@ def test_a_quantized_model_and_its_floats_make_the_same_file(
 
 def test_one_bit_inputs_survive_packing(tiny: Bert, ids: Tensor, pack: Pack) -> None:
     make_trainable(tiny, LAYERS, Quantization("pm1", "rank_one"), one_bit=("query", "contract"))
-    round_activations(tiny, LAYERS, ("query", "contract"))
+    round_activations(tiny, LAYERS, Activations.bit, ("query", "contract"))
     trained = {"components": "layers", "activations": "bit", "one_bit_inputs": "query+contract"}
     tiny.config = replace(tiny.config, bitmaps=trained)
     found = load(pack(tiny), "a8")

@@ -37,7 +37,7 @@ from bitmaps.quantize.convert import (
 )
 from bitmaps.quantize.layers import QuantizedEmbedding, QuantizedLinear
 from bitmaps.quantize.quantizer import Quantization, Quantizer, two_values
-from bitmaps.vocabulary import GROUPS, Scale, Scaling, Scope, Storage, ValueSet
+from bitmaps.vocabulary import GROUPS, Activations, Scale, Scaling, Scope, Storage, ValueSet
 
 
 def test_groups_select_the_parameters_of_the_blog_post(tiny: Bert) -> None:
@@ -80,7 +80,7 @@ CONVERSIONS: dict[str, Callable[[Bert, list[str]], object]] = {
     "trainable words": lambda model, components: make_trainable(
         model, components, Quantization(), "bit"
     ),
-    "activations": round_activations,
+    "activations": lambda model, components: round_activations(model, components, Activations.int8),
 }
 
 

@@ -40,11 +40,20 @@ from bitmaps.quantize.quantizer import Quantization, Quantizer, two_values
 from bitmaps.quantize.rounding import (
     InputQuantizer,
     Rounding,
-    one_bit_quantizers,
+    input_quantizers,
     rounded,
-    signs,
+    rounded_inputs,
 )
-from bitmaps.vocabulary import GROUPS, Gradient, Scale, Scaling, Storage, ValueSet
+from bitmaps.vocabulary import (
+    GROUPS,
+    Act,
+    Activations,
+    Gradient,
+    Scale,
+    Scaling,
+    Storage,
+    ValueSet,
+)
 
 
 @each_stored
@@ -221,7 +230,11 @@ def same(x: Tensor) -> Tensor:
 
 
 def in_int8(x: Tensor) -> Tensor:
-    return rounded(x, Storage.int8)
+    return rounded_inputs(x, Act.a8)
+
+
+def signs(x: Tensor) -> Tensor:
+    return rounded_inputs(x, Act.a1)
 
 
 @pytest.mark.parametrize("trainable", [False, True])
@@ -231,7 +244,7 @@ def test_rounded_activations_enter_the_components_linear_layers_alone(
 ) -> None:
     if trainable:
         make_trainable(tiny, GROUPS[group], Quantization())
-    assert round_activations(tiny, GROUPS[group]) is tiny
+    assert round_activations(tiny, GROUPS[group], Activations.int8) is tiny
     chosen = {name.removesuffix(".weight") for name in matrices_of(group)}
     chosen |= {"head.decoder"} if group == "all" else set()
     assert_inputs_are(tiny, ids, lambda name: in_int8 if name in chosen else same)
@@ -245,8 +258,12 @@ def sign_layers(name: str) -> Callable[[Tensor], Tensor]:
 
 
 def test_signs_enter_the_layers_of_these_names_and_int8_the_others(tiny: Bert, ids: Tensor) -> None:
-    round_activations(tiny, ("attention", "ffnn"), ("query", "contract"))
+    round_activations(tiny, ("attention", "ffnn"), Activations.bit, ("query", "contract"))
     assert_inputs_are(tiny, ids, sign_layers)
+
+
+def one_bit_quantizers(model: Bert) -> list[InputQuantizer]:
+    return [one for one in input_quantizers(model) if one.act is Act.a1]
 
 
 @pytest.mark.parametrize("order", ["weights first", "inputs first"])
@@ -257,7 +274,7 @@ def test_conversions_and_copies_keep_the_input_quantizers(
     layers, one_bit = ("attention", "ffnn"), ("query", "contract")
     steps = [
         lambda: make_trainable(tiny, layers, Quantization(), one_bit=one_bit),
-        lambda: round_activations(tiny, layers, one_bit),
+        lambda: round_activations(tiny, layers, Activations.bit, one_bit),
     ]
     for step in steps if order == "weights first" else reversed(steps):
         step()
@@ -278,12 +295,14 @@ def test_conversions_and_copies_keep_the_input_quantizers(
 def test_rounding_inputs_adds_nothing_to_a_checkpoint(tiny: Bert) -> None:
     make_trainable(tiny, ("attention", "ffnn"), Quantization("pm1", "rank_one"))
     names, memory = list(tiny.state_dict()), len(list(tiny.buffers()))
-    round_activations(tiny, ("attention", "ffnn"), ("query",))
+    round_activations(tiny, ("attention", "ffnn"), Activations.bit, ("query",))
     assert list(tiny.state_dict()) == names
     assert len(list(tiny.buffers())) == memory
 
 
-def test_activations_are_restored_where_they_were_one_bit_alone(tiny: Bert, ids: Tensor) -> None:
+def test_activations_are_restored_without_which_a_model_computes_something_else(
+    tiny: Bert, ids: Tensor
+) -> None:
     trained = {"components": "layers", "activations": "int8", "one_bit_inputs": None}
     tiny.config = replace(tiny.config, bitmaps=trained)
     assert not quantized(restore_activations(tiny))
@@ -291,13 +310,19 @@ def test_activations_are_restored_where_they_were_one_bit_alone(tiny: Bert, ids:
     tiny.config = replace(tiny.config, bitmaps=trained)
     assert restore_activations(tiny) is tiny
     assert_inputs_are(tiny, ids, sign_layers)
+    trained |= {"components": "ffnn", "activations": "int6", "one_bit_inputs": None}
+    plain = to_float(tiny)
+    plain.config = replace(tiny.config, bitmaps=trained)
+    acts = {one.act for one in input_quantizers(restore_activations(plain).encoder.layers[0].ffnn)}
+    assert acts == {Act.a6}
 
 
 def test_one_bit_inputs_of_contract_have_the_signs_that_gelu_reads(tiny: Bert) -> None:
     """``torch``'s GELU is -0 below -5.5, which counts as positive."""
     x = torch.linspace(-60, 60, 1001)
     assert ((nn.GELU()(x) >= 0) != (x >= 0)).sum() > 400
-    activation = round_activations(tiny, ("ffnn",), ("contract",)).encoder.layers[0].ffnn.activation
+    round_activations(tiny, ("ffnn",), Activations.bit, ("contract",))
+    activation = tiny.encoder.layers[0].ffnn.activation
     assert torch.equal(activation(x) >= 0, x >= 0)
     for dtype in (torch.float16, torch.bfloat16):
         assert torch.equal(activation(x.to(dtype)) >= 0, x >= 0)
@@ -305,13 +330,14 @@ def test_one_bit_inputs_of_contract_have_the_signs_that_gelu_reads(tiny: Bert) -
 
 
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")
-def test_a_trained_layer_compiles_with_both_quantizers() -> None:
-    """In one graph, whose share of one-bit inputs changes without another compilation."""
+@pytest.mark.parametrize("act", [Act.a6, Act.a1])
+def test_a_trained_layer_compiles_with_both_quantizers(act: Act) -> None:
+    """In one graph, whose share of rounded inputs changes without another compilation."""
     linear = nn.Linear(16, 8)
     quantizer = Quantizer(linear.weight, Quantization("pm1", "rank_one", "lsq", "row", "clipped"))
-    layer = QuantizedLinear.from_float(linear, quantizer, InputQuantizer(Storage.bit))
+    layer = QuantizedLinear.from_float(linear, quantizer, InputQuantizer(act))
     graphs = CompileCounter()
-    compiled = torch.compile(layer, backend=graphs, fullgraph=True)
+    compiled = torch.compile(layer, backend=graphs, fullgraph=True, dynamic=True)
     x = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
     for share in (0.0, 0.5, 1.0):
         assert layer.input_quantizer is not None
@@ -335,7 +361,7 @@ def test_rounded_activations_hardly_change_the_predictions_and_pass_the_gradient
 ) -> None:
     logits = tiny(ids)
     before = state_of(tiny)
-    rounding = round_activations(tiny, COMPONENTS)
+    rounding = round_activations(tiny, COMPONENTS, Activations.int8)
     assert_state(rounding, before)
     assert not torch.equal(rounding(ids), logits)
     assert (rounding(ids) - logits).norm() < 0.05 * logits.norm()

@@ -1,4 +1,4 @@
-"""The word table and activations in 16, 8 and 4 bits."""
+"""The word table and activations in fewer than 32 bits."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from bitmaps.packed.activations import round_activations
 from bitmaps.quantize.layers import QuantizedLinear
+from bitmaps.quantize.quantizer import Quantization, Quantizer, units
 from bitmaps.quantize.rounding import (
     InputQuantizer,
     Rounding,
     RoundThrough,
-    one_bit_quantizers,
+    input_quantizers,
     rounded,
-    signs,
+    rounded_inputs,
 )
-from bitmaps.vocabulary import Storage
+from bitmaps.vocabulary import Act, Scale, Storage, ValueSet
 
 INTEGERS: tuple[Storage, ...] = ("int8", "int4")
 LEVELS = {"int8": 127, "int4": 7}
@@ -166,40 +168,104 @@ def test_rounding_is_fp32_under_autocast(stored: Storage) -> None:
     assert torch.equal(actual, expected)
 
 
-def test_inputs_are_rounded_for_each_token() -> None:
-    random = torch.Generator().manual_seed(0)
+# Inputs
+
+each_act = pytest.mark.parametrize("act", [Act.a8, Act.a6, Act.a1])
+
+
+def tokens(*shape: int) -> Tensor:
+    """Some numbers, of another magnitude in each vector of three."""
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    return x * torch.tensor([1e-3, 1.0, 1e3])[:, None]
+
+
+@each_act
+@pytest.mark.parametrize("scale", ["row", "rank_one"])
+@pytest.mark.parametrize("values", ["pm1", "01"])
+def test_inputs_are_rounded_as_packed_models_do(act: Act, scale: Scale, values: ValueSet) -> None:
+    torch.manual_seed(0)
     linear = nn.Linear(9, 4)
-    x = torch.randn(2, 3, 9, generator=random) * torch.tensor([1e-3, 1.0, 1e3])[:, None]
-    x.requires_grad_()
-    expected = linear(rounded(x.detach(), Storage.int8))
-    actual = linear(InputQuantizer(Storage.int8)(x))
-    assert torch.equal(actual, expected)
-    g = torch.randn(2, 3, 4, generator=random)
-    actual.backward(g)
-    torch.testing.assert_close(x.grad, g @ linear.weight.detach())
-    entered = InputQuantizer(Storage.int8)(x)
-    assert ((entered - x).abs().amax(-1) <= x.abs().amax(-1) / 127 * 0.5001).all()
+    quantizer = Quantizer(linear.weight, Quantization(values, scale))
+    if quantizer.column is not None:
+        with torch.no_grad():  # a learned scale may cross zero, or reach it
+            quantizer.column.copy_(torch.tensor([0.5, 2, 1, -1, 0, 1.5, 1, -0.1, 3]))
+    layer = QuantizedLinear.from_float(linear, quantizer, InputQuantizer(act))
+    x = tokens(2, 3, 9).requires_grad_()
+    columns = torch.ones(9) if quantizer.column is None else quantizer.column.detach()
+    unit = units(linear.weight.detach(), ValueSet(values))
+    q, s = round_activations(x.detach() * columns, act)
+    if act is Act.a1:  # what q says where v is 0 does not enter the product
+        q = q * (columns != 0)
+    row = layer.quantizer.scale.detach().T  # type: ignore[union-attr]
+    expected = (q.double() @ unit.double().T) * s * row + linear.bias.detach()
+    y = layer(x)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-6 * s.max().item())
+
+    g = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(1))
+    y.backward(g)
+    torch.testing.assert_close(x.grad, g @ layer.effective_weight.detach())
+    along = torch.einsum("...r,...c->rc", g, layer.effective_input(x).detach()) * unit
+    close = {"rtol": 1e-4, "atol": 1e-3}  # sums of numbers in the thousands
+    of_rows = (along * columns).sum(1, keepdim=True)
+    torch.testing.assert_close(quantizer.scale.grad, of_rows, **close)  # type: ignore[union-attr]
+    if quantizer.column is not None:
+        torch.testing.assert_close(quantizer.column.grad, (along * row.T).sum(0), **close)
+
+
+@pytest.mark.parametrize(("act", "steps"), [(Act.a8, 254), (Act.a6, 62)])
+def test_rounded_inputs_lie_half_a_step_away_at_most(act: Act, steps: int) -> None:
+    x = torch.cat([tokens(2, 3, 9), tokens(2, 3, 9).abs()])
+    entered = InputQuantizer(act)(x)
+    span = 2 * x.abs().amax(-1)
+    if act is Act.a6:  # its window lies where the numbers are
+        span = x.amax(-1).clamp(min=0) - x.amin(-1).clamp(max=0)
+    assert ((entered - x).abs().amax(-1) <= span / steps * 0.5001).all()
     assert (entered != x).any(-1).all()
 
 
+@each_act
+def test_inputs_are_rounded_in_fp32_whatever_their_dtype(act: Act) -> None:
+    x, column = tokens(3, 9), torch.linspace(0.5, 2, 9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(InputQuantizer(act)(x, column), rounded_inputs(x, act, column))
+        half = InputQuantizer(act)(x.bfloat16(), column)
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(half, rounded_inputs(x.bfloat16().float(), act, column).bfloat16())
+
+
 def test_inputs_without_a_token_are_left_alone() -> None:
-    assert InputQuantizer(Storage.int8)(torch.zeros(0, 9)).shape == (0, 9)
+    assert InputQuantizer(Act.a8)(torch.zeros(0, 9)).shape == (0, 9)
 
 
-@pytest.mark.parametrize("storage", [Storage.int8, Storage.bit])
-def test_an_input_quantizer_adds_nothing_to_a_checkpoint_or_to_memory(storage: Storage) -> None:
-    quantizer = InputQuantizer(storage)
+def test_a_weight_without_quantizer_gets_the_column_scales_that_it_would_be_packed_with() -> None:
+    row, column = torch.tensor([[0.5], [2.0], [1.0]]), torch.tensor([1.0, 3, 0.5, 1.5])
+    sign = torch.tensor([[1.0, -1, 1, 1], [-1, -1, 1, -1], [1, 1, -1, 1]])
+    linear = nn.Linear(4, 3)
+    for weight, found in ((row * sign, None), (row * column * sign, column)):
+        linear.weight = nn.Parameter(weight)
+        layer = QuantizedLinear.from_float(linear, None, InputQuantizer(Act.a6))
+        torch.testing.assert_close(layer.column, None if found is None else found / found.mean())
+    assert QuantizedLinear.from_float(linear).column is None  # which nothing reads
+
+
+@each_act
+def test_an_input_quantizer_adds_nothing_to_a_checkpoint_or_to_memory(act: Act) -> None:
+    quantizer = InputQuantizer(act)
     assert not [*quantizer.state_dict(), *quantizer.parameters(), *quantizer.buffers()]
-    assert repr(quantizer) == f"InputQuantizer({storage})"
+    assert repr(quantizer) == f"InputQuantizer({act})"
 
 
 # Signs
 
 
+def signs_of(x: Tensor) -> Tensor:
+    return rounded_inputs(x, Act.a1)
+
+
 @given(vectors)
 @thoroughly
 def test_signs_are_the_numpy_reference(x: NDArray[Any]) -> None:
-    actual = signs(torch.from_numpy(x))
+    actual = signs_of(torch.from_numpy(x))
     scale = np.abs(x).astype(np.float64).mean(-1, keepdims=True)
     assert actual.dtype == torch.float32
     np.testing.assert_allclose(
@@ -211,34 +277,34 @@ def test_signs_are_the_numpy_reference(x: NDArray[Any]) -> None:
 @thoroughly
 def test_no_other_two_opposite_values_are_closer(x: NDArray[Any], other: float) -> None:
     x = np.clip(x, -1e6, 1e6)
-    best = signs(torch.from_numpy(x)).numpy().astype(np.float64)
+    best = signs_of(torch.from_numpy(x)).numpy().astype(np.float64)
     alternative = np.where(x >= 0, other, -other) * np.abs(x).max(-1, keepdims=True)
     error, theirs = (((x - y) ** 2).sum(-1) for y in (best, alternative))
     assert (error <= theirs * (1 + 1e-5) + 1e-20).all()
 
 
 def test_signs_of_signs_are_the_same() -> None:
-    once = signs(torch.randn(5, 9, generator=torch.Generator().manual_seed(0)))
-    torch.testing.assert_close(signs(once), once)
+    once = signs_of(torch.randn(5, 9, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(signs_of(once), once)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_a_share_of_the_signs_enters_and_the_gradient_passes_through(share: float) -> None:
     x = torch.randn(2, 9, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    quantizer = InputQuantizer(Storage.bit)
+    quantizer = InputQuantizer(Act.a1)
     quantizer.share = torch.tensor(share)
     entered = quantizer(x)
-    expected = (1 - share) * x + share * signs(x)
+    expected = (1 - share) * x + share * signs_of(x)
     torch.testing.assert_close(entered, expected)
     if share == 1:
-        assert torch.equal(entered, signs(x))
+        assert torch.equal(entered, signs_of(x))
     entered.sum().backward()
     torch.testing.assert_close(x.grad, torch.ones_like(x))
 
 
-def test_the_input_quantizers_of_one_bit_are_found() -> None:
-    quantizers = [InputQuantizer(kind) for kind in (Storage.int8, Storage.bit, Storage.bit)]
+def test_the_input_quantizers_are_found() -> None:
+    quantizers = [InputQuantizer(act) for act in (Act.a8, Act.a1, Act.a1)]
     model = nn.Sequential(
         *(QuantizedLinear.from_float(nn.Linear(3, 3), None, inputs) for inputs in quantizers)
     )
-    assert one_bit_quantizers(model) == quantizers[1:]
+    assert input_quantizers(model) == quantizers

@@ -18,11 +18,17 @@ from bitmaps.bert import Bert, BertConfig
 from bitmaps.command.schema import Measure
 from bitmaps.packed.discover import one_bit, scales_per_row
 from bitmaps.packed.format import FILE, assemble, load, pack_model
-from bitmaps.quantize.convert import COMPONENTS, binarize_naive, matrices, store_words
+from bitmaps.quantize.convert import (
+    COMPONENTS,
+    binarize_naive,
+    matrices,
+    round_activations,
+    store_words,
+)
 from bitmaps.quantize.rounding import rounded
 from bitmaps.scoring import measure
 from bitmaps.scoring.measure import inference_time, memory_mib, pseudo_bits, resident_mib
-from bitmaps.vocabulary import GROUPS, Scale, Storage, ValueSet
+from bitmaps.vocabulary import GROUPS, Activations, Scale, Storage, ValueSet
 
 BLOG_POST = {
     "none": 417,
@@ -245,6 +251,8 @@ def test_memory_of_binarized_matrices(
     bits = 32 * rest + sum(p.numel() + numbers(*p.shape) for p in chosen)
     binarize_naive(tiny, ["attention", "ffnn"], "pm1", scale, "matrices")
     assert memory_mib(tiny) * 2**20 * 8 == bits
+    round_activations(tiny, ["attention", "ffnn"], Activations.int6)
+    assert memory_mib(tiny) * 2**20 * 8 == bits  # column scales are part of the matrices
 
 
 def test_memory_counts_a_tied_parameter_once(tiny: Bert) -> None:
