@@ -20,7 +20,8 @@ peer and each contender, in an order that rotates. A row gives the median and th
 ratio peer / contender over the rounds. Above 1, the contender is faster. The row A/A is the peer
 against itself: its distance from 1 is the noise of the machine.
 
-ONNX Runtime and OpenVINO are peers if installed: pip install -c constraints.txt -e '.[bench]'
+ONNX Runtime, OpenVINO and llama.cpp are peers if they are installed:
+pip install -c constraints.txt -e '.[bench]'
 Sentences of real lengths come from the extra `offline`.
 Memory that is freed stays with the process, for every contender.
 """
@@ -65,7 +66,11 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = found.add_argument
-    add("parts", nargs="*", help=f"any of {', '.join(PARTS)} (default: all but quality)")
+    add(
+        "parts",
+        nargs="*",
+        help=f"any of {', '.join(PARTS)} (default: all but quality)",
+    )
     add("--quick", action="store_true", help="measure fewer and smaller things")
     add("--rounds", type=int, help="timings per row (default: 9; with --quick: 3)")
     add("--threads", type=int, nargs="+", help="numbers of threads (default: 1, and torch's own)")
@@ -101,8 +106,11 @@ def main() -> None:
     output: Path | None = arguments.output
     if output is not None and not output.parent.is_dir():
         command.error(f"--output {output}: there is no folder {output.parent}")
-    parts = arguments.parts or [part for part in PARTS if part != quality.PART]
+    here = [*SPEEDS, footprint.PART] if footprint.STATUS.is_file() else [*SPEEDS]
+    parts = arguments.parts or here
     try:
+        if footprint.PART in parts:
+            footprint.check()
         results, asked = read(output), asked_of(arguments, parts)
         for line in left_out() if {*parts} - {linear.PART, training.PART} else ():
             print(line, file=sys.stderr)

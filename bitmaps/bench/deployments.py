@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitmaps.bench.llama import open_llama, write_llama
 from bitmaps.bench.peers import int8_dynamic, onnx_options
 from bitmaps.bert import Bert
 from bitmaps.bert.checkpoint import save
@@ -35,7 +36,7 @@ EAGER, FUSED = "transformers, eager", "transformers, fused attention"
 ONNX_INT8, OPENVINO, OPENVINO_INT8 = "ONNX Runtime int8", "OpenVINO", "OpenVINO int8"
 INPUTS = ("ids", "mask", "positions")
 ONNX_FILE, OPENVINO_FILE, TORCH_FILE = "model.onnx", "model.xml", "model.pt"
-COUNTED = (".safetensors", ".onnx", ".xml", ".bin", ".pt")
+COUNTED = (".safetensors", ".onnx", ".xml", ".bin", ".pt", ".gguf")
 """The files that are a model. Tokenizers and model cards are left out."""
 
 LAYERS = (Component.attention, Component.ffnn)
@@ -53,6 +54,7 @@ class Deployment:
         open: opens the folder for ``torch.get_num_threads()`` threads.
         packages: modules that must be installed.
         programs: commands that must be installed.
+        has_head: whether it computes logits. Otherwise it takes no scored positions.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Deployment:
     open: Callable[[Path], Predict]
     packages: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
+    has_head: bool = True
 
     @property
     def missing(self) -> list[str]:
@@ -269,6 +272,18 @@ def one_bit(act: Act, components: tuple[Component, ...] = LAYERS) -> Deployment:
     )
 
 
+def llama_cpp(quantization: str) -> Deployment:
+    """llama.cpp with matrices in ``quantization``."""
+    return Deployment(
+        f"llama.cpp {quantization}",
+        f"llama.cpp {quantization}",
+        partial(write_llama, quantization=quantization),
+        open_llama,
+        ("xllamacpp", "gguf"),
+        has_head=False,
+    )
+
+
 CONTENDERS = (
     one_bit(Act.a6),
     one_bit(Act.a8),
@@ -286,6 +301,8 @@ PEERS = (
     Deployment(
         OPENVINO_INT8, "openvino int8", write_openvino_int8, open_openvino, ("openvino", "nncf")
     ),
+    llama_cpp("Q8_0"),
+    llama_cpp("Q4_0"),
 )
 """OpenVINO without int8 computes in bf16 where the processor has it."""
 

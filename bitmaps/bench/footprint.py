@@ -60,6 +60,13 @@ class Footprint:
     peak_bytes: int
 
 
+def check() -> None:
+    """Raises:
+    InputError: where the system does not show the memory of a process."""
+    if not STATUS.is_file():
+        raise InputError(f"footprint reads {STATUS}, which only Linux has")
+
+
 def footprints(
     prepared: Iterator[tuple[str, Deployment, Path, int]], done: Set[tuple[str, str]]
 ) -> Iterator[Footprint]:
@@ -68,12 +75,7 @@ def footprints(
     Args:
         prepared: names of models, deployments, their folders, and the size of the vocabulary.
         done: pairs of model and deployment that are left out.
-
-    Raises:
-        InputError: where there is no ``/proc``.
     """
-    if not STATUS.is_file():
-        raise InputError(f"footprint reads {STATUS}, which only Linux has")
     if ("", BASE) not in done:
         memory = read_memory(output_of("-c", BASE_CODE))
         yield Footprint("", BASE, 0, memory.resident, memory.peak)
@@ -110,7 +112,8 @@ def measure(name: str, folder: Path, vocabulary: int) -> Memory:
     (deployment,) = (one for one in (*CONTENDERS, *PEERS) if one.name == name)
     predict = deployment.open(folder)
     ids = torch.arange(BATCH * LENGTH).reshape(BATCH, LENGTH) % vocabulary
-    predict(ids, torch.ones_like(ids), torch.arange(0, ids.numel(), 7))
+    scored = torch.arange(0, ids.numel() if deployment.has_head else 0, 7)
+    predict(ids, torch.ones_like(ids), scored)
     return read_memory(STATUS.read_text(encoding="utf-8"))
 
 

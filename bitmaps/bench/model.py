@@ -65,16 +65,17 @@ def ratios(request: Request) -> Iterator[Ratio]:
                 what = work(name, batch, length, head)
                 if what in request.done:
                     continue
-                names = set(opened)
+                names = {one.name for one in chosen if one.has_head or not HEADS[head]}
                 if not request.quick and (batch, length) not in EVERY_PEER_AT:
-                    names = without_slow_peers(opened, rows, work(name, *SIZES[0], head))
+                    names = without_slow_peers(names, rows, work(name, *SIZES[0], head))
                 runs = {one: predict for one, predict in opened.items() if one in names}
                 inputs = random_inputs(MODELS[name], batch, length, HEADS[head])
                 found = timed(what, runs, [inputs], request.rounds)
                 rows += found
                 yield from found
         if (what := real_work(name)) not in request.done and has_text() and not request.quick:
-            yield from timed(what, opened, real_inputs(), request.rounds)
+            runs = {one.name: opened[one.name] for one in chosen if one.has_head}
+            yield from timed(what, runs, real_inputs(), request.rounds)
 
 
 def quick_names() -> set[str]:

@@ -155,7 +155,11 @@ def qualities(
         if (asked.text, ours, name := f"one bit, {act}") not in done:
             yield quality(name, ours, asked.packed, open_one_bit(asked.packed, act))
     theirs = str(asked.teacher or MINILM[0])
-    peers = [p for p in PEERS if not p.missing and (asked.text, theirs, p.name) not in done]
+    peers = [
+        peer
+        for peer in PEERS
+        if peer.has_head and not peer.missing and (asked.text, theirs, peer.name) not in done
+    ]
     if not peers:
         return
     teacher, batches = asked.load_teacher(), asked.calibration()

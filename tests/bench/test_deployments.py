@@ -29,6 +29,7 @@ FAST = {FUSED}
 peers_of_tests = [
     pytest.param(peer, id=peer.name, marks=() if peer.name in FAST else pytest.mark.slow)
     for peer in PEERS
+    if peer.has_head
 ]
 quiet = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
 
@@ -95,6 +96,23 @@ def test_a_peer_is_the_model_that_it_was_made_of(
     assert predict(ids, mask, positions[:0]).shape == (0, 60)
     other = (ids[:1, :4], mask[:1, :4], positions[:2] // 2)  # another batch and length
     assert likeness(predict(*other), reference(full, *other)) > 0.99
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("quantization", ["Q8_0", "Q4_0"])
+def test_llama_cpp_gives_the_mean_of_the_last_states(
+    quantization: str,
+    full: Bert,
+    open_one: Callable[[Deployment], Predict],
+    inputs: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    predict, (ids, mask, positions) = open_one(deployments.llama_cpp(quantization)), inputs
+    found = predict(ids, mask, positions[:0])
+    kept = mask[..., None]
+    wanted = (full.encode(ids, mask)[-1] * kept).sum(1) / kept.sum(1)
+    assert found.shape == wanted.shape == (3, 32)
+    assert likeness(found, wanted) > {"Q8_0": 0.999, "Q4_0": 0.9}[quantization]
+    assert torch.equal(found, predict(torch.where(mask.bool(), ids, 59 - ids), mask, positions[:0]))
 
 
 @torch.inference_mode()

@@ -21,12 +21,10 @@ CONFIG = BertConfig(
 def test_the_system_must_show_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(footprint, "STATUS", Path("absent"))
     with pytest.raises(InputError, match="only Linux"):
-        list(footprint.footprints(iter(()), frozenset()))
+        footprint.check()
 
 
 def test_what_is_done_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(footprint, "STATUS", tmp_path)
-    monkeypatch.setattr(footprint.Path, "is_file", lambda path: True)
     monkeypatch.setattr(footprint, "output_of", lambda *arguments: pytest.fail("a process"))
     prepared = iter([("Tiny", PEERS[0], tmp_path, 60)])
     done = {("", footprint.BASE), ("Tiny", PEERS[0].name)}

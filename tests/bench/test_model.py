@@ -37,8 +37,9 @@ ROW = Ratio(
 def few(monkeypatch: pytest.MonkeyPatch) -> tuple[Deployment, ...]:
     """One tiny model, two sizes and three deployments."""
     eager, fused = (peer for peer in PEERS if peer.name in (EAGER, FUSED))
-    # as the second reference, which need not be installed
-    chosen = (CONTENDERS[1], fused, replace(eager, name=OPENVINO_INT8))
+    # the second reference and a peer without a head, which need not be installed
+    other, headless = replace(eager, name=OPENVINO_INT8), replace(eager, name="n", has_head=False)
+    chosen = (CONTENDERS[1], fused, other, headless)
     monkeypatch.setattr(model, "MODELS", {"Tiny": TINY})
     monkeypatch.setattr(model, "SIZES", ((3, 7), (1, 7)))
     monkeypatch.setattr(model, "EVERY_PEER_AT", ((3, 7),))
@@ -57,11 +58,13 @@ def test_a_row_says_what_it_is_of_and_is_measured_once(
         "Tiny, batch 1 of 7 tokens, encoder alone",
         "Tiny, batch 1 of 7 tokens, with head",
     ]
-    contender, fused, other = (one.name for one in few)
+    contender, fused, other, headless = (one.name for one in few)
     pairs = [(row.peer, row.contender) for row in rows if row.what == rows[-1].what]
     assert pairs == [
         (fused, "A/A"), (fused, contender), (fused, other), (other, contender), (other, fused),
     ]  # fmt: skip
+    with_headless = {row.what for row in rows if row.contender == headless}
+    assert with_headless == {row.what for row in rows if row.what.endswith("encoder alone")}
     assert list(model.ratios(Request(1, False, tmp_path, tuple(rows)))) == []
     again = model.ratios(Request(1, False, tmp_path, tuple(rows[:-1])))
     assert [row.what for row in again] == []  # a size is written as a whole
@@ -71,7 +74,7 @@ def test_a_row_says_what_it_is_of_and_is_measured_once(
 
 
 def test_the_fastest_peers_and_the_references_stay() -> None:
-    times = dict(zip((peer.name for peer in PEERS), (9, 8, 7, 6, 5, 4, 3, 10), strict=True))
+    times = dict(zip((peer.name for peer in PEERS), (9, 8, 7, 6, 5, 4, 3, 10, 11, 12), strict=True))
     rows = [
         replace(ROW, contender=n, contender_ms=float(t)) for n, t in times.items() if n != FUSED
     ]
