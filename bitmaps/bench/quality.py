@@ -87,7 +87,8 @@ class Asked:
         """Find the packed model of a run folder, and the text.
 
         Raises:
-            InputError: when an argument is missing, or names something else.
+            InputError: when an argument is missing, or names something else, or the teacher is not
+                there.
         """
         if checkpoint is None or ptb is None:
             missing = "--checkpoint <run folder>" if checkpoint is None else "--ptb <folder>"
@@ -100,6 +101,9 @@ class Asked:
             )
         if limit is not None and limit < 1:
             raise InputError(f"--limit {limit} is too small; valid is 1 or more")
+        if not ptb.is_dir():
+            raise InputError(f"--ptb {ptb} is not a folder")
+        floats.locate(MINILM[0] if teacher is None else str(teacher))
         text_of(ptb).check("train", "validation")
         return cls(candidates[0], teacher, ptb, limit)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -44,13 +45,22 @@ def test_a_dot_has_a_speed_and_a_score(results: Results) -> None:
             picture.dots(empty)
 
 
+def test_names_are_not_written_over_each_other() -> None:
+    speeds = (1.0, 1.01, 4.0, 1.02, 2.0)
+    heights = picture.heights_of_names([Dot(str(speed), speed, 0.5, 4.0) for speed in speeds])
+    written = sorted(heights.values())
+    assert all(above / below > 1.05 for below, above in pairwise(written))
+    assert (heights["1.0"], heights["2.0"], heights["4.0"]) == (1.0, 2.0, 4.0)
+    assert heights["1.0"] < heights["1.01"] < heights["1.02"] < 1.2
+
+
 def test_the_picture_names_its_dots(results: Results, tmp_path: Path) -> None:
     file, svg, png = (tmp_path / f"bench.{ending}" for ending in ("json", "svg", "png"))
     file.write_text(json.dumps(asdict(results)), encoding="utf-8")
     picture.draw(file, svg)
     text = svg.read_text(encoding="utf-8")
-    assert "<!-- one bit, a8, 4 MiB -->" in text
-    assert f"<!-- {FUSED}, 32 MiB -->" in text
+    assert "one bit, a8, 4 MiB" in text
+    assert f"{FUSED}, 32 MiB" in text
     picture.draw(file, png)
     assert png.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match=r"valid endings are .svg, .png"):

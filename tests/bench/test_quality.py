@@ -102,16 +102,21 @@ def test_a_run_folder_stands_for_its_packed_model(asked: Asked, tmp_path: Path) 
     run = tmp_path / "run"
     run.mkdir()
     with pytest.raises(InputError, match="no packed model: valid is"):
-        Asked.check(run, None, asked.ptb, None)
+        Asked.check(run, asked.teacher, asked.ptb, None)
     asked.packed.rename(run / "packed")
-    assert Asked.check(run, None, asked.ptb, None).packed == run / "packed"
+    assert Asked.check(run, asked.teacher, asked.ptb, None).packed == run / "packed"
 
 
 def test_mistakes_are_found_before_anything_is_scored(asked: Asked, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--limit 0 is too small"):
-        Asked.check(asked.packed, None, asked.ptb, 0)
-    with pytest.raises(InputError, match="is not a folder"):
-        Asked.check(asked.packed, None, tmp_path / "absent", None)
+        Asked.check(asked.packed, asked.teacher, asked.ptb, 0)
+    with pytest.raises(InputError, match=r"--ptb .* is not a folder"):
+        Asked.check(asked.packed, asked.teacher, tmp_path / "absent", None)
+    with pytest.raises(InputError, match="absent holds no model"):
+        Asked.check(asked.packed, tmp_path / "absent", asked.ptb, None)
+    (asked.ptb / "ptb.valid.txt").unlink()
+    with pytest.raises(InputError, match=r"has no ptb.valid.txt"):
+        Asked.check(asked.packed, asked.teacher, asked.ptb, None)
 
 
 def test_another_vocabulary_is_refused(
