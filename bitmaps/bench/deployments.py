@@ -262,6 +262,15 @@ def open_openvino(folder: Path) -> Predict:
     return predict
 
 
+def openvino_precision() -> str:
+    """What OpenVINO computes in by its own choice: ``bf16`` where the processor has it, or
+    ``f32``."""
+    import openvino
+
+    name: str = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
+    return name
+
+
 def one_bit(act: Act, components: tuple[Component, ...] = LAYERS) -> Deployment:
     """A packed model, of random rather than trained bits."""
     return Deployment(
@@ -304,7 +313,6 @@ PEERS = (
     llama_cpp("Q8_0"),
     llama_cpp("Q4_0"),
 )
-"""OpenVINO without int8 computes in bf16 where the processor has it."""
 
 
 def installed() -> tuple[Deployment, ...]:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bitmaps.bench import linear
-from bitmaps.bench.deployments import PEERS
+from bitmaps.bench.deployments import PEERS, openvino_precision
 from bitmaps.bench.footprint import Footprint
 from bitmaps.bench.quality import Quality
 from bitmaps.bench.timing import Ratio
@@ -51,11 +51,14 @@ class Mean:
 
 
 def machine() -> str:
-    """The architecture, the instruction set of torch and of the kernels, and the versions."""
+    """The architecture, the instruction set of torch and of the kernels, the versions, and the
+    precision that OpenVINO chooses."""
     found = kernels()
     peers = {name for peer in PEERS for name in peer.packages}
     packages = ["torch", "transformers", *sorted(filter(importlib.util.find_spec, peers))]
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    if "openvino" in packages:
+        versions += f", OpenVINO in {openvino_precision()}"
     return (
         f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, "
         f"kernels {found.name if found else REFERENCE}, "

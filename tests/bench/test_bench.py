@@ -81,6 +81,14 @@ def test_results_of_this_machine_are_continued(tmp_path: Path) -> None:
     assert read(path) == Results(machine(), [ROW])
 
 
+def test_the_machine_is_named_with_the_versions_of_its_peers() -> None:
+    assert f"torch {torch.__version__}" in machine()
+    if importlib.util.find_spec("openvino"):
+        assert re.search(r"openvino [\d.]+, .*OpenVINO in (f32|bf16|f16)", machine())
+    else:
+        assert "openvino" not in machine().lower()
+
+
 def test_the_keys_of_the_file_are_fixed() -> None:
     written = json.loads(json.dumps(asdict(Results(machine(), [ROW]))))
     assert list(written) == ["machine", "rows", "footprints", "qualities"]
