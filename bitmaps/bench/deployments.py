@@ -39,6 +39,8 @@ ONNX_FILE, OPENVINO_FILE, TORCH_FILE = "model.onnx", "model.xml", "model.pt"
 COUNTED = (".safetensors", ".onnx", ".xml", ".bin", ".pt", ".gguf")
 """The files that are a model. Tokenizers and model cards are left out."""
 
+SHAPES = 64  # kinds of shapes that torch.compile may meet
+
 LAYERS = (Component.attention, Component.ffnn)
 
 
@@ -135,6 +137,9 @@ def open_floats(folder: Path, attention: str) -> ScoredPositions:
 
 
 def open_compiled(folder: Path) -> Predict:
+    # after too many kinds of shapes torch runs a model uncompiled, and it counts earlier models too
+    torch.compiler.reset()
+    torch._dynamo.config.recompile_limit = SHAPES
     compiled: Predict = torch.compile(open_floats(folder, "sdpa"))
     return compiled
 
