@@ -1,21 +1,28 @@
-"""Speed, as ratios to peers that are timed in alternation with the contenders.
+"""Speed, as ratios to peers that are timed in alternation with the contenders. Size, memory and
+accuracy beside the same peers.
 
     python -m bitmaps.bench --quick                      # within five minutes
-    python -m bitmaps.bench --output bench.json          # everything, up to an hour; can be resumed
+    python -m bitmaps.bench --output bench.json          # everything, hours; can be resumed
     python -m bitmaps.bench linear --isa avx2            # one part, with AVX2 instructions only
+    python -m bitmaps.bench quality --checkpoint <run folder> --ptb <folder> --output bench.json
+    python -m bitmaps.bench picture bench.json bench.svg
 
 The parts are:
 
     linear      a one-bit matrix of BERT-base
-    model       a BERT-base with one-bit layers and a word table in int8 (a8) or one bit (a1)
+    model       MiniLM and BERT-base with one-bit layers and a word table in int8 or one bit (a1)
     training    a training step
+    footprint   the files of a model, and the memory of a process that predicts with them
+    quality     a trained one-bit model, beside its teacher in the formats of the peers
 
 Times differ from machine to machine, and from minute to minute. Every round therefore times the
 peer and each contender, in an order that rotates. A row gives the median and the quartiles of the
 ratio peer / contender over the rounds. Above 1, the contender is faster. The row A/A is the peer
 against itself: its distance from 1 is the noise of the machine.
 
-ONNX Runtime is a peer of matrices if it is installed: pip install -c constraints.txt -e '.[bench]'
+ONNX Runtime, OpenVINO and llama.cpp are peers if they are installed:
+pip install -c constraints.txt -e '.[bench]'
+Sentences of real lengths come from the extra `offline`.
 Memory that is freed stays with the process, for every contender.
 """
 
@@ -25,22 +32,25 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from bitmaps.bench import linear, model, training
+from bitmaps.bench import footprint, linear, model, picture, quality, training
+from bitmaps.bench.deployments import Deployment, installed, left_out
 from bitmaps.bench.results import Results, print_tables, read
 from bitmaps.bench.timing import Ratio, Request, keep_memory
 from bitmaps.errors import InputError, refuse
 from bitmaps.packed.kernels import VARIABLE
 from bitmaps.runs.files import write_json
 
-PARTS: dict[str, Callable[[Request], Iterator[Ratio]]] = {
+SPEEDS: dict[str, Callable[[Request], Iterator[Ratio]]] = {
     part.PART: part.ratios for part in (linear, model, training)
 }
+PARTS = (*SPEEDS, footprint.PART, quality.PART)
 AVX2 = {  # restricts torch, the libraries that it calls, and the kernels
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -56,16 +66,29 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = found.add_argument
-    add("parts", nargs="*", help=f"any of {', '.join(PARTS)} (default: all)")
+    add(
+        "parts",
+        nargs="*",
+        help=f"any of {', '.join(PARTS)} (default: all but quality)",
+    )
     add("--quick", action="store_true", help="measure fewer and smaller things")
     add("--rounds", type=int, help="timings per row (default: 9; with --quick: 3)")
     add("--threads", type=int, nargs="+", help="numbers of threads (default: 1, and torch's own)")
     add("--isa", choices=("avx2",), help="restrict torch and the kernels to these instructions")
     add("--output", type=Path, help="write each row to this JSON file, and skip rows that it has")
+    of_quality = found.add_argument_group("quality")
+    add = of_quality.add_argument
+    add("--checkpoint", type=Path, help="run folder of a trained one-bit model, with packed/")
+    add("--teacher", type=Path, help="its teacher's folder (default: MiniLM, extra `offline`)")
+    add("--ptb", type=Path, help="folder with ptb.train.txt and ptb.valid.txt")
+    add("--limit", type=int, help="sentences that are scored (default: all)")
     return found
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["picture"]:
+        main_of_picture(sys.argv[2:])
+        return
     command = parser()
     arguments = command.parse_args()
     if unknown := [part for part in arguments.parts if part not in PARTS]:
@@ -83,38 +106,123 @@ def main() -> None:
     output: Path | None = arguments.output
     if output is not None and not output.parent.is_dir():
         command.error(f"--output {output}: there is no folder {output.parent}")
+    here = [*SPEEDS, footprint.PART] if footprint.STATUS.is_file() else [*SPEEDS]
+    parts = arguments.parts or here
     try:
-        results = read(output)
+        if footprint.PART in parts:
+            footprint.check()
+        results, asked = read(output), asked_of(arguments, parts)
+        for line in left_out() if {*parts} - {linear.PART, training.PART} else ():
+            print(line, file=sys.stderr)
+        with tempfile.TemporaryDirectory(prefix="bitmaps-bench-") as name:
+            folder = Path(name)
+            measure_speed(results, parts, threads, rounds, arguments.quick, folder, output)
+            if footprint.PART in parts:
+                measure_footprints(results, arguments.quick, folder, output)
+            if asked is not None:
+                measure_quality(results, asked, folder, output)
     except InputError as error:
         refuse(error)
-    parts = arguments.parts or list(PARTS)
-    measure(results, parts, threads, rounds, arguments.quick, output)
     print_tables(results)
 
 
-def measure(
+def main_of_picture(words: list[str]) -> None:
+    command = argparse.ArgumentParser(
+        prog="python -m bitmaps.bench picture",
+        description=picture.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("results", type=Path)
+    command.add_argument("picture", type=Path)
+    arguments = command.parse_args(words)
+    try:
+        picture.draw(arguments.results, arguments.picture)
+    except InputError as error:
+        refuse(error)
+
+
+def asked_of(arguments: argparse.Namespace, parts: list[str]) -> quality.Asked | None:
+    """What ``quality`` scores.
+
+    Raises:
+        InputError: as ``Asked.check``, or for its options without it.
+    """
+    names = ("checkpoint", "teacher", "ptb", "limit")
+    given = [getattr(arguments, name) for name in names]
+    if quality.PART in parts:
+        return quality.Asked.check(*given)
+    for name, value in zip(names, given, strict=True):
+        if value is not None:
+            raise InputError(f"--{name} {value} has no effect without the part {quality.PART}")
+    return None
+
+
+def save(results: Results, output: Path | None) -> None:
+    if output is not None:
+        write_json(output, asdict(results))
+
+
+def measure_speed(
     results: Results,
     parts: list[str],
     threads: list[int],
     rounds: int,
     quick: bool,
+    folder: Path,
     output: Path | None,
 ) -> None:
     """Add the rows that are missing, and write the file after each."""
     keep_memory()
     for count in threads:
         torch.set_num_threads(count)
-        for part in parts:
-            done = {row.what for row in results.rows if (row.part, row.threads) == (part, count)}
-            for row in PARTS[part](Request(rounds, quick, frozenset(done))):
+        for part in (part for part in parts if part in SPEEDS):
+            have = [row for row in results.rows if (row.part, row.threads) == (part, count)]
+            for row in SPEEDS[part](Request(rounds, quick, folder, tuple(have))):
                 results.rows.append(row)
                 print(
                     f"{row.what}, {count} threads: {row.contender} is {row.median:.2f} times as "
                     f"fast as {row.peer}",
                     file=sys.stderr,
                 )
-                if output is not None:
-                    write_json(output, asdict(results))
+                save(results, output)
+
+
+def measure_footprints(results: Results, quick: bool, folder: Path, output: Path | None) -> None:
+    """Add the footprints that are missing, and write the file after each."""
+    done = {(one.model, one.deployment) for one in results.footprints}
+    for one in footprint.footprints(prepared(quick, folder, done), done):
+        results.footprints.append(one)
+        print(
+            f"{one.model} {one.deployment}: {one.resident_bytes / 2**20:.0f} MiB", file=sys.stderr
+        )
+        save(results, output)
+
+
+def prepared(
+    quick: bool, folder: Path, done: set[tuple[str, str]]
+) -> Iterator[tuple[str, Deployment, Path, int]]:
+    """What ``footprints`` opens."""
+    for name in model.QUICK_MODELS if quick else model.MODELS:
+        missing = [one for one in installed() if (name, one.name) not in done]
+        if quick:
+            missing = [one for one in missing if one.name in model.quick_names()]
+        if missing:
+            config = model.MODELS[name]
+            random, batches = model.random_model(config)
+            for one in missing:
+                path = one.prepare(random, folder / name, batches)
+                yield name, one, path, config.vocab_size
+
+
+def measure_quality(
+    results: Results, asked: quality.Asked, folder: Path, output: Path | None
+) -> None:
+    """Add the scores that are missing, and write the file after each."""
+    done = {one.key for one in results.qualities}
+    for one in quality.qualities(asked, folder / quality.PART, done):
+        results.qualities.append(one)
+        print(f"{one.deployment}: accuracy {one.accuracy:.4f}", file=sys.stderr)
+        save(results, output)
 
 
 if __name__ == "__main__":

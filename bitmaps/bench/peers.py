@@ -1,9 +1,8 @@
-"""The implementations that packed models are compared with.
+"""The implementations that packed matrices and training steps are compared with.
 
-A peer of a matrix takes a linear layer and its input, and returns what to time, by name. A peer of
-a model takes a BERT and returns functions of the ids and the scored positions. A peer whose library
-is not installed returns an empty dictionary. ``MATRIX_PEERS`` and ``MODEL_PEERS`` list those that
-are timed.
+A peer of a matrix takes a linear layer and its input, and returns what to time, by name. A peer
+whose library is not installed returns an empty dictionary. ``MATRIX_PEERS`` lists those that are
+timed. The peers of whole models are in ``deployments.py``.
 """
 
 from __future__ import annotations
@@ -11,23 +10,18 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from bitmaps.bench.timing import Run
-from bitmaps.bert import Bert, BertConfig
+from bitmaps.bert import BertConfig
 
-Predict = Callable[[Tensor, Tensor], object]
-"""Token ids and the positions that are scored, (batch, length) each, to logits."""
-
-TORCH, FAIR, TRANSFORMERS = "torch fp32", "fair fp32", "transformers"
+TORCH = "torch fp32"
 
 
 def torch_matrix(linear: nn.Linear, x: Tensor) -> dict[str, Run]:
@@ -44,11 +38,6 @@ def onnx_matrix(linear: nn.Linear, x: Tensor) -> dict[str, Run]:
     import onnxruntime
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    options.log_severity_level = 3
-    # otherwise its idle threads spin on the cores that the next run needs
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     feed = {"x": x.numpy()}
     runs: dict[str, Run] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -57,10 +46,22 @@ def onnx_matrix(linear: nn.Linear, x: Tensor) -> dict[str, Run]:
         quantize_dynamic(fp32, int8, weight_type=QuantType.QInt8, per_channel=True)
         for path in (fp32, int8):
             session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
+                path, onnx_options(), providers=["CPUExecutionProvider"]
             )
             runs[f"ONNX Runtime {path.stem}"] = partial(session.run, None, feed)
     return runs
+
+
+def onnx_options() -> Any:
+    """``onnxruntime.SessionOptions`` for ``torch.get_num_threads()`` threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    options.log_severity_level = 3
+    # otherwise its idle threads spin on the cores that the next run needs
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
 
 
 def onnx_model(linear: nn.Linear) -> Any:
@@ -83,18 +84,6 @@ def onnx_model(linear: nn.Linear) -> Any:
 MATRIX_PEERS = (torch_matrix, onnx_matrix)
 
 
-def torch_model(model: Bert) -> dict[str, Predict]:
-    """PyTorch in fp32, the fair peer: fused attention, and logits at the scored positions only."""
-    return {FAIR: at_positions(model), "torch int8 dynamic": at_positions(int8_dynamic(model))}
-
-
-MODEL_PEERS = (torch_model,)
-
-
-def at_positions(model: nn.Module) -> Predict:
-    return lambda ids, positions: model(ids, positions=positions)
-
-
 def int8_dynamic(module: nn.Module) -> nn.Module:
     """PyTorch's int8: weights are rounded once, activations at run time."""
     with warnings.catch_warnings():
@@ -106,6 +95,8 @@ def int8_dynamic(module: nn.Module) -> nn.Module:
 
 def transformers_model(config: BertConfig) -> nn.Module:
     """``transformers``' BERT without dropout, with eager attention and logits at all positions."""
+    import transformers
+
     values = {k: v for k, v in asdict(config).items() if k != "bitmaps"}
     values |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     return transformers.BertForMaskedLM._from_config(

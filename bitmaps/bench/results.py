@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from statistics import geometric_mean
@@ -15,6 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bitmaps.bench import linear
+from bitmaps.bench.deployments import PEERS, openvino_precision
+from bitmaps.bench.footprint import Footprint
+from bitmaps.bench.quality import Quality
 from bitmaps.bench.timing import Ratio
 from bitmaps.errors import InputError
 from bitmaps.packed.kernels import REFERENCE, kernels
@@ -26,11 +29,15 @@ class Results:
 
     Attributes:
         machine: the processor and the versions that the rows belong to (``machine``).
-        rows: in the order of measurement.
+        rows: times, in the order of measurement.
+        footprints: sizes and memory.
+        qualities: scores.
     """
 
     machine: str
     rows: list[Ratio]
+    footprints: list[Footprint] = field(default_factory=list)
+    qualities: list[Quality] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,14 @@ class Mean:
 
 
 def machine() -> str:
-    """The architecture, the instruction set of torch and of the kernels, and the versions."""
+    """The architecture, the instruction set of torch and of the kernels, the versions, and the
+    precision that OpenVINO chooses."""
     found = kernels()
-    packages = ["torch", "transformers"]
-    if importlib.util.find_spec("onnxruntime"):
-        packages.append("onnxruntime")
+    peers = {name for peer in PEERS for name in peer.packages}
+    packages = ["torch", "transformers", *sorted(filter(importlib.util.find_spec, peers))]
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    if "openvino" in packages:
+        versions += f", OpenVINO in {openvino_precision()}"
     return (
         f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, "
         f"kernels {found.name if found else REFERENCE}, "
@@ -58,7 +67,7 @@ def machine() -> str:
 
 
 def read(path: Path | None) -> Results:
-    """The results in a file, to be continued; no rows without a file.
+    """The results in a file, to be continued; none without a file.
 
     Raises:
         InputError: when the file holds something else, or results of another machine.
@@ -67,16 +76,30 @@ def read(path: Path | None) -> Results:
     if path is None or not path.exists():
         return Results(here, [])
     try:
+        found = read_file(path)
+    except InputError as error:
+        raise InputError(f"--output {path} exists: {error}") from error
+    if found.machine != here:
+        raise InputError(f"--output {path} is from {found.machine}, and this machine is {here}")
+    return found
+
+
+def read_file(path: Path) -> Results:
+    """The results in a file, of any machine.
+
+    Raises:
+        InputError: when it is missing, or holds something else.
+    """
+    try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        rows = [Ratio(**row) for row in content["rows"]]
-        measured = content["machine"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"--output {path} exists, and is no result of this command: {error}"
-        ) from error
-    if measured != here:
-        raise InputError(f"--output {path} is from {measured}, and this machine is {here}")
-    return Results(measured, rows)
+        return Results(
+            content["machine"],
+            [Ratio(**row) for row in content["rows"]],
+            [Footprint(**row) for row in content.get("footprints", ())],
+            [Quality(**row) for row in content.get("qualities", ())],
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no result of this command: {error}") from error
 
 
 def means(rows: list[Ratio]) -> list[Mean]:
@@ -90,11 +113,17 @@ def means(rows: list[Ratio]) -> list[Mean]:
 
 
 def print_tables(results: Results) -> None:
+    """Print a table of each kind of results that there are."""
     console = Console()
     console = Console(width=None if console.is_terminal else 140)
-    console.print(table_of_rows(results))
+    if results.rows:
+        console.print(table_of_rows(results))
     if found := means(results.rows):
         console.print(table_of_means(found))
+    if results.footprints:
+        console.print(table_of_footprints(results.footprints))
+    if results.qualities:
+        console.print(table_of_qualities(results.qualities))
 
 
 def table_of_rows(results: Results) -> Table:
@@ -123,4 +152,27 @@ def table_of_means(found: list[Mean]) -> Table:
         table.add_column(heading)
     for mean in found:
         table.add_row(mean.tokens, str(mean.threads), mean.contender, f"{mean.ratio:.2f}")
+    return table
+
+
+def table_of_footprints(found: list[Footprint]) -> Table:
+    title = "MiB of the files, and of a process that has predicted"
+    table = Table(title=title, title_justify="left")
+    for heading in ("model", "deployment", "files", "resident", "peak"):
+        table.add_column(heading, justify="left" if heading in ("model", "deployment") else "right")
+    for one in found:
+        sizes = (one.file_bytes, one.resident_bytes, one.peak_bytes)
+        table.add_row(one.model, one.deployment, *(f"{size / 2**20:.1f}" for size in sizes))
+    return table
+
+
+def table_of_qualities(found: list[Quality]) -> Table:
+    table = Table(title="scores on masked tokens", title_justify="left")
+    for heading in ("text", "model", "deployment", "MiB", "cross entropy", "accuracy", "MRR"):
+        words = heading in ("text", "model", "deployment")
+        table.add_column(heading, justify="left" if words else "right")
+    for one in found:
+        scores = (one.cross_entropy, one.accuracy, one.mrr)
+        numbers = [f"{one.file_bytes / 2**20:.1f}", *(f"{score:.4f}" for score in scores)]
+        table.add_row(one.text, one.source, one.deployment, *numbers)
     return table

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -53,16 +54,32 @@ class Request:
     Attributes:
         rounds: timings per row.
         quick: whether to measure fewer and smaller things.
-        done: ``Ratio.what`` of the rows that an earlier run has measured already.
+        folder: for the files of models. Parts share what they write there.
+        rows: what an earlier run has measured of this part with as many threads.
     """
 
     rounds: int
     quick: bool
-    done: frozenset[str] = frozenset()
+    folder: Path
+    rows: tuple[Ratio, ...] = ()
+
+    @property
+    def done(self) -> frozenset[str]:
+        """``Ratio.what`` of the rows."""
+        return frozenset(row.what for row in self.rows)
 
 
-def compare(part: str, what: str, peer: str, runs: dict[str, Run], rounds: int) -> Iterator[Ratio]:
+def compare(
+    part: str,
+    what: str,
+    peer: str,
+    runs: dict[str, Run],
+    rounds: int,
+    further: Sequence[str] = (),
+) -> Iterator[Ratio]:
     """Time ``runs``, with ``peer`` among them, and yield the ratio of each to the peer.
+
+    ``further`` names more peers among the runs. The same times give the ratios to each of them.
 
     The first ratio is that of the peer to itself, ``A/A``: its distance from 1 is the noise of the
     machine. Every round times all runs. Their order rotates from round to round, after a round that
@@ -70,18 +87,20 @@ def compare(part: str, what: str, peer: str, runs: dict[str, Run], rounds: int) 
     """
     names = [peer, AGAIN, *(name for name in runs if name != peer)]
     times = timings(names, runs | {AGAIN: runs[peer]}, rounds)
-    for name in names[1:]:
-        lower, median, upper = np.percentile(times[peer] / times[name], (25, 50, 75)).tolist()
+    pairs = [(peer, name) for name in names[1:]]
+    pairs += [(other, name) for other in further for name in runs if name != other]
+    for reference, name in pairs:
+        lower, median, upper = np.percentile(times[reference] / times[name], (25, 50, 75)).tolist()
         yield Ratio(
             part=part,
             what=what,
             threads=torch.get_num_threads(),
-            peer=peer,
+            peer=reference,
             contender=name,
             lower=lower,
             median=median,
             upper=upper,
-            peer_ms=float(1000 * np.median(times[peer])),
+            peer_ms=float(1000 * np.median(times[reference])),
             contender_ms=float(1000 * np.median(times[name])),
             rounds=rounds,
         )

@@ -13,13 +13,12 @@ import pytest
 import torch
 
 from bitmaps.bench import __main__ as command
-from bitmaps.bench import linear, model
-from bitmaps.bench.peers import FAIR, TORCH, onnx_matrix, torch_matrix, torch_model
+from bitmaps.bench import linear
+from bitmaps.bench.peers import TORCH, onnx_matrix, torch_matrix
 from bitmaps.bench.results import Mean, Results, machine, means, read
-from bitmaps.bench.timing import Ratio, compare
-from bitmaps.bert import Bert
+from bitmaps.bench.timing import Ratio, Run, compare
 from bitmaps.errors import InputError
-from bitmaps.vocabulary import Act, Component
+from bitmaps.vocabulary import Act
 
 ROW = Ratio(
     part="linear", what="768 to 768, 64 tokens", threads=1, peer="torch fp32",
@@ -36,6 +35,26 @@ def test_a_ratio_is_the_time_of_the_peer_over_that_of_the_contender() -> None:
     assert fast.median > 1.5
     assert fast.peer_ms > fast.contender_ms > 5
     assert (fast.peer, fast.rounds, fast.threads) == ("slow", 3, torch.get_num_threads())
+
+
+def test_the_same_times_give_the_ratios_to_further_peers() -> None:
+    calls = {"a": 0, "b": 0, "c": 0}
+
+    def run(name: str, seconds: float) -> Run:
+        def sleep() -> None:
+            calls[name] += 1
+            time.sleep(seconds)
+
+        return sleep
+
+    runs = {"a": run("a", 0.02), "b": run("b", 0.005), "c": run("c", 0.01)}
+    rows = list(compare("linear", "sleep", "a", runs, 2, ["b"]))
+    found = [(row.peer, row.contender) for row in rows]
+    assert found == [("a", "A/A"), ("a", "b"), ("a", "c"), ("b", "a"), ("b", "c")]
+    assert calls["a"] == 2 * calls["b"] == 2 * calls["c"]  # A/A counts, and further peers do not
+    _, b, c, a, slower = rows
+    assert (b.contender_ms, c.contender_ms) == (a.peer_ms, slower.contender_ms)
+    assert a.median < slower.median < 1 < c.median < b.median
 
 
 def test_a_short_run_is_repeated_until_it_can_be_timed() -> None:
@@ -62,9 +81,17 @@ def test_results_of_this_machine_are_continued(tmp_path: Path) -> None:
     assert read(path) == Results(machine(), [ROW])
 
 
+def test_the_machine_is_named_with_the_versions_of_its_peers() -> None:
+    assert f"torch {torch.__version__}" in machine()
+    if importlib.util.find_spec("openvino"):
+        assert re.search(r"openvino [\d.]+, .*OpenVINO in (f32|bf16|f16)", machine())
+    else:
+        assert "openvino" not in machine().lower()
+
+
 def test_the_keys_of_the_file_are_fixed() -> None:
     written = json.loads(json.dumps(asdict(Results(machine(), [ROW]))))
-    assert list(written) == ["machine", "rows"]
+    assert list(written) == ["machine", "rows", "footprints", "qualities"]
     assert list(written["rows"][0]) == [
         "part", "what", "threads", "peer", "contender",
         "lower", "median", "upper", "peer_ms", "contender_ms", "rounds",
@@ -73,7 +100,12 @@ def test_the_keys_of_the_file_are_fixed() -> None:
 
 @pytest.mark.parametrize(
     ("content", "named"),
-    [("{", "no result"), ("{}", "no result"), ('{"machine": "abacus", "rows": []}', "abacus")],
+    [
+        ("{", "no result"),
+        ("[]", "no result"),
+        ("{}", "no result"),
+        ('{"machine": "abacus", "rows": []}', "abacus"),
+    ],
 )
 def test_other_files_are_not_overwritten(
     tmp_path: Path,
@@ -95,17 +127,23 @@ def test_other_files_are_not_overwritten(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["abacus"], ["--rounds", "0"], ["--threads", "0"], ["--isa", "mmx"]],
-    ids=lambda found: found[0],
-)
+    [
+        ["abacus"], ["--rounds", "0"], ["--threads", "0"], ["--isa", "mmx"],
+        ["linear", "--ptb", "."], ["quality", "--ptb", ".", "--checkpoint", "tests"],
+        ["quality", "--ptb", "."], ["quality", "--checkpoint", "."],
+        ["picture", "bench.json", "bench.jpg"], ["picture", "absent.json", "bench.svg"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
 def test_bad_arguments_are_refused(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["bench", *arguments])
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         command.main()
-    said = capsys.readouterr().err
-    assert "valid" in said or "choose from" in said
+    *usage, said = capsys.readouterr().err.splitlines()
+    assert all(line.startswith(("usage", " ")) for line in usage)
+    assert re.search("error: .*(valid|choose from|no effect|needs|no result)", said)
 
 
 @torch.inference_mode()
@@ -120,21 +158,6 @@ def test_every_run_of_a_matrix_computes_the_same_product() -> None:
         likeness = torch.corrcoef(torch.stack([wanted, found]))[0, 1]
         # one-bit inputs keep only signs; a normal number and its sign have a correlation of 0.8
         assert likeness > (0.6 if name == "one bit, a1" else 0.999), name
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("act", model.MODES)
-def test_every_run_of_a_model_scores_the_masked_positions(tiny: Bert, act: Act) -> None:
-    ids = torch.randint(60, (3, 7), generator=torch.Generator().manual_seed(1))
-    kept = ids % 3 == 0
-    runs = torch_model(tiny)
-    wanted = runs[FAIR](ids, kept)
-    assert torch.equal(wanted, tiny(ids, positions=kept))
-    packed = model.packed(tiny, act, model.MODES[act])
-    runs[f"one bit, {act}"] = model.at_positions(packed)
-    assert {run(ids, kept).shape for run in runs.values()} == {wanted.shape}
-    stored = packed.embeddings.word.weight.storage
-    assert (stored == "bit") == (Component.embeddings in model.MODES[act])
 
 
 def test_a_peer_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,120 @@
+"""A picture of speed, accuracy and size, from the file of one machine.
+
+    python -m bitmaps.bench picture <results.json> <picture.svg or .png>
+
+Speeds are those of MiniLM in batches of 32 with the head, with the fewest threads that were timed.
+The file must hold the parts ``model`` and ``quality``. The size of a dot is that of the files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitmaps.bench import model
+from bitmaps.bench.deployments import FUSED
+from bitmaps.bench.results import Results, read_file
+from bitmaps.errors import InputError
+from bitmaps.runs.files import replaced
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WHAT = model.work("MiniLM", *model.SIZES[0], "with head")
+SUFFIXES = (".svg", ".png")
+ONE_BIT, PEER = "#54a24b", "#4c78a8"  # as the report draws packed and trained models
+AREA_OF_A_MIB = 5.0  # in square points
+LINES = 25  # of text, between the slowest and the fastest dot
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One deployment.
+
+    Attributes:
+        speed: relative to ``transformers`` with fused attention.
+        accuracy: the share of masked tokens that are right.
+        mib: the size of its files.
+    """
+
+    name: str
+    speed: float
+    accuracy: float
+    mib: float
+
+
+def dots(results: Results) -> list[Dot]:
+    """The deployments of which both speed and accuracy are known.
+
+    Raises:
+        InputError: when there are none.
+    """
+    rows = [row for row in results.rows if row.what == WHAT and row.peer == FUSED]
+    fewest = min((row.threads for row in rows), default=0)
+    speeds = {row.contender: row.median for row in rows if row.threads == fewest} | {FUSED: 1.0}
+    found = [
+        Dot(one.deployment, speeds[one.deployment], one.accuracy, one.file_bytes / 2**20)
+        for one in results.qualities
+        if one.deployment in speeds
+    ]
+    if not rows or not found:
+        raise InputError(
+            f"there is nothing to draw: the file needs the parts model ({WHAT!r}) and quality"
+        )
+    return found
+
+
+def draw(results: Path, picture: Path) -> None:
+    """Write the picture.
+
+    Raises:
+        InputError: for another kind of file, or results without speeds or scores.
+    """
+    if picture.suffix not in SUFFIXES:
+        raise InputError(f"{picture} is no picture: valid endings are {', '.join(SUFFIXES)}")
+    if not picture.parent.is_dir():
+        raise InputError(f"{picture}: there is no folder {picture.parent}")
+    shown = dots(read_file(results))
+    from matplotlib import rc_context  # takes a second to import
+
+    with rc_context({"text.parse_math": False}), replaced(picture) as draft:
+        figure_of(shown).savefig(draft, dpi=120, format=picture.suffix[1:])
+
+
+def heights_of_names(shown: list[Dot]) -> dict[str, float]:
+    """Where each name is written: at the speed of its dot, or above the name below it."""
+    speeds = [dot.speed for dot in shown]
+    step = max(max(speeds) / min(speeds), 1.5) ** (1 / LINES)
+    heights: dict[str, float] = {}
+    for dot in sorted(shown, key=lambda dot: dot.speed):
+        below = [height for height in heights.values() if height * step > dot.speed]
+        heights[dot.name] = max(below) * step if below else dot.speed
+    return heights
+
+
+def figure_of(shown: list[Dot]) -> Figure:
+    """Accuracy to the right, speed upwards on a logarithmic scale."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    axis = (figure := Figure(figsize=(8, 5), layout="constrained")).subplots()
+    heights = heights_of_names(shown)
+    middle = (min(dot.accuracy for dot in shown) + max(dot.accuracy for dot in shown)) / 2
+    for dot in shown:
+        color = ONE_BIT if dot.name.startswith("one bit") else PEER
+        x, is_right = 100 * dot.accuracy, dot.accuracy > middle  # names stay inside of the frame
+        axis.scatter(x, dot.speed, s=AREA_OF_A_MIB * dot.mib, color=color, alpha=0.6, linewidths=0)
+        axis.annotate(
+            f"   {dot.name}, {dot.mib:.0f} MiB   ", (x, dot.speed), (x, heights[dot.name]),
+            ha="right" if is_right else "left", va="center", fontsize=8,
+        )  # fmt: skip
+    axis.set_yscale("log")
+    for side in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        side(FuncFormatter(lambda speed, _: f"{speed:g}"))
+    axis.set_xlabel("accuracy on masked tokens of PTB validation, %")
+    axis.set_ylabel(f"times as fast as {FUSED}")
+    axis.set_title("area of a dot: size of the files", fontsize=9)
+    axis.margins(x=0.2, y=0.15)
+    axis.grid(color="#8883")
+    return figure
