@@ -13,6 +13,7 @@ The parts are:
     model       MiniLM and BERT-base with one-bit layers and a word table in int8 or one bit (a1)
     training    a training step
     footprint   the files of a model, and the memory of a process that predicts with them
+    kernels     each kernel against the one that is chosen; only if it is named
     quality     a trained one-bit model, beside its teacher in the formats of the peers
 
 Times differ from machine to machine, and from minute to minute. Every round therefore times the
@@ -39,7 +40,7 @@ from pathlib import Path
 
 import torch
 
-from bitmaps.bench import footprint, linear, model, picture, quality, training
+from bitmaps.bench import footprint, kernels, linear, model, picture, quality, training
 from bitmaps.bench.deployments import Deployment, installed, left_out
 from bitmaps.bench.results import Results, print_tables, read
 from bitmaps.bench.timing import Ratio, Request, keep_memory
@@ -48,7 +49,7 @@ from bitmaps.packed.kernels import VARIABLE
 from bitmaps.runs.files import write_json
 
 SPEEDS: dict[str, Callable[[Request], Iterator[Ratio]]] = {
-    part.PART: part.ratios for part in (linear, model, training)
+    part.PART: part.ratios for part in (linear, model, training, kernels)
 }
 PARTS = (*SPEEDS, footprint.PART, quality.PART)
 AVX2 = {  # restricts torch, the libraries that it calls, and the kernels
@@ -69,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "parts",
         nargs="*",
-        help=f"any of {', '.join(PARTS)} (default: all but quality)",
+        help=f"any of {', '.join(PARTS)} (default: all but kernels and quality)",
     )
     add("--quick", action="store_true", help="measure fewer and smaller things")
     add("--rounds", type=int, help="timings per row (default: 9; with --quick: 3)")
@@ -106,13 +107,14 @@ def main() -> None:
     output: Path | None = arguments.output
     if output is not None and not output.parent.is_dir():
         command.error(f"--output {output}: there is no folder {output.parent}")
-    here = [*SPEEDS, footprint.PART] if footprint.STATUS.is_file() else [*SPEEDS]
+    here = [linear.PART, model.PART, training.PART]
+    here += [footprint.PART] if footprint.STATUS.is_file() else []
     parts = arguments.parts or here
     try:
         if footprint.PART in parts:
             footprint.check()
         results, asked = read(output), asked_of(arguments, parts)
-        for line in left_out() if {*parts} - {linear.PART, training.PART} else ():
+        for line in left_out() if {*parts} - {linear.PART, training.PART, kernels.PART} else ():
             print(line, file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix="bitmaps-bench-") as name:
             folder = Path(name)

@@ -24,7 +24,7 @@ class Ratio:
     """One row of results: the time of a peer divided by that of a contender.
 
     Attributes:
-        part: ``linear``, ``model`` or ``training``.
+        part: ``linear``, ``model``, ``training`` or ``kernels``.
         what: the work that both do.
         threads: threads of PyTorch and of the kernels.
         peer, contender: the names of the two.

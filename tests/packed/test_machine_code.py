@@ -81,6 +81,7 @@ def traffic(code: Code, loop: Code) -> list[str]:
 # put several into one function.
 HOT: dict[str, tuple[int, dict[str, int]]] = {
     "many rows, bits and bytes": (2, {"vpdpbusd": 24}),
+    "many rows, looked up": (1, {"vpdpbusd": 24, "vpermb": 24}),
     "many rows, signs": (1, {"vpopcntd": 16}),
     "a single row, one plane and two": (2, {"vpdpbusd": 32, "vpand": 32}),
     "a single row, signs": (1, {"vpopcntd": 8}),
@@ -132,9 +133,14 @@ def test_the_sums_stay_in_registers(name: str) -> None:
             "many rows, bits and bytes",
             {r"\bTILE = 6\b": "TILE = 8", "unroll 6": "unroll 8"},
         ),
+        (
+            "avx512_lookup.c",
+            "many rows, looked up",
+            {r"\bTILE = 6\b": "TILE = 8", "unroll 6": "unroll 8"},
+        ),
         ("avx2_many.c", "many rows, AVX2", {r"\bTILE = 4\b": "TILE = 8", "unroll 4": "unroll 8"}),
     ],
-    ids=["avx512", "avx2"],
+    ids=["avx512", "lookup", "avx2"],
 )
 def test_sums_that_do_not_stay_in_registers_are_noticed(
     tmp_path: Path, file: str, name: str, changes: dict[str, str]
