@@ -1,8 +1,8 @@
 """The C kernels of ``native/``, which are built with the package where there is a C compiler.
 
 ``BITMAPS_KERNELS`` chooses among them: ``auto`` (for every shape, the fastest that the processor
-runs), ``amx``, ``lookup``, ``avx512``, ``avx2`` and ``generic``; or ``reference``, plain PyTorch
-(``operations.py``). All give the same bits, except for ``act="f32"``.
+runs), ``amx``, ``avx512_lookup``, ``avx512``, ``avx2_lookup``, ``avx2`` and ``generic``; or
+``reference``, plain PyTorch (``operations.py``). All give the same bits, except for ``act="f32"``.
 """
 
 from __future__ import annotations

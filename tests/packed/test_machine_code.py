@@ -40,7 +40,8 @@ def occurs(mnemonic: str, loop: Code) -> int:
 
 def products(loop: Code) -> int:
     return sum(
-        occurs(mnemonic, loop) for mnemonic in ("vpdpbusd", "vpopcntd", "vpmaddubsw", "vfmadd231ps")
+        occurs(mnemonic, loop)
+        for mnemonic in ("vpdpbusd", "vpopcntd", "vpmaddubsw", "vpshufb", "vfmadd231ps")
     )
 
 
@@ -85,6 +86,7 @@ HOT: dict[str, tuple[int, dict[str, int]]] = {
     "many rows, signs": (1, {"vpopcntd": 16}),
     "a single row, one plane and two": (2, {"vpdpbusd": 32, "vpand": 32}),
     "a single row, signs": (1, {"vpopcntd": 8}),
+    "many rows, looked up with AVX2": (1, {"vpshufb": 6, "vpaddw": 12}),
     "many rows, AVX2": (1, {"vpmaddubsw": 8, "vpbroadcastd": 4}),
     "attention": (2, {"vfmadd231ps": 16, "vbroadcastss": 8}),
     "a single row, AVX2": (1, {"vpmaddubsw": 8, "vpand": 8}),

@@ -8,10 +8,11 @@ static const struct isa *const ISAS[] = { /* a plan names one by its place */
     &bitmaps_amx,
 #endif
 #if defined(HAVE_AVX512)
-    &bitmaps_lookup,
+    &bitmaps_avx512_lookup,
     &bitmaps_avx512,
 #endif
 #if defined(HAVE_AVX2)
+    &bitmaps_avx2_lookup,
     &bitmaps_avx2,
 #endif
     &bitmaps_generic,
@@ -39,7 +40,6 @@ static int number_of(const struct isa *isa)
     return i;
 }
 
-#if defined(HAVE_AVX512)
 enum processor { ANY, AMD };
 
 static enum processor processor(void)
@@ -47,58 +47,58 @@ static enum processor processor(void)
 #if defined(__x86_64__)
     __builtin_cpu_init();
     return __builtin_cpu_is("amd") ? AMD : ANY;
+#else
+    return ANY;
 #endif
 }
 
-/* Where several kernels run, the fastest, as `python -m bitmaps.bench kernels` measures them;
- * docs/kernels.md has the figures. The first line counts that fits and whose kernel runs. All others
- * are left to AVX-512: F32 and A1, and int8 weights without AMX. */
+/* The fastest kernels, as `python -m bitmaps.bench kernels` measures them; docs/kernels.md has the
+ * figures. The first line counts that fits and whose kernel runs. */
+enum { EVERY = -1, MANY = INT32_MAX };
 static const struct choice {
     enum processor processor;
-    enum act act;
-    int64_t tokens; /* at least */
-    int64_t below;  /* fewer tokens than this */
+    int act;             /* or EVERY */
+    int64_t from, below; /* numbers of tokens */
     const struct isa *isa;
 } CHOICES[] = {
 #if defined(HAVE_AMX)
-    {ANY, A6, 6, INT64_MAX, &bitmaps_amx},
-    {ANY, A8, 6, INT64_MAX, &bitmaps_amx},
-    {ANY, A11, 6, INT64_MAX, &bitmaps_amx},
-    {ANY, A16, 6, INT64_MAX, &bitmaps_amx},
+    {ANY, A6, 6, MANY, &bitmaps_amx},
+    {ANY, A8, 6, MANY, &bitmaps_amx},
+    {ANY, A11, 6, MANY, &bitmaps_amx},
+    {ANY, A16, 6, MANY, &bitmaps_amx},
 #endif
-    {ANY, A6, 2, INT64_MAX, &bitmaps_lookup},
-    {AMD, A8, 2, INT64_MAX, &bitmaps_lookup},
-    {ANY, A8, 2, 24, &bitmaps_lookup},
-    {ANY, A11, 1, INT64_MAX, &bitmaps_lookup},
-    {ANY, A16, 1, INT64_MAX, &bitmaps_lookup},
+#if defined(HAVE_AVX512)
+    {ANY, A6, 2, MANY, &bitmaps_avx512_lookup},
+    {AMD, A8, 6, MANY, &bitmaps_avx512_lookup},
+    {ANY, A8, 6, 48, &bitmaps_avx512_lookup},
+    {ANY, A11, 1, MANY, &bitmaps_avx512_lookup},
+    {ANY, A16, 1, MANY, &bitmaps_avx512_lookup},
+    {ANY, EVERY, 0, MANY, &bitmaps_avx512},
+#endif
+#if defined(HAVE_AVX2)
+    {ANY, A6, 6, MANY, &bitmaps_avx2_lookup},
+    {ANY, A11, 4, MANY, &bitmaps_avx2_lookup},
+    {ANY, A16, 12, MANY, &bitmaps_avx2_lookup},
+    {ANY, EVERY, 0, MANY, &bitmaps_avx2},
+#endif
+    {ANY, EVERY, 0, MANY, &bitmaps_generic},
 };
 
-static const struct isa *fastest(enum act act, int64_t tokens)
+static int fits(const struct choice *c, int act, int64_t tokens)
 {
-    for (size_t i = 0; i < sizeof CHOICES / sizeof *CHOICES; i++) {
-        const struct choice *c = CHOICES + i;
-        if (c->act == act && c->tokens <= tokens && tokens < c->below
-            && (c->processor == ANY || c->processor == processor()) && runs(number_of(c->isa)))
-            return c->isa;
-    }
-    return runs(number_of(&bitmaps_avx512)) ? &bitmaps_avx512 : NULL;
+    return (c->act == act || c->act == EVERY) && c->from <= tokens
+           && (tokens < c->below || c->below == MANY)
+           && (c->processor == ANY || c->processor == processor()) && runs(number_of(c->isa));
 }
-#else
-static const struct isa *fastest(enum act act, int64_t tokens)
-{
-    (void)act, (void)tokens;
-    return NULL;
-}
-#endif
 
 const struct isa *isa_of(const struct plan *plan, int64_t tokens)
 {
     if (plan->isa != AUTO)
         return ISAS[plan->isa];
-    const struct isa *isa = fastest((enum act)plan->act, tokens);
-    for (int i = 0; !isa; i++)
-        isa = runs(i) ? ISAS[i] : NULL;
-    return isa;
+    const struct choice *c = CHOICES;
+    while (!fits(c, plan->act, tokens))
+        c++;
+    return c->isa;
 }
 
 /* The name of the i-th kernel that was compiled, or NULL beyond the last. */

@@ -70,7 +70,7 @@ struct plan {
 enum { AUTO = -1 };
 
 /* How a kernel reads the activations of a token: in `planes` of `bytes` each, a multiple of ALIGN.
- * Bits where they are signs (A1); tables of sums (x86/lookup.c); else int8, of which A16 and A11 take
+ * Bits where they are signs (A1); tables of sums (tables.h); else int8, of which A16 and A11 take
  * two planes, q = 256 q0 + q1. */
 struct layout {
     int64_t bytes;
@@ -89,7 +89,7 @@ struct rows {
     const float *x;    /* F32: the numbers, k a row */
     uint8_t *q;        /* otherwise: see `struct layout`; padded with zeros */
     float *scale, *sum; /* of each row */
-    int32_t *base;     /* of each row, for tables only: what was taken from its numbers */
+    int32_t *base;     /* of each row, for tables only: the least of its numbers */
 };
 
 /* A block of outputs: tokens m0 to m1 - 1 (at most ROWS), outputs n0 to n1 - 1 of each. */
@@ -154,7 +154,8 @@ struct isa {
 };
 
 extern const struct isa bitmaps_generic;
-extern const struct isa bitmaps_avx2, bitmaps_avx512, bitmaps_lookup, bitmaps_amx;
+extern const struct isa bitmaps_avx2, bitmaps_avx2_lookup;
+extern const struct isa bitmaps_avx512, bitmaps_avx512_lookup, bitmaps_amx;
 
 /* The instruction set of a plan for so many tokens (dispatch.c). */
 const struct isa *isa_of(const struct plan *plan, int64_t tokens);

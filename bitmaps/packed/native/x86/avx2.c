@@ -5,6 +5,8 @@
 #if defined(__x86_64__)
 #include "avx2.h"
 
+#include "../tables.h"
+
 #include <stddef.h>
 
 enum { FEW = 5 }; /* tokens for which unpacking the weights first does not pay */
@@ -35,6 +37,34 @@ static void multiply(const struct block *b, void *memory)
             else
                 avx2_single_bits(b, m, memory);
 }
+
+static void multiply_or_look_up(const struct block *b, void *memory)
+{
+    if (has_tables(b->x->act, b->x->kind)) {
+        avx2_lookup(b, memory);
+        return;
+    }
+    struct block part = *b; /* with many tokens, of so many outputs as `multiply` takes */
+    const int64_t columns = b->m1 - b->m0 > FEW ? AVX2_COLUMNS : b->n1 - b->n0;
+    for (part.n0 = b->n0; part.n0 < b->n1; part.n0 += columns) {
+        part.n1 = part.n0 + columns < b->n1 ? part.n0 + columns : b->n1;
+        multiply(&part, memory);
+    }
+}
+
+const struct isa bitmaps_avx2_lookup = {
+    .name = "avx2_lookup",
+    .runs = runs,
+    .columns = AVX2_LOOKUP_COLUMNS,
+    .few = FEW,
+    .signs = 1,
+    .offsets_int8 = 0,
+    .layout = layout_of_tables,
+    .scratch = scratch,
+    .multiply = multiply_or_look_up,
+    .rows = &avx2_lookup_row_operations,
+    .attention = NULL,
+};
 
 const struct isa bitmaps_avx2 = {
     .name = "avx2",

@@ -1,40 +1,16 @@
-/* AVX-512 with VBMI, one-bit weights: sums of four activations are looked up instead of added.
+/* AVX-512 with VBMI: sums of four activations are looked up (tables.h).
  *
- * Four weights choose one of sixteen sums of four activations. So a token's activations become
- * tables, and four weights an index:
- *
- *     table[g][i] = sum over b < 4 of (bit b of i) * q[4 g + b]
- *     dot(bits, q) = sum over g of table[g][bits 4 g to 4 g + 3]
- *
- * `vpermb` looks 64 bytes up in a table of 64: four groups g of sixteen sums. An index vector has
+ * `vpermb` looks 64 bytes up in a table of 64: four groups of sixteen sums. An index vector has
  * four bytes for each of sixteen rows of weights, one for each group. So `vpdpbusd` with ones adds
- * the four sums of each row to its lane.
- *
- * A sum is a signed byte, so activations are cut into planes: six bits with a sign, then five bits
- * at a time. A6 has a window of 64 whole numbers instead, from which `base` is taken first; what
- * that takes from a dot product is `base` times the number of its set bits. */
+ * the four sums of each row to its lane. */
 #if defined(__x86_64__)
 #include "avx512_panel.h"
 
-#include "../rowwise.h"
+#include "../tables.h"
 
-enum { VECTORS = AVX512_COLUMNS / 16, TILE = 6, PLANE = 5, WINDOW = 32 };
+enum { VECTORS = AVX512_COLUMNS / 16, TILE = 6 };
 
 /* -- tables -- */
-
-/* All others are left to avx512_multiply. */
-INLINE int has_tables(enum act act, enum kind kind)
-{
-    return act != F32 && act != A1 && kind == BITS;
-}
-
-static struct layout layout(enum act act, enum kind kind, int64_t k)
-{
-    if (!has_tables(act, kind))
-        return layout_of_bytes(act, kind, k);
-    const int planes = act == A6 ? 1 : act == A16 ? 3 : 2;
-    return (struct layout){.bytes = 4 * aligned(k), .planes = planes};
-}
 
 /* Byte i of the result is `first` + `step` * (i / 4). */
 INLINE __m512i every_fourth(int first, int step)
@@ -82,18 +58,15 @@ INLINE __m512i bytes_of(const __m512i q[4])
 }
 
 /* The tables of 64 numbers, in each plane. */
-INLINE void tabulate(const __m512i q[4], const int planes, uint8_t *to, int64_t plane)
+INLINE void tabulate(const __m512i u[4], const int planes, uint8_t *to, int64_t plane)
 {
 #pragma GCC unroll 3
     for (int p = 0; p < planes; p++) {
-        const int shift = PLANE * (planes - 1 - p);
         __m512i part[4];
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
-            part[i] = _mm512_srai_epi32(q[i], shift);
-            if (p)
-                part[i] = _mm512_and_si512(part[i], _mm512_set1_epi32((1 << PLANE) - 1));
-        }
+        for (int i = 0; i < 4; i++)
+            part[i] = _mm512_and_si512(_mm512_srli_epi32(u[i], PLANE_BITS * (planes - 1 - p)),
+                                       _mm512_set1_epi32(PLANE_LARGEST));
         const __m512i bytes = bytes_of(part);
         __m512i *tables = (__m512i *)(to + p * plane);
         write_tables(bytes, 0, tables);
@@ -106,28 +79,27 @@ INLINE void tabulate_row(const float *x, const struct rows *rows, int64_t m, con
     const int64_t k = rows->k;
     const struct rounding rounding = avx512_rounding(x, k, rows->act);
     const __m512 times = _mm512_set1_ps(rounding.inverse);
+    const __m512i least = _mm512_set1_epi32(rounding.least);
     uint8_t *to = rows->q + m * rows->stride;
     __m512i total = _mm512_setzero_si512();
-    const int32_t base = planes == 1 ? rounding.least + WINDOW : 0; /* the least becomes -32 */
-    const __m512i bases = _mm512_set1_epi32(base);
-    for (int64_t j = 0; j < k; j += 64, to += 256) {
+    for (int64_t j = 0; j < k; j += 64, to += 64 * TABLE_BYTES) {
         __m512 v[4];
-        __m512i q[4];
+        __m512i u[4];
         if (k - j >= 64)
             load_64(x + j, 64, 1, v);
         else
             load_64(x + j, k - j, 0, v);
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
-            q[i] = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], times));
-            total = _mm512_add_epi32(total, q[i]);
-            q[i] = _mm512_sub_epi32(q[i], bases);
+            const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], times));
+            total = _mm512_add_epi32(total, q);
+            u[i] = _mm512_sub_epi32(q, least);
         }
-        tabulate(q, planes, to, rows->plane);
+        tabulate(u, planes, to, rows->plane);
     }
     rows->scale[m] = rounding.scale;
     rows->sum[m] = (float)_mm512_reduce_add_epi32(total);
-    rows->base[m] = base;
+    rows->base[m] = rounding.least;
 }
 
 static void tabulate_one_plane(const float *x, const struct rows *rows, int64_t m)
@@ -210,7 +182,7 @@ INLINE __m512i look_up(__m512i index, __m512i table)
 }
 
 /* `height` tokens by 64 outputs: 24 sums, four indices, a table, ones and a result fill the 32
- * registers. A single token has two sums of each output, because they would wait for each other. */
+ * registers. */
 INLINE void tile_sums(const uint8_t *const a[TILE], const struct rows *x, const struct panel *p,
                       const int height, __m512i c[TILE][VECTORS])
 {
@@ -226,7 +198,7 @@ INLINE void tile_sums(const uint8_t *const a[TILE], const struct rows *x, const 
             for (int i = 0; i < height; i++)
 #pragma GCC unroll 4
                 for (int v = 0; v < VECTORS; v++)
-                    c[i][v] = _mm512_slli_epi32(c[i][v], PLANE);
+                    c[i][v] = _mm512_slli_epi32(c[i][v], PLANE_BITS);
         const __m512i *b = p->indices;
         const int64_t start = plane * x->plane, end = start + 64 * p->steps;
         for (int64_t s = start; s < end; s += 64, b += VECTORS) {
@@ -234,10 +206,10 @@ INLINE void tile_sums(const uint8_t *const a[TILE], const struct rows *x, const 
 #pragma GCC unroll 6
             for (int i = 0; i < height; i++) {
                 const __m512i table = _mm512_load_si512(a[i] + s);
-                c[i][0] = dot4(c[i][0], ones, look_up(b0, table));
-                c[i][1] = dot4(c[i][1], ones, look_up(b1, table));
-                c[i][2] = dot4(c[i][2], ones, look_up(b2, table));
-                c[i][3] = dot4(c[i][3], ones, look_up(b3, table));
+                c[i][0] = dot4(c[i][0], look_up(b0, table), ones);
+                c[i][1] = dot4(c[i][1], look_up(b1, table), ones);
+                c[i][2] = dot4(c[i][2], look_up(b2, table), ones);
+                c[i][3] = dot4(c[i][3], look_up(b3, table), ones);
             }
         }
     }
@@ -265,8 +237,8 @@ INLINE void tile(const struct block *b, int64_t m, const struct panel *p, const 
 #pragma GCC unroll 6
         for (int i = 0; i < height; i++)
             if (m + i < b->m1) {
-                const __m512i taken = _mm512_mullo_epi32(set, _mm512_set1_epi32(x->base[m + i]));
-                finish(_mm512_add_epi32(c[i][v], taken), BIT, b->w, e, x, m + i,
+                const __m512i base = _mm512_mullo_epi32(set, _mm512_set1_epi32(x->base[m + i]));
+                finish(_mm512_add_epi32(c[i][v], base), BIT, b->w, e, x, m + i,
                        _mm512_setzero_si512(), b->y + (m + i) * b->ldy + n);
             }
     }
@@ -330,14 +302,14 @@ static const struct row_operations ROW_OPERATIONS = {
     .add_norm = add_norm,
 };
 
-const struct isa bitmaps_lookup = {
-    .name = "lookup",
+const struct isa bitmaps_avx512_lookup = {
+    .name = "avx512_lookup",
     .runs = avx512_runs,
     .columns = AVX512_COLUMNS,
     .few = AVX512_FEW,
     .signs = AVX512_SIGNS,
     .offsets_int8 = 1,
-    .layout = layout,
+    .layout = layout_of_tables,
     .scratch = avx512_scratch,
     .multiply = multiply,
     .rows = &ROW_OPERATIONS,
