@@ -33,8 +33,8 @@ class Stack:
 
     Attributes:
         heads: the attention heads of every layer.
-        places, contents: what the form was made of. It holds as long as the contents are in their
-            places.
+        dictionaries, keys, contents: what the form was made of. It holds as long as each dictionary
+            has the content under its key.
         hooks: the hooks of the modules that are not called one by one.
     """
 
@@ -57,6 +57,9 @@ class Stack:
             for hooks in (module._forward_hooks, module._forward_pre_hooks)
         ]
         self.forms: dict[int, Any] = {}
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()  # a copy of the model makes its own, with its own addresses
 
     def holds(self) -> bool:
         """Whether nothing was replaced since, and nobody waits for a layer to be called."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -134,6 +136,18 @@ def test_layers_are_called_one_by_one_where_they_have_to_be(runs: mock.Mock) -> 
     model_of(num_attention_heads=4).encode(IDS)  # heads of 16 numbers
     packed(binary("ffnn", hidden_size=64, num_attention_heads=2), Act.a8).encode(IDS)
     assert runs.call_count == 0
+
+
+def test_a_copy_computes_with_its_own_tensors(runs: mock.Mock) -> None:
+    model = model_of()
+    expected = model.encode(IDS)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    replace_bias(model.encoder.layers[0])
+    model.encoder.layers[1].ffnn.norm.bias.data.add_(1)
+    for found in copies:
+        assert agree(found.encode(IDS), expected)
+    assert not torch.equal(model.encode(IDS)[2], expected[2])
+    assert runs.call_count == 4
 
 
 def test_inputs_of_another_size_are_refused() -> None:

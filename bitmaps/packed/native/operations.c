@@ -358,6 +358,8 @@ EXPORT int bitmaps_encoder(const struct layer *layers, int count, int threads, c
                            int64_t m, float *const *y, const uint8_t *mask, int64_t length,
                            int64_t heads)
 {
+    if (!m)
+        return OK;
     float *attended = allocate(m * layers->project->w->k * (int64_t)sizeof *attended);
     int failed = attended ? OK : OUT_OF_MEMORY;
     for (int i = 0; i < count && !failed; i++, x = y[i - 1]) {

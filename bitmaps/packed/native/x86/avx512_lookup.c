@@ -23,7 +23,7 @@ INLINE __m512i every_fourth(int first, int step)
 }
 
 /* The two tables of 32 activations, which are the bytes from `at` on of q. In the first, group g has
- * activations 8 g to 8 g + 3; in the second, the four after them: see `index_of`. */
+ * activations 8 g to 8 g + 3; in the second, the four after them: see `write_indices`. */
 INLINE void write_tables(__m512i q, const int at, __m512i to[2])
 {
     /* pairs[4 p + c]: of activations 2 p and 2 p + 1 those that bits 0 and 1 of c choose */
