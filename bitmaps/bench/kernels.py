@@ -12,11 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bitmaps.bench.linear import MATRICES, two_valued
+from bitmaps.bench.linear import MATRICES, packed_layer, two_valued, work
 from bitmaps.bench.timing import Ratio, Request, Run, compare
 from bitmaps.errors import InputError
 from bitmaps.packed import kernels as native
-from bitmaps.packed.discover import one_bit
 from bitmaps.packed.kernels import AUTO, Kernels, Packed
 from bitmaps.packed.operations import OUT_OF_MEMORY
 from bitmaps.vocabulary import Act
@@ -41,14 +40,11 @@ def ratios(request: Request) -> Iterator[Ratio]:
     for act in ROUNDED:
         for tokens in QUICK_TOKENS if request.quick else TOKENS:
             for outputs, inputs in MATRICES:
-                what = f"{act}, {inputs} to {outputs}, {tokens} token{'s' * (tokens > 1)}"
+                what = f"{act}, {work(outputs, inputs, tokens)}"
                 if what in request.done:
                     continue
                 x = torch.randn(tokens, inputs, generator=generator)
-                weight = one_bit(two_valued(outputs, inputs, generator).weight)
-                assert weight is not None, "two values a row"
-                assert weight.high is not None
-                matrix = Packed([(weight.data, weight.high, None, None, None)], inputs)
+                matrix = packed_layer(two_valued(outputs, inputs, generator), act).packed()
                 runs: dict[str, Run] = {}
                 for name in (AUTO, *names):
                     found = native.chosen(name)

@@ -26,7 +26,7 @@ def ratios(request: Request) -> Iterator[Ratio]:
     generator = torch.Generator().manual_seed(0)
     for tokens in QUICK_TOKENS if request.quick else TOKENS:
         for outputs, inputs in MATRICES:
-            what = f"{inputs} to {outputs}, {tokens} token{'s' * (tokens > 1)}"
+            what = work(outputs, inputs, tokens)
             if what in request.done:
                 continue
             x = torch.randn(tokens, inputs, generator=generator)
@@ -38,6 +38,11 @@ def ratios(request: Request) -> Iterator[Ratio]:
             yield from compare(PART, what, TORCH, runs, request.rounds)
 
 
+def work(outputs: int, inputs: int, tokens: int) -> str:
+    """``Ratio.what`` of a product."""
+    return f"{inputs} to {outputs}, {tokens} token{'s' * (tokens > 1)}"
+
+
 def two_valued(outputs: int, inputs: int, generator: torch.Generator) -> nn.Linear:
     """A random linear layer with the weights ``-s`` and ``s`` in each row."""
     linear = nn.Linear(inputs, outputs)
@@ -46,9 +51,13 @@ def two_valued(outputs: int, inputs: int, generator: torch.Generator) -> nn.Line
     return linear
 
 
-def packed(linear: nn.Linear, x: Tensor) -> dict[str, Run]:
-    """The layer in one bit per weight, in every activation mode."""
+def packed_layer(linear: nn.Linear, act: Act) -> PackedLinear:
+    """A ``two_valued`` layer in one bit per weight."""
     weight = one_bit(linear.weight)
     assert weight is not None, "two values a row"
-    bias = linear.bias.detach()
-    return {f"one bit, {act}": partial(PackedLinear(weight, bias, act), x) for act in Act}
+    return PackedLinear(weight, linear.bias.detach(), act)
+
+
+def packed(linear: nn.Linear, x: Tensor) -> dict[str, Run]:
+    """The layer in one bit per weight, in every activation mode."""
+    return {f"one bit, {act}": partial(packed_layer(linear, act), x) for act in Act}

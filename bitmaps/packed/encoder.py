@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from bitmaps.bert.encoder import Encoder
 from bitmaps.packed import operations
@@ -35,7 +36,7 @@ class Stack:
         heads: the attention heads of every layer.
         dictionaries, keys, contents: what the form was made of. It holds as long as each dictionary
             has the content under its key.
-        hooks: the hooks of the modules that are not called one by one.
+        hooks: the hooks of the modules that are not called one by one, and those of all modules.
     """
 
     def __init__(self, layers: nn.ModuleList) -> None:
@@ -55,20 +56,23 @@ class Stack:
             for layer in cast(Any, layers)
             for module in (layer, layer.attention, layer.ffnn)
             for hooks in (module._forward_hooks, module._forward_pre_hooks)
-        ]
+        ] + [_global_forward_hooks, _global_forward_pre_hooks]
         self.forms: dict[int, Any] = {}
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # a copy of the model makes its own, with its own addresses
 
     def holds(self) -> bool:
-        """Whether nothing was replaced since, and nobody waits for a layer to be called."""
+        """Whether nothing was replaced since."""
         found = map(dict.get, self.dictionaries, self.keys)
-        return all(map(is_, found, self.contents)) and not any(self.hooks)
+        return all(map(is_, found, self.contents))
+
+    def fits(self, x: Tensor, mask: Tensor | None) -> bool:
+        """Whether the kernels take these inputs, and nobody waits for a layer to be called."""
+        return not any(self.hooks) and operations.attends(x, mask, self.heads)
 
     def run(self, x: Tensor, mask: Tensor | None) -> list[Tensor]:
-        """The output of each layer, (batch, length, hidden), for a mask that fits
-        (``operations.attends``).
+        """The output of each layer, (batch, length, hidden), for inputs that fit (``fits``).
 
         Raises:
             ValueError: for inputs that the matrices do not take.
@@ -76,7 +80,7 @@ class Stack:
         """
         batch, length = operations.check(x, self.matrices[0][0], self.layers[0][0].query.act)
         found, inputs = operations.kernels_for(x), operations.native_input(x)
-        assert found is not None  # attends
+        assert found is not None  # fits
         outputs = [torch.empty_like(inputs) for _ in self.layers]
         addresses = (ctypes.c_void_p * len(outputs))(*(operations.address(y) for y in outputs))
         mask = operations.mask_input(mask, batch, length)
@@ -126,8 +130,8 @@ def places_of(layer: Any) -> Iterator[Place]:
 
 def stacked(layers: nn.ModuleList) -> Stack | None:
     """The layers in one form; ``None`` if they have to be called one by one."""
-    for layer in cast(Any, layers):
-        attention, ffnn = layer.attention, layer.ffnn
+    every = [(layer.attention, layer.ffnn) for layer in cast(Any, layers)]
+    for attention, ffnn in every:
         if type(attention) is not PackedAttention or type(ffnn) is not PackedFeedForward:
             return None
         projections = attention.query, attention.key, attention.value
@@ -136,7 +140,7 @@ def stacked(layers: nn.ModuleList) -> Stack | None:
             for matrices in (projections, (attention.output,), (ffnn.expand,), (ffnn.contract,))
         ):
             return None
-        if not fit(attention, ffnn) or attention.heads != layers[0].attention.heads:  # type: ignore[union-attr]
+        if not fit(attention, ffnn) or attention.heads != every[0][0].heads:
             return None
     stack = Stack(layers)
     return stack if all(packed.is_cpu for four in stack.matrices for packed in four) else None
@@ -162,6 +166,10 @@ class PackedEncoder(Encoder):
 
     _stack: Stack | None = None
 
+    def __init__(self, layers: nn.ModuleList) -> None:
+        nn.Module.__init__(self)
+        self.layers = layers
+
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # ``share_memory`` moves a tensor's numbers, and the tensor stays the same
         self._stack = None
@@ -170,12 +178,11 @@ class PackedEncoder(Encoder):
     def forward(self, x: Tensor, mask: Tensor | None) -> list[Tensor]:
         plain = not (traced(x) or self.training) and x.dtype is torch.float32
         stack = self.stack() if plain and torch._C._get_tracing_state() is None else None
-        if stack is None or not operations.attends(x, mask, stack.heads):
+        if stack is None or not stack.fits(x, mask):
             return super().forward(x, mask)
         return [x, *stack.run(x, mask)]
 
     def stack(self) -> Stack | None:
         if self._stack is None or not self._stack.holds():
-            stack = stacked(self.layers)
-            self._stack = stack if stack is not None and stack.holds() else None
+            self._stack = stacked(self.layers)
         return self._stack

@@ -332,7 +332,7 @@ def without_numbers(config: BertConfig) -> Bert:
     """A model with the blocks that can run packed, on the meta device."""
     with on_meta():
         model = Bert(config)
-        model.encoder = PackedEncoder(config)
+        model.encoder = PackedEncoder(model.encoder.layers)
         for layer in model.encoder.layers:
             layer.attention = PackedAttention(config)
             layer.ffnn = PackedFeedForward(config)

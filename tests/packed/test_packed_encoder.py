@@ -12,6 +12,7 @@ import pytest
 import torch
 from packed.layers_by_hand import binary, every_act, packed
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from bitmaps.bert import Bert
 from bitmaps.bert.encoder import Encoder
@@ -121,6 +122,19 @@ def test_a_hook_sees_every_layer(runs: mock.Mock) -> None:
     for handle in handles:
         handle.remove()
     model.encode(IDS)
+    assert runs.call_count == 2
+
+
+def test_a_hook_of_all_modules_sees_every_layer(runs: mock.Mock) -> None:
+    model, seen = model_of(), []
+    expected = model.encode(IDS)
+    handle = register_module_forward_hook(lambda *given: seen.append(given[0]))
+    try:
+        assert agree(model.encode(IDS), expected)
+    finally:
+        handle.remove()
+    assert {*model.encoder.layers} < {*seen}
+    assert agree(model.encode(IDS), expected)
     assert runs.call_count == 2
 
 

@@ -85,7 +85,7 @@ struct rows {
     int64_t stride;    /* bytes from one row to the next */
     int64_t plane;     /* bytes from one plane to the next */
     int32_t planes;
-    uint8_t zero;      /* 128 where int8 weights read int8 + 128 (see `offsets_int8`), otherwise 0 */
+    uint8_t zero;      /* 128 where int8 weights read int8 + 128 (`offsets_int8`), otherwise 0 */
     const float *x;    /* F32: the numbers, k a row */
     uint8_t *q;        /* otherwise: see `struct layout`; padded with zeros */
     float *scale, *sum; /* of each row */
@@ -160,8 +160,8 @@ extern const struct isa bitmaps_avx512, bitmaps_avx512_lookup, bitmaps_amx;
 /* The instruction set of a plan for so many tokens (dispatch.c). */
 const struct isa *isa_of(const struct plan *plan, int64_t tokens);
 
-/* A product that the compiler may not combine with what follows, as -fassociative-math allows: every
- * instruction set gives the same bits. */
+/* A product that the compiler may not combine with what follows, as -fassociative-math allows:
+ * every instruction set gives the same bits. */
 INLINE float in_order(float product)
 {
     __asm__("" : "+m"(product));
@@ -174,7 +174,8 @@ static inline float output_of(const struct matrix *w, int64_t n, const struct ro
                               float dot)
 {
     const float high = w->high[n], sum = x->sum[m];
-    float value = w->low             ? in_order((high - w->low[n]) * dot) + in_order(w->low[n] * sum)
+    const float low = w->low ? w->low[n] : 0.0f;
+    float value = w->low            ? in_order((high - low) * dot) + in_order(low * sum)
                   : w->kind == BITS ? high * (2.0f * dot - sum)
                                     : high * dot;
     value = in_order(in_order(value) * x->scale[m]);

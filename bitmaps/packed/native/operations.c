@@ -346,8 +346,8 @@ EXPORT int bitmaps_attention(const struct plan *project, const struct plan *outp
     return run(&call, threads);
 }
 
-/* A BERT layer: an attention block, then a feed-forward block. bitmaps/packed/kernels.py has the same
- * fields. */
+/* A BERT layer: an attention block, then a feed-forward block. bitmaps/packed/kernels.py has the
+ * same fields. */
 struct layer {
     const struct plan *project, *output, *expand, *contract;
     struct norm attention, ffnn;

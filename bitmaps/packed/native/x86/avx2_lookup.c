@@ -42,21 +42,22 @@ INLINE void write_tables(const uint8_t *u, uint8_t *to)
     _mm256_storeu_si256((__m256i *)to, sum);
 }
 
-/* The numbers of a plane are written into the last quarter of its tables, and become tables from the
- * first on: a table ends before the next numbers begin. */
+/* The numbers of a plane are written into the last quarter of its tables, and become tables from
+ * the first on: a table ends before the next numbers begin. */
 static void tabulate(const float *x, const struct rows *rows, int64_t m)
 {
     const int64_t k = rows->k, padded = aligned(k);
     const struct rounding rounding = rounding_of(range_of(x, k), rows->act);
     int32_t total = 0;
-    for (int64_t j = 0; j < k; j++)
-        total += (int32_t)rintf(x[j] * rounding.inverse);
     for (int plane = 0; plane < rows->planes; plane++) {
         const int shift = PLANE_BITS * (rows->planes - 1 - plane);
         uint8_t *tables = rows->q + m * rows->stride + plane * rows->plane;
         uint8_t *numbers = tables + (TABLE_BYTES - 1) * padded;
+        total = 0; /* the same in each plane */
         for (int64_t j = 0; j < k; j++) {
-            const uint32_t u = (uint32_t)rintf(x[j] * rounding.inverse) - (uint32_t)rounding.least;
+            const int32_t q = (int32_t)rintf(x[j] * rounding.inverse);
+            const uint32_t u = (uint32_t)q - (uint32_t)rounding.least;
+            total += q;
             numbers[j] = (uint8_t)(u >> shift & PLANE_LARGEST);
         }
         memset(numbers + k, 0, padded - k);
@@ -112,8 +113,8 @@ INLINE void transpose_bytes(__m256i r[BYTES])
     }
 }
 
-/* The lower byte of lane j of two bytes is of row j in the first half of a vector and of row 16 + j in
- * the second, the upper byte of the row eight further. */
+/* The lower byte of lane j of two bytes is of row j in the first half of a vector and of row 16 + j
+ * in the second, the upper byte of the row eight further. */
 static void fill(const struct block *b, struct panel *p)
 {
     const int64_t bytes = row_bytes(b->w);

@@ -4,11 +4,11 @@
  * four bytes for each of sixteen rows of weights, one for each group. So `vpdpbusd` with ones adds
  * the four sums of each row to its lane. */
 #if defined(__x86_64__)
-#include "avx512_panel.h"
+#include "avx512_tiles.h"
 
 #include "../tables.h"
 
-enum { VECTORS = AVX512_COLUMNS / 16, TILE = 6 };
+enum { TILE = 6 }; /* tokens */
 
 /* -- tables -- */
 
@@ -22,8 +22,8 @@ INLINE __m512i every_fourth(int first, int step)
     return _mm512_loadu_si512(bytes);
 }
 
-/* The two tables of 32 activations, which are the bytes from `at` on of q. In the first, group g has
- * activations 8 g to 8 g + 3; in the second, the four after them: see `write_indices`. */
+/* The two tables of 32 activations, which are the bytes from `at` on of q. In the first, group g
+ * has activations 8 g to 8 g + 3; in the second, the four after them: see `write_indices`. */
 INLINE void write_tables(__m512i q, const int at, __m512i to[2])
 {
     /* pairs[4 p + c]: of activations 2 p and 2 p + 1 those that bits 0 and 1 of c choose */
@@ -45,16 +45,6 @@ INLINE void write_tables(__m512i q, const int at, __m512i to[2])
     const __m512i d = _mm512_permutexvar_epi8(_mm512_add_epi8(of_high, eight), pairs);
     _mm512_store_si512(to, _mm512_add_epi8(a, b));
     _mm512_store_si512(to + 1, _mm512_add_epi8(c, d));
-}
-
-/* 64 whole numbers of eight bits or fewer as bytes. */
-INLINE __m512i bytes_of(const __m512i q[4])
-{
-    const __m512i order
-        = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]),
-                                              _mm512_packs_epi32(q[2], q[3]));
-    return _mm512_permutexvar_epi32(order, packed);
 }
 
 /* The tables of 64 numbers, in each plane. */
@@ -102,31 +92,16 @@ INLINE void tabulate_row(const float *x, const struct rows *rows, int64_t m, con
     rows->base[m] = rounding.least;
 }
 
-static void tabulate_one_plane(const float *x, const struct rows *rows, int64_t m)
-{
-    tabulate_row(x, rows, m, 1);
-}
-
-static void tabulate_two_planes(const float *x, const struct rows *rows, int64_t m)
-{
-    tabulate_row(x, rows, m, 2);
-}
-
-static void tabulate_three_planes(const float *x, const struct rows *rows, int64_t m)
-{
-    tabulate_row(x, rows, m, 3);
-}
-
 static void round_or_tabulate(const float *x, const struct rows *rows, int64_t m)
 {
     if (rows->kind == INT8)
         avx512_row_operations.round(x, rows, m);
     else if (rows->planes == 1)
-        tabulate_one_plane(x, rows, m);
+        tabulate_row(x, rows, m, 1);
     else if (rows->planes == 2)
-        tabulate_two_planes(x, rows, m);
+        tabulate_row(x, rows, m, 2);
     else
-        tabulate_three_planes(x, rows, m);
+        tabulate_row(x, rows, m, 3);
 }
 
 /* -- indices -- */
@@ -176,29 +151,16 @@ struct panel {
     int64_t steps; /* of 16 inputs each */
 };
 
-INLINE __m512i look_up(__m512i index, __m512i table)
-{
-    return _mm512_permutexvar_epi8(index, table);
-}
-
 /* `height` tokens by 64 outputs: 24 sums, four indices, a table, ones and a result fill the 32
  * registers. */
 INLINE void tile_sums(const uint8_t *const a[TILE], const struct rows *x, const struct panel *p,
                       const int height, __m512i c[TILE][VECTORS])
 {
     const __m512i ones = _mm512_set1_epi8(1);
-#pragma GCC unroll 6
-    for (int i = 0; i < height; i++)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++)
-            c[i][v] = _mm512_setzero_si512();
+    clear_sums(height, c);
     for (int plane = 0; plane < x->planes; plane++) {
         if (plane)
-#pragma GCC unroll 6
-            for (int i = 0; i < height; i++)
-#pragma GCC unroll 4
-                for (int v = 0; v < VECTORS; v++)
-                    c[i][v] = _mm512_slli_epi32(c[i][v], PLANE_BITS);
+            shift_sums(PLANE_BITS, height, c);
         const __m512i *b = p->indices;
         const int64_t start = plane * x->plane, end = start + 64 * p->steps;
         for (int64_t s = start; s < end; s += 64, b += VECTORS) {
@@ -206,28 +168,22 @@ INLINE void tile_sums(const uint8_t *const a[TILE], const struct rows *x, const 
 #pragma GCC unroll 6
             for (int i = 0; i < height; i++) {
                 const __m512i table = _mm512_load_si512(a[i] + s);
-                c[i][0] = dot4(c[i][0], look_up(b0, table), ones);
-                c[i][1] = dot4(c[i][1], look_up(b1, table), ones);
-                c[i][2] = dot4(c[i][2], look_up(b2, table), ones);
-                c[i][3] = dot4(c[i][3], look_up(b3, table), ones);
+                c[i][0] = dot4(c[i][0], _mm512_permutexvar_epi8(b0, table), ones);
+                c[i][1] = dot4(c[i][1], _mm512_permutexvar_epi8(b1, table), ones);
+                c[i][2] = dot4(c[i][2], _mm512_permutexvar_epi8(b2, table), ones);
+                c[i][3] = dot4(c[i][3], _mm512_permutexvar_epi8(b3, table), ones);
             }
         }
     }
 }
 
-/* Tokens m to m + height - 1, of which those from m1 on are not there. The output's cache lines are
- * fetched while the sums are added up; otherwise the stores would wait for them. */
+/* Tokens m to m + height - 1. */
 INLINE void tile(const struct block *b, int64_t m, const struct panel *p, const int height)
 {
     const struct rows *x = b->x;
     const uint8_t *a[TILE];
     __m512i c[TILE][VECTORS];
-    for (int i = 0; i < height; i++) {
-        const int64_t row = m + i < b->m1 ? m + i : b->m1 - 1;
-        a[i] = x->q + row * x->stride;
-        for (int64_t n = b->n0; n < b->n1; n += 16)
-            __builtin_prefetch(b->y + row * b->ldy + n, 1);
-    }
+    find_rows(b, m, height, a);
     tile_sums(a, x, p, height, c);
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; v++) {
@@ -235,17 +191,17 @@ INLINE void tile(const struct block *b, int64_t m, const struct panel *p, const 
         const struct epilogue e = epilogue_of(b->w, n, b->n1);
         const __m512i set = _mm512_loadu_si512(p->set + 16 * v);
 #pragma GCC unroll 6
-        for (int i = 0; i < height; i++)
-            if (m + i < b->m1) {
-                const __m512i base = _mm512_mullo_epi32(set, _mm512_set1_epi32(x->base[m + i]));
-                finish(_mm512_add_epi32(c[i][v], base), BIT, b->w, e, x, m + i,
-                       _mm512_setzero_si512(), b->y + (m + i) * b->ldy + n);
-            }
+        for (int i = 0; i < height; i++) {
+            const __m512i base = _mm512_mullo_epi32(set, _mm512_set1_epi32(x->base[m + i]));
+            finish(_mm512_add_epi32(c[i][v], base), BIT, b->w, e, x, m + i,
+                   _mm512_setzero_si512(), b->y + (m + i) * b->ldy + n);
+        }
     }
 }
 
 /* One function for each height: if they are inlined into their caller, gcc 12 spills sums. */
 typedef void run_tile(const struct block *, int64_t m, const struct panel *);
+
 static NOINLINE void tile_1(const struct block *b, int64_t m, const struct panel *p)
 {
     tile(b, m, p, 1);

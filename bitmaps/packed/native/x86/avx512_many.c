@@ -1,9 +1,9 @@
 /* AVX-512, many tokens: 64 rows of weights are unpacked into a panel, which is then multiplied
  * with six tokens at a time. */
 #if defined(__x86_64__)
-#include "avx512_panel.h"
+#include "avx512_tiles.h"
 
-enum { VECTORS = AVX512_COLUMNS / 16, TILE = 6, SIGN_TILE = 4 };
+enum { TILE = 6, SIGN_TILE = 4 }; /* tokens */
 
 /* The weights of a block, unpacked. */
 struct panel {
@@ -24,18 +24,10 @@ INLINE __m512i broadcast(const uint8_t *bytes)
 INLINE void tile_bytes(const uint8_t *const a[TILE], const struct rows *x, const struct panel *p,
                        const int height, const int int8, __m512i c[TILE][VECTORS])
 {
-#pragma GCC unroll 6
-    for (int i = 0; i < height; i++)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++)
-            c[i][v] = _mm512_setzero_si512();
+    clear_sums(height, c);
     for (int plane = 0; plane < x->planes; plane++) {
         if (plane)
-#pragma GCC unroll 6
-            for (int i = 0; i < height; i++)
-#pragma GCC unroll 4
-                for (int v = 0; v < VECTORS; v++)
-                    c[i][v] = _mm512_slli_epi32(c[i][v], 8);
+            shift_sums(8, height, c);
         const __m512i *b = p->weights;
         const int64_t start = plane * x->plane, end = start + 4 * p->steps;
         for (int64_t s = start; s < end; s += 4, b += VECTORS) {
@@ -56,11 +48,7 @@ INLINE void tile_bytes(const uint8_t *const a[TILE], const struct rows *x, const
 INLINE void tile_signs(const uint8_t *const a[TILE], const struct panel *p, const int height,
                        __m512i c[TILE][VECTORS])
 {
-#pragma GCC unroll 4
-    for (int i = 0; i < height; i++)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++)
-            c[i][v] = _mm512_setzero_si512();
+    clear_sums(height, c);
     const __m512i *b = p->weights;
     for (int64_t s = 0; s < p->steps; s++, b += VECTORS) {
         const __m512i b0 = b[0], b1 = b[1], b2 = b[2], b3 = b[3];
@@ -75,20 +63,14 @@ INLINE void tile_signs(const uint8_t *const a[TILE], const struct panel *p, cons
     }
 }
 
-/* Tokens m to m + height - 1, of which those from m1 on are not there. The output's cache lines are
- * fetched while the products are added up; otherwise the stores would wait for them. */
+/* Tokens m to m + height - 1, of which those from m1 on are not there. */
 INLINE void tile(const struct block *b, int64_t m, const struct panel *p, const int height,
                  const enum product product)
 {
     const struct rows *x = b->x;
     const uint8_t *a[TILE];
     __m512i c[TILE][VECTORS];
-    for (int i = 0; i < height; i++) {
-        const int64_t row = m + i < b->m1 ? m + i : b->m1 - 1;
-        a[i] = x->q + row * x->stride;
-        for (int64_t n = b->n0; n < b->n1; n += 16)
-            __builtin_prefetch(b->y + row * b->ldy + n, 1);
-    }
+    find_rows(b, m, height, a);
     if (product == SIGN)
         tile_signs(a, p, height, c);
     else

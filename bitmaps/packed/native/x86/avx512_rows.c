@@ -44,17 +44,13 @@ struct rounding avx512_rounding(const float *x, int64_t k, enum act act)
 
 INLINE __m512i to_bytes(const float *x, int64_t left, const int whole, __m512 inverse)
 {
-    const __m512i order
-        = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     __m512 v[4];
     __m512i q[4];
     load_64(x, left, whole, v);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
         q[i] = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], inverse));
-    const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]),
-                                             _mm512_packs_epi32(q[2], q[3]));
-    return _mm512_permutexvar_epi32(order, bytes);
+    return bytes_of(q);
 }
 
 /* `round_row` of rowwise.h, 64 numbers at a time. */

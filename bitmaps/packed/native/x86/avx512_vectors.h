@@ -41,6 +41,16 @@ INLINE void load_64(const float *x, int64_t left, const int whole, __m512 v[4])
     }
 }
 
+/* 64 whole numbers of eight bits or fewer as bytes. */
+INLINE __m512i bytes_of(const __m512i q[4])
+{
+    const __m512i order
+        = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]),
+                                              _mm512_packs_epi32(q[2], q[3]));
+    return _mm512_permutexvar_epi32(order, packed);
+}
+
 /* Sixteen rows of 64 bytes -> sixteen vectors; the j-th has the j-th four bytes of every row. */
 INLINE void transpose(__m512i r[16])
 {
