@@ -2,6 +2,7 @@
 
 model = bitmaps.load(source)                               # any model: Hub id, run, packed folder
 logits = model(input_ids, attention_mask, token_type_ids)  # (batch, length, vocabulary), fp32
+vectors = model(input_ids, attention_mask)                 # (batch, hidden), of a sentence encoder
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from transformers.utils.generic import can_return_tuple
 import bitmaps.packed.registration  # noqa: F401 (so that the tokenizer of a packed folder opens)
 from bitmaps.bert import Bert
 from bitmaps.bert.checkpoint import save
+from bitmaps.vocabulary import Task
 
 
 class TransformersBert(PreTrainedModel):
@@ -76,7 +77,14 @@ def to_transformers(model: Bert) -> TransformersBert:
     For example::
 
         pipeline("fill-mask", model=bitmaps.to_transformers(model), tokenizer=folder)
+
+    Raises:
+        TypeError: for a model of another task.
     """
+    if model.config.task is not Task.masked_lm:
+        raise TypeError(
+            f"to_transformers wraps masked-language models, and this is for {model.config.task}"
+        )
     values = model.config.to_dict()
     kept = {name: values[name] for name in values if name not in ("model_type", "bitmaps")}
     return TransformersBert(TransformersConfig(**kept), model).eval()

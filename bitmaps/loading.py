@@ -19,7 +19,7 @@ def load(
     head: str = HeadSource.checkpoint,
     act: str | None = None,
 ) -> Bert:
-    """Open a masked-language BERT in evaluation mode.
+    """Open a model in evaluation mode, for the task that its folder names.
 
     Args:
         source: a packed folder (``<run>/packed``), a Hugging Face folder or Hub id, a run folder,
@@ -27,6 +27,7 @@ def load(
         adapter: a safetensors file to add to it (``apply_adapter``). The shipped ones are in
             ``bitmaps.ADAPTERS``.
         head: ``"new"`` initializes a masked-language-model head if the checkpoint has none.
+            Without a head or an adapter, a folder of sentence-transformers is a sentence encoder.
         act: for packed models: what activations are rounded to before they are multiplied with
             one-bit matrices (``bitmaps.packed.activations``). ``"a8"`` (int8 with a scale per
             token) is the default and fast, ``"a11"`` and ``"a16"`` are more precise, and ``"f32"``
@@ -34,7 +35,7 @@ def load(
             ``activations=int6``. ``"a1"`` is for models that were trained with one-bit inputs.
 
     Raises:
-        InputError: when it cannot be found or read, or is not a masked-language BERT.
+        InputError: when it cannot be found or read, or is no BERT.
     """
     folder = locate(str(source))
     if head not in list(HeadSource):

@@ -14,6 +14,14 @@ IGNORE = -100
 entropy. Data sets it, and losses and metrics skip it."""
 
 
+class Task(StrEnum):
+    """What a model is for: it guesses masked words, makes a vector of a sentence, or a class."""
+
+    masked_lm = auto()
+    sentence_embedding = auto()
+    classification = auto()
+
+
 class Component(StrEnum):
     """A part of a BERT that can be binarized on its own."""
 

@@ -19,11 +19,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bitmaps.bert.config import BertConfig
+from bitmaps.bert.config import ARCHITECTURES, BertConfig
+from bitmaps.bert.head import Head
 from bitmaps.bert.model import Bert, on_meta
+from bitmaps.bert.pooling import Pooling
 from bitmaps.bert.tensors import prefix_before, read_safetensors, read_tensors
 from bitmaps.errors import InputError
-from bitmaps.vocabulary import HeadSource
+from bitmaps.vocabulary import HeadSource, Task
 
 # Our modules and Hugging Face's; {} stands for the number of a layer.
 MODULES = {
@@ -42,9 +44,25 @@ MODULES = {
     "head.transform": "cls.predictions.transform.dense",
     "head.norm": "cls.predictions.transform.LayerNorm",
     "head.decoder": "cls.predictions.decoder",
+    "head.pooler": "bert.pooler.dense",
+    "head.classifier": "classifier",
 }
+OWN_HEAD = {
+    Task.masked_lm: "cls.predictions.",
+    Task.sentence_embedding: "bert.",
+    Task.classification: "classifier.",
+}
+"""What the names of a task's own head begin with. Heads of other tasks are ignored."""
 WORDS, DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder"
-HEAD = "cls.predictions.transform.dense.weight"
+HEADS = {
+    Task.masked_lm: "cls.predictions.transform.dense.weight",
+    Task.classification: "classifier.weight",
+}
+"""The tensor that shows whether a checkpoint has the head of a task."""
+HEAD_NAMES = {
+    Task.masked_lm: "masked-language-model head",
+    Task.classification: "classifier",
+}
 SIZES = {
     "vocab_size": (WORDS, 0),
     "hidden_size": (WORDS, 1),
@@ -212,7 +230,7 @@ def build(
     Tensors of other tasks (``bert.pooler``, ``cls.seq_relationship``, a classifier) are ignored.
 
     Args:
-        head: ``new`` initializes a masked-language-model head if the checkpoint has none.
+        head: ``new`` initializes what the checkpoint lacks of the head.
 
     Raises:
         InputError: when a tensor is missing, unknown, of another shape or type, or holds a NaN or
@@ -228,24 +246,40 @@ def build(
         for ours in model.state_dict()
         if not (tied and ours == "head.decoder.weight")
     }
-    if not any(name.startswith("cls.predictions.") for name in tensors):
-        if (prefix := prefix_before(HEAD, tensors)) is None and head == HeadSource.checkpoint:
-            raise InputError(
-                f"the checkpoint has no masked-language-model head (no {HEAD}): "
-                "name an adapter that has one, or initialize one with model.head=new"
-            )
-        if prefix is None:
-            fresh = Bert(config).state_dict()
-            tensors |= {wanted[ours]: fresh[ours] for ours in wanted if ours.startswith("head.")}
+    if head_is_missing(config, tensors, head):
+        fresh = Bert(config).state_dict()
+        for ours, theirs in wanted.items():
+            if ours.startswith("head."):
+                tensors.setdefault(theirs, fresh[ours])
     check_names(config, tensors, set(wanted.values()))
     for ours, theirs in wanted.items():
         check_tensor(theirs, tensors[theirs], model.get_parameter(ours).shape)
     model.load_state_dict(
         {ours: tensors[theirs] for ours, theirs in wanted.items()}, strict=False, assign=True
     )
-    if tied:  # assigning replaced one of the two names of the shared parameter
-        model.head.decoder.weight = model.embeddings.word.weight
+    model.tie()  # assigning replaced one of the two names of the shared parameter
     return model.requires_grad_().eval()
+
+
+def head_is_missing(config: BertConfig, tensors: dict[str, Tensor], head: HeadSource) -> bool:
+    """Whether the checkpoint has no head of the task, so that a new one is needed.
+
+    Raises:
+        InputError: when a new one was not asked for.
+    """
+    if config.task not in HEADS:
+        return False
+    first = HEADS[config.task]
+    beginning = first if config.task is Task.classification else "cls.predictions."
+    if any(name.startswith(beginning) for name in tensors):
+        return False
+    prefix = prefix_before(first, tensors)
+    if prefix is None and head == HeadSource.checkpoint:
+        hint = "name an adapter that has one, or initialize one with model.head=new"
+        if config.task is Task.classification:
+            hint = "train one with train.py task=classification, and name its run folder"
+        raise InputError(f"the checkpoint has no {HEAD_NAMES[config.task]} (no {first}): {hint}")
+    return prefix is None
 
 
 def check_sizes(config: BertConfig, tensors: dict[str, Tensor]) -> None:
@@ -277,7 +311,7 @@ def check_names(config: BertConfig, tensors: dict[str, Tensor], wanted: set[str]
     unknown = [
         name
         for name in sorted(tensors.keys() - wanted - BUFFERS.keys())
-        if name.startswith(("bert.", "cls.predictions.")) and not name.startswith("bert.pooler.")
+        if name.startswith(("bert.", OWN_HEAD[config.task])) and not name.startswith("bert.pooler.")
     ]
     if unknown:
         raise InputError(f"no BERT of its config.json has: {some(unknown)}")
@@ -326,25 +360,63 @@ def check_numbers(name: str, tensor: Tensor) -> None:
         raise InputError(f"{name} holds NaN or infinity at {wrong} of {tensor.numel()} places")
 
 
+def config_of(folder: Path, task: Task | None = None) -> BertConfig:
+    """The configuration of a model's folder, for a task.
+
+    Args:
+        task: by default what the folder says. A body alone in a folder of sentence-transformers
+            is a sentence encoder.
+
+    Raises:
+        InputError: when a file is missing, damaged, or of another architecture.
+    """
+    config = BertConfig.from_file(folder / "config.json")
+    if task is None and is_sentence_encoder(folder):
+        task = Task.sentence_embedding
+    config = config if task is None else replace(config, task=task)
+    if config.task is Task.sentence_embedding:
+        config = replace(config, pooling=Pooling.read(folder))
+    return config
+
+
+def is_sentence_encoder(folder: Path) -> bool:
+    """Whether a folder is one of sentence-transformers, and its model a body alone."""
+    if not (folder / "modules.json").is_file():
+        return False
+    try:
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return named == [ARCHITECTURES[Task.sentence_embedding]]
+
+
 def load(
     source: str | Path,
     *,
     adapter: str | Path | None = None,
     head: HeadSource = HeadSource.checkpoint,
+    task: Task | None = None,
+    labels: tuple[str, ...] | None = None,
 ) -> Bert:
-    """Open a masked-language BERT, in fp32 and evaluation mode.
+    """Open a BERT, in fp32 and evaluation mode.
 
     Args:
         source: a Hugging Face folder or Hub id, a run folder, or ``package:<package>/<folder>``.
         adapter: a safetensors file to add to it (``apply_adapter``). The shipped ones are in
             ``bitmaps.ADAPTERS``.
-        head: ``new`` initializes a masked-language-model head if the checkpoint has none.
+        head: ``new`` initializes what the checkpoint lacks of the head.
+        task: what the model is for; by default what the folder says. An adapter and a new head
+            make it a masked-language model.
+        labels: the classes of a new classifier.
 
     Raises:
-        InputError: when it cannot be found or read, or is not a masked-language BERT.
+        InputError: when it cannot be found or read, or is no BERT of that task.
     """
     folder = locate(str(source))
-    config = BertConfig.from_file(folder / "config.json")
+    if task is None and (adapter is not None or head == HeadSource.new):
+        task = Task.masked_lm
+    config = config_of(folder, task)
+    config = config if labels is None else replace(config, labels=labels)
     try:
         tensors = read_tensors(folder)
         if adapter is not None:
@@ -357,15 +429,19 @@ def load(
 
 
 def save(model: Bert, folder: Path) -> None:
-    """Write ``config.json`` and ``model.safetensors`` in Hugging Face's layout, a tied tensor once.
+    """Write ``config.json`` and ``model.safetensors`` in Hugging Face's layout, a tied tensor once,
+    and for a sentence encoder the files of sentence-transformers.
 
     Raises:
         TypeError: for a model that is not of floats alone, such as a packed one.
         FileExistsError: when the folder already holds a model.
     """
-    parameters = dict(model.named_parameters())
-    tied = model.head.decoder.weight is model.embeddings.word.weight
-    config = replace(model.config, tie_word_embeddings=tied)
+    parameters, config = dict(model.named_parameters()), model.config
+    untied = isinstance(model.head, Head) and (
+        model.head.decoder.weight is not model.embeddings.word.weight
+    )
+    if isinstance(model.head, Head):
+        config = replace(config, tie_word_embeddings=not untied)
     with on_meta():
         if parameters.keys() != dict(Bert(config).named_parameters()).keys():
             raise TypeError(
@@ -375,7 +451,12 @@ def save(model: Bert, folder: Path) -> None:
     with (folder / "config.json").open("x", encoding="utf-8") as file:
         json.dump(config.to_dict(), file, indent=2, sort_keys=True)
         file.write("\n")
+    if config.task is Task.sentence_embedding:
+        config.pooling.write(folder, config.hidden_size, config.max_position_embeddings)
     tensors = {hugging_face_name(name): p.detach().contiguous() for name, p in parameters.items()}
-    if not tied:  # transformers looks for both names of the bias then
+    if untied:  # transformers looks for both names of the bias then
         tensors["cls.predictions.bias"] = tensors[f"{DECODER}.bias"].clone()
+    # a sentence encoder is a body alone, whose names have no `bert.`
+    if config.task is Task.sentence_embedding:
+        tensors = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

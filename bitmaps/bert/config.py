@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from bitmaps.bert.activations import check_activation
+from bitmaps.bert.pooling import Pooling
 from bitmaps.errors import InputError
-from bitmaps.vocabulary import Activations, LinearName, components_of
+from bitmaps.vocabulary import Activations, LinearName, Task, components_of
 
 LARGEST = sys.float_info.max  # JSON has larger integers
+ARCHITECTURES = {
+    Task.masked_lm: "BertForMaskedLM",
+    Task.sentence_embedding: "BertModel",
+    Task.classification: "BertForSequenceClassification",
+}
+"""The class of ``transformers`` for each task."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,12 @@ class BertConfig:
 
     Field names are Hugging Face's, so a ``config.json`` reads straight into it. ``bitmaps`` says
     what was binarized, and how, in a model that this project wrote; it is ``None`` in any other.
+
+    Attributes:
+        task: what the model is for, which decides what its head is.
+        pooling: how a sentence encoder makes its vector.
+        labels: the names of the classes of a classifier, in the order of its outputs. A classifier
+            without classes has one output, a score.
 
     Raises:
         InputError: for a width that the heads do not divide, a size below one, an unknown
@@ -41,6 +54,9 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = True
+    task: Task = Task.masked_lm
+    pooling: Pooling = field(default_factory=Pooling)
+    labels: tuple[str, ...] = ()
     bitmaps: dict[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +95,11 @@ class BertConfig:
                 components_of(str(self.bitmaps.get("components")))
             except ValueError as error:
                 raise InputError(f"bitmaps.components: {error}") from error
+
+    @property
+    def outputs(self) -> int:
+        """The outputs of a classifier: one a class, or one score."""
+        return len(self.labels) or 1
 
     def needed_activations(self) -> Activations:
         """``int6`` or ``bit`` if the model was trained with them, by ``bitmaps``: it computes
@@ -130,14 +151,13 @@ class BertConfig:
                 "quantized weights (quantization_config) are not supported; "
                 "valid are floating-point weights"
             )
-        known = {f.name for f in fields(cls)}
-        return cls(
-            **{
-                k: v
-                for k, v in values.items()
-                if k in known and (v is not None or k == "pad_token_id")
-            }
-        )
+        known = {f.name for f in fields(cls)} - {"task", "pooling", "labels"}
+        kept = {
+            k: v for k, v in values.items() if k in known and (v is not None or k == "pad_token_id")
+        }
+        task = task_of(values)
+        labels = labels_of(values) if task is Task.classification else ()
+        return cls(**kept, task=task, labels=labels)
 
     @classmethod
     def from_file(cls, path: Path) -> BertConfig:
@@ -158,8 +178,58 @@ class BertConfig:
             raise InputError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of a ``config.json`` that ``transformers`` opens as ``BertForMaskedLM``."""
+        """The content of a ``config.json`` that ``transformers`` opens as a model of the task."""
         values = asdict(self)
+        for name in ("task", "pooling", "labels"):
+            del values[name]
         if self.bitmaps is None:
             del values["bitmaps"]
-        return {"architectures": ["BertForMaskedLM"], "model_type": "bert"} | values
+        if self.task is Task.classification:
+            names = self.labels or ("LABEL_0",)
+            values |= {
+                "id2label": {str(number): name for number, name in enumerate(names)},
+                "label2id": {name: number for number, name in enumerate(names)},
+                "problem_type": "single_label_classification" if self.labels else "regression",
+            }
+        return {"architectures": [ARCHITECTURES[self.task]], "model_type": "bert"} | values
+
+
+def task_of(values: dict[str, Any]) -> Task:
+    """The task that a ``config.json`` names. A body alone counts as a masked-language model.
+
+    Raises:
+        InputError: for an unknown task.
+    """
+    own = values.get("bitmaps")
+    if isinstance(own, dict) and (said := own.get("task")) is not None:
+        if said not in list(Task):
+            raise InputError(f"bitmaps.task is {said!r}; valid are {', '.join(Task)}")
+        return Task(said)
+    named = values.get("architectures")
+    classifies = isinstance(named, list) and ARCHITECTURES[Task.classification] in named
+    return Task.classification if classifies else Task.masked_lm
+
+
+def labels_of(values: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the classes in a ``config.json``, in the order of their numbers.
+
+    Raises:
+        InputError: for several classes a sentence, or numbers that are not 0, 1, 2 and so on.
+    """
+    kind, names = values.get("problem_type"), values.get("id2label")
+    if kind == "multi_label_classification":
+        raise InputError(
+            "problem_type 'multi_label_classification' is not supported; valid are "
+            "'single_label_classification' and 'regression'"
+        )
+    if names is None:  # which `transformers` leaves out for two classes without names
+        names = {"0": "LABEL_0", "1": "LABEL_1"}
+    try:
+        by_number = {int(number): str(name) for number, name in names.items()}
+    except (AttributeError, ValueError) as error:
+        raise InputError(f"id2label is no table of classes: {names!r:.80}") from error
+    if kind == "regression" or len(by_number) == 1:
+        return ()
+    if sorted(by_number) != list(range(len(by_number))):
+        raise InputError(f"id2label must number its classes from 0, not {sorted(by_number)[:5]}")
+    return tuple(by_number[number] for number in range(len(by_number)))

@@ -1,7 +1,8 @@
-"""From a layer's output to a score for every word piece."""
+"""From the last layer's output to a score for every word piece, or for every class."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from bitmaps.bert.activations import activation
@@ -24,3 +25,20 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decoder(self.norm(self.activation(self.transform(x))))
+
+
+class Classifier(nn.Module):
+    """``classifier(tanh(pooler(x)))`` for the state x of [CLS]: a score for every class.
+
+    Devlin et al. 2019, section 4.1; the function of ``transformers.BertForSequenceClassification``.
+    Shapes: (batch, length, hidden) -> (batch, classes).
+    """
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, config.outputs)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.classifier(self.dropout(torch.tanh(self.pooler(hidden[:, 0]))))

@@ -1,4 +1,4 @@
-"""BERT for masked-language modelling, one file a component."""
+"""BERT and its head, one file a component."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from bitmaps.bert.attention import Attention
 from bitmaps.bert.config import BertConfig
 from bitmaps.bert.embeddings import Embeddings
 from bitmaps.bert.encoder import Encoder
-from bitmaps.bert.head import Head
+from bitmaps.bert.head import Classifier, Head
+from bitmaps.bert.pooling import SentenceVector
 from bitmaps.errors import InputError
+from bitmaps.vocabulary import Task
 
 
 class Bert(nn.Module):
-    """Embeddings, encoder and masked-LM head; the function of ``transformers.BertForMaskedLM``.
+    """Embeddings, encoder and the head of its task: ``head(encoder(embeddings(ids)))``.
 
-    In one line: ``logits = head(encoder(embeddings(ids)))``.
+    With a masked-LM head it is the function of ``transformers.BertForMaskedLM``, with a classifier
+    that of ``BertForSequenceClassification``, and with a sentence vector that of
+    ``SentenceTransformer``.
 
     Parameters start as BERT's do: matrices from N(0, ``initializer_range``), biases at 0, LayerNorm
     gains at 1 and shifts at 0.
@@ -32,10 +36,20 @@ class Bert(nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
-        self.head = Head(config)
-        if config.tie_word_embeddings:
-            self.head.decoder.weight = self.embeddings.word.weight
+        self.head: Head | SentenceVector | Classifier
+        if config.task is Task.masked_lm:
+            self.head = Head(config)
+        elif config.task is Task.sentence_embedding:
+            self.head = SentenceVector(config.pooling)
+        else:
+            self.head = Classifier(config)
+        self.tie()
         self.reset_parameters()
+
+    def tie(self) -> None:
+        """Make the word embeddings the decoder's matrix, where they are one."""
+        if self.config.tie_word_embeddings and isinstance(self.head, Head):
+            self.head.decoder.weight = self.embeddings.word.weight
 
     def reset_parameters(self) -> None:
         for module in self.modules():
@@ -110,13 +124,19 @@ class Bert(nn.Module):
         token_type_ids: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Logits (batch, length, vocabulary).
+        """What the head makes: logits (batch, length, vocabulary) for masked words, vectors (batch,
+        hidden), or the scores of classes (batch, classes).
 
-        With ``positions``, a boolean (batch, length) of which n are true, only the logits there:
-        (n, vocabulary). The product with the vocabulary is the largest single cost of a BERT.
+        With ``positions``, a boolean (batch, length) of which n are true, a masked-LM head gives
+        only the logits there: (n, vocabulary). The product with the vocabulary is the largest
+        single cost of a BERT.
         """
         hidden = self.encode(input_ids, attention_mask, token_type_ids)[-1]
-        return self.head(hidden if positions is None else hidden[positions])
+        if isinstance(self.head, Head):
+            return self.head(hidden if positions is None else hidden[positions])
+        if isinstance(self.head, SentenceVector):
+            return self.head(hidden, attention_mask)
+        return self.head(hidden)
 
 
 class SkipInit(TorchFunctionMode):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
 from bitmaps.bert import BertConfig
 from bitmaps.errors import InputError
-from bitmaps.vocabulary import Activations
+from bitmaps.vocabulary import Activations, Task
 
 SHAPING = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
@@ -19,7 +20,7 @@ SHAPING = (
 )  # fmt: skip
 LAYERS = "bert.encoder.layer."
 SIZED_BY = {  # the tensor whose first dimension a size is; any storage keeps the rows of a matrix
-    "vocab_size": "cls.predictions.decoder.bias",
+    "vocab_size": "bert.embeddings.word_embeddings.weight",
     "hidden_size": "bert.embeddings.LayerNorm.bias",
     "intermediate_size": f"{LAYERS}0.intermediate.dense.bias",
     "max_position_embeddings": "bert.embeddings.position_embeddings.weight",
@@ -28,12 +29,16 @@ SIZED_BY = {  # the tensor whose first dimension a size is; any storage keeps th
 
 
 def shaping_keys(config: BertConfig) -> dict[str, Any]:
-    """What shapes the forward pass: names of ``config.json``, the layers of one-bit inputs, and
-    int6 activations if the model was trained with them."""
+    """What shapes the forward pass: names of ``config.json``, the layers of one-bit inputs, int6
+    activations if the model was trained with them, and a task other than masked words."""
     keys = {name: getattr(config, name) for name in SHAPING}
     keys["one_bit_inputs"] = "+".join(sorted(config.one_bit_inputs()))
     if (needed := config.needed_activations()) is Activations.int6:
         keys["activations"] = needed
+    if config.task is not Task.masked_lm:  # which older files do not name
+        keys["task"] = config.task
+    if config.task is Task.sentence_embedding:
+        keys["pooling"] = asdict(config.pooling)
     return keys
 
 

@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bitmaps.bert import Bert, BertConfig
-from bitmaps.bert.checkpoint import hugging_face_name
+from bitmaps.bert.checkpoint import config_of, hugging_face_name
+from bitmaps.bert.head import Head
 from bitmaps.bert.model import on_meta
 from bitmaps.errors import InputError
 from bitmaps.packed import kernels as native
@@ -27,7 +28,7 @@ from bitmaps.packed.encoder import PackedEncoder
 from bitmaps.packed.integrity import digest, read_content, write
 from bitmaps.packed.layers import PackedAttention, PackedEmbedding, PackedFeedForward, PackedLinear
 from bitmaps.packed.weights import PackedWeight, PacksItself
-from bitmaps.vocabulary import Act, Activations, Storage
+from bitmaps.vocabulary import Act, Activations, Storage, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +50,7 @@ def pack_model(
     Args:
         embeddings: the storage of the word, position and type tables and of an untied decoder, if
             it takes fewer bits than they have. ``None`` rounds nothing.
-        head: the same for the matrix of the head's transform.
+        head: the same for the other matrices of the head.
 
     Raises:
         InputError: for a weight that is not finite, or would not be after rounding.
@@ -80,7 +81,7 @@ def storage_asked(name: str, embeddings: Storage | None, head: Storage | None) -
     """The storage that was asked for a parameter."""
     if name.startswith(("embeddings.", "head.decoder.")):
         return embeddings and Storage(embeddings)
-    return head and Storage(head) if name.startswith("head.transform.") else None
+    return head and Storage(head) if name.startswith("head.") else None
 
 
 def tensors_of(name: str, part: PackedWeight | Tensor) -> dict[str, Tensor]:
@@ -134,7 +135,7 @@ def save(
     config = model.config.to_dict() | {
         "model_type": MODEL_TYPE,
         "architectures": ["bitmaps.packed"],
-        "bitmaps": (model.config.bitmaps or {}) | {"embeddings": stored},
+        "bitmaps": (model.config.bitmaps or {}) | {"embeddings": stored, "task": model.config.task},
     }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (draft / "config.json").write_text(text, encoding="utf-8")
@@ -148,6 +149,10 @@ def save(
     }
     write(draft / FILE, tensors, metadata)
     tokenizer.save_pretrained(draft)
+    if model.config.task is Task.sentence_embedding:
+        model.config.pooling.write(
+            draft, model.config.hidden_size, model.config.max_position_embeddings
+        )
     draft.rename(folder)
 
 
@@ -309,7 +314,7 @@ def load(folder: Path, act: Act | None) -> Bert:
             here.
     """
     native.kernels()  # reports errors now, not in the first forward pass
-    path, config = folder / FILE, BertConfig.from_file(folder / "config.json")
+    path, config = folder / FILE, config_of(folder)
     file = read(path)
     parts: dict[str, PackedWeight | Tensor] = {}
     try:
@@ -357,13 +362,13 @@ def place(model: Bert, name: str, part: PackedWeight | Tensor, act: Act) -> None
             module.bias = parameter.detach()
         else:
             setattr(module, last, parameter)
-        if name == "embeddings.word.weight" and model.config.tie_word_embeddings:
-            model.head.decoder.weight = parameter
+        if name == "embeddings.word.weight":
+            model.tie()
         return
     above, _, own = path.rpartition(".")
     if isinstance(module, nn.Embedding):
         setattr(model.get_submodule(above), own, PackedEmbedding(part))
-        if own == "word" and model.config.tie_word_embeddings:
+        if own == "word" and model.config.tie_word_embeddings and isinstance(model.head, Head):
             model.head.decoder = PackedLinear(part, model.head.decoder.bias, act)  # type: ignore[assignment]
     else:
         setattr(model.get_submodule(above), own, PackedLinear(part, module.bias, act))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bitmaps.bert import Bert
 from bitmaps.bert.encoder import Layer
+from bitmaps.bert.head import Head
 from bitmaps.quantize.layers import QuantizedLinear
 from bitmaps.quantize.quantizer import Quantizer, units
 from bitmaps.vocabulary import ZERO_ONE
@@ -33,7 +34,7 @@ class Tokens(TypedDict):
 def calibrate(model: Bert, original: Bert, batches: Sequence[Tokens]) -> Bert:
     """Fit a model that ``make_trainable`` made to the original model, in place, from the bottom up.
 
-    The encoder's linear layers of one bit and the head's transform are fitted. Let x be the input
+    The encoder's linear layers of one bit and a masked-LM head's transform are fitted. Let x be the input
     of a matrix W, computed by the layers below as they are already fitted. Let y be the original's
     output, on what the original's own layers below compute for the same tokens. First come bits and
     scales for which x q(W) is close to x W (``choose_bits``). Then the mean and deviation of each
@@ -90,8 +91,9 @@ def calibrate(model: Bert, original: Bert, batches: Sequence[Tokens]) -> Bert:
         for pair in ((f.expand, g.expand), (f.contract, g.contract)):
             fit([pair], lambda f=f, x=x: over(f, x), lambda g=g, t=t: over(g, t))  # type: ignore[misc]
         x, t = over(f, x), over(g, t)
-    c, d = model.head.transform, original.head.transform
-    fit([(c, d)], lambda: over(c, x), lambda: over(d, t))
+    if isinstance(model.head, Head) and isinstance(original.head, Head):
+        c, d = model.head.transform, original.head.transform
+        fit([(c, d)], lambda: over(c, x), lambda: over(d, t))
     return model
 
 
