@@ -1,8 +1,9 @@
-"""Masked sentences to padded batches."""
+"""Token ids to padded batches."""
 
 from __future__ import annotations
 
-from typing import TypedDict
+from collections.abc import Sequence
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -20,21 +21,38 @@ class Batch(TypedDict):
     sentences: Tensor  # the numbers of the sentences in their split, (batch,)
     input_ids: Tensor
     attention_mask: Tensor  # true at tokens, false at padding
-    labels: Tensor  # the original id at a target, `IGNORE` elsewhere
+    token_type_ids: NotRequired[Tensor]  # 0 unless given: 1 at the second of two sentences
+    labels: NotRequired[Tensor]
+    """Of masked words: the original id at a target, ``IGNORE`` elsewhere. Of a classification: the
+    number of the class, or the score, (batch,)."""
 
 
-def collate(examples: list[Example], pad: int) -> Batch:
-    """Pad examples to the longest of them. ``pad`` is the id of the padding token."""
-    shape = len(examples), max(len(ids) for _, ids, _ in examples)
-    input_ids, labels = np.full(shape, pad), np.full(shape, IGNORE)
-    attention_mask = np.zeros(shape, dtype=bool)
-    for row, (_, ids, targets) in enumerate(examples):
-        input_ids[row, : len(ids)] = ids
-        labels[row, : len(ids)] = targets
-        attention_mask[row, : len(ids)] = True
+def padded(rows: Sequence[np.ndarray], fill: int) -> Tensor:
+    """Arrays of one dimension as the rows of a tensor, padded to the longest of them."""
+    found = np.full((len(rows), max(map(len, rows))), fill)
+    for row, values in zip(found, rows, strict=True):
+        row[: len(values)] = values
+    return torch.from_numpy(found)
+
+
+def plain_batch(numbers: Sequence[int], rows: Sequence[np.ndarray], pad: int) -> Batch:
+    """A batch without labels.
+
+    Args:
+        numbers: of the sentences in their split.
+        rows: their ids, (length,) each.
+        pad: the id of the padding token.
+    """
     return Batch(
-        sentences=torch.tensor([number for number, *_ in examples]),
-        input_ids=torch.from_numpy(input_ids),
-        attention_mask=torch.from_numpy(attention_mask),
-        labels=torch.from_numpy(labels),
+        sentences=torch.tensor(numbers),
+        input_ids=padded(rows, pad),
+        attention_mask=padded([np.ones(len(ids), dtype=int) for ids in rows], 0).bool(),
     )
+
+
+def collate(examples: Sequence[Example], pad: int) -> Batch:
+    """Pad masked sentences to the longest of them. ``pad`` is the id of the padding token."""
+    numbers, rows, labels = zip(*examples, strict=True)
+    batch = plain_batch(numbers, rows, pad)
+    batch["labels"] = padded(labels, IGNORE)
+    return batch

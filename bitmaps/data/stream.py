@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import IterableDataset
@@ -11,17 +12,16 @@ from bitmaps.data.batches import Batch, collate
 from bitmaps.data.masking import Vocabulary, mask_sentence
 
 
-class TrainingStream(IterableDataset[Batch]):
+class Stream(IterableDataset[Batch]):
     """Endless training batches. Each is a pure function of ``seed`` and the number of the batch.
 
-    An epoch shuffles the sentences, sorts every ``RUN`` batches of them by length, which avoids
-    padding, and shuffles the batches. Every epoch draws new masks.
+    An epoch shuffles the examples, sorts every ``RUN`` batches of them by length, which avoids
+    padding, and shuffles the batches.
 
     Args:
         sentences: token ids, (length,) each.
-        vocabulary: the ids that masking needs.
-        batch_size: sentences per batch. Fewer sentences than that make one smaller batch.
-        seed: of the order and the masks.
+        batch_size: examples per batch. Fewer examples than that make one smaller batch.
+        seed: of the order and of what else is drawn.
         start: how many batches each process has taken already. A resumed stream continues with
             exactly the batches that would have followed.
         rank, world: process ``rank`` of ``world`` takes every ``world``-th batch.
@@ -31,17 +31,19 @@ class TrainingStream(IterableDataset[Batch]):
 
     def __init__(
         self,
-        sentences: list[np.ndarray],
-        vocabulary: Vocabulary,
+        sentences: Sequence[np.ndarray],
         batch_size: int,
         seed: int,
         start: int = 0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.sentences, self.vocabulary = sentences, vocabulary
-        self.batch_size, self.seed = batch_size, seed
+        self.sentences, self.batch_size, self.seed = sentences, batch_size, seed
         self.start, self.rank, self.world = start, rank, world
+
+    @abstractmethod
+    def batch(self, numbers: np.ndarray, epoch: int) -> Batch:
+        """The batch of these examples in an epoch."""
 
     def epoch(self, number: int) -> list[np.ndarray]:
         """The batches of an epoch, as numbers of sentences. Sentences that do not fill a batch are
@@ -56,11 +58,6 @@ class TrainingStream(IterableDataset[Batch]):
         batches = np.array_split(order[: count * self.batch_size], count)
         return [batches[i] for i in generator.permutation(count)]
 
-    def masked(self, sentence: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """A sentence with the masks that it has in an epoch."""
-        seed = [self.seed, epoch, sentence]
-        return mask_sentence(self.sentences[sentence], seed, self.vocabulary)
-
     def __iter__(self) -> Iterator[Batch]:
         count = max(1, len(self.sentences) // self.batch_size)
         number = self.start * self.world + self.rank
@@ -69,6 +66,35 @@ class TrainingStream(IterableDataset[Batch]):
             if number // count != current:
                 current = number // count
                 batches = self.epoch(current)
-            examples = [(int(i), *self.masked(int(i), current)) for i in batches[number % count]]
-            yield collate(examples, self.vocabulary.pad)
+            yield self.batch(batches[number % count], current)
             number += self.world
+
+
+class TrainingStream(Stream):
+    """Masked sentences, with new masks in every epoch.
+
+    Args:
+        vocabulary: the ids that masking needs.
+    """
+
+    def __init__(
+        self,
+        sentences: list[np.ndarray],
+        vocabulary: Vocabulary,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        super().__init__(sentences, batch_size, seed, start, rank, world)
+        self.vocabulary = vocabulary
+
+    def masked(self, sentence: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """A sentence with the masks that it has in an epoch."""
+        seed = [self.seed, epoch, sentence]
+        return mask_sentence(self.sentences[sentence], seed, self.vocabulary)
+
+    def batch(self, numbers: np.ndarray, epoch: int) -> Batch:
+        examples = [(int(i), *self.masked(int(i), epoch)) for i in numbers]
+        return collate(examples, self.vocabulary.pad)
