@@ -72,7 +72,7 @@ class Columns:
         fit = [table for table in tables if named.keys() <= set(table)]
         if not fit:
             given = ", ".join(f"columns.{role}={name}" for role, name in named.items())
-            raise InputError(f"{given}: not read together; valid are {choice(tables)}")
+            raise InputError(f"{given} cannot be read; valid are {choice(tables)}")
         return fit
 
 

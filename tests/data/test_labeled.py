@@ -168,22 +168,31 @@ def test_a_label_is_preferred_to_a_score_unless_the_score_is_named(write):
     assert read_examples(path, scored_pairs=True) == Examples(["a"], ["b"], None, [2.5])
 
 
-def test_scored_pairs_have_two_sentences_and_a_score(write):
-    valid = "valid are sentence1, sentence2, score"
-    for header in ("sentence1,sentence2,label", "sentence,score", "sentence1,score"):
-        path = write("a.csv", f"{header}\n{','.join('1' for _ in header.split(','))}\n")
-        refuses(
-            lambda: read_examples(path, scored_pairs=True),
-            str(path),
-            "has the columns",
-            header.replace(",", ", "),
-            valid,
-        )  # noqa: B023
-    for columns in (Columns(label="label"), Columns(sentence="sentence")):
-        role = next(iter(columns.named()))
-        refuses(
-            lambda: read_examples(path, columns, scored_pairs=True), f"columns.{role}={role}", valid
-        )  # noqa: B023
+SCORED = "valid are sentence1, sentence2, score"
+
+
+@pytest.mark.parametrize(
+    "names", ["sentence1, sentence2, label", "sentence, score", "sentence1, score"]
+)
+def test_scored_pairs_need_two_sentences_and_a_score(write, names):
+    header = names.replace(" ", "")
+    path = write("a.csv", f"{header}\n{'1,' * header.count(',')}1\n")
+    refuses(
+        lambda: read_examples(path, scored_pairs=True), f"{path} has the columns {names};", SCORED
+    )
+
+
+@pytest.mark.parametrize("role", ["label", "sentence"])
+def test_scored_pairs_read_no_other_column(write, role):
+    path = write("a.csv", f"sentence1,sentence2,score,{role}\na,b,1,c\n")
+    assert read_examples(path, scored_pairs=True).scores == [1.0]
+    columns = Columns(**{role: role})
+    refuses(
+        lambda: read_examples(path, columns, scored_pairs=True), f"columns.{role}={role}", SCORED
+    )
+
+
+def test_scored_pairs_may_have_columns_of_other_names(write):
     path = write("b.tsv", "a\tb\tsimilarity\nx\ty\t1\n")
     named = Columns(sentence1="a", sentence2="b", score="similarity")
     assert read_examples(path, named, scored_pairs=True) == Examples(["x"], ["y"], None, [1.0])
