@@ -12,7 +12,6 @@ from bitmaps.data.module import Sentences
 from bitmaps.data.sources import Source
 from bitmaps.data.stream import Stream
 from bitmaps.data.tokenizing import tokenized, tokenizer_of
-from bitmaps.vocabulary import Split
 
 
 class PlainStream(Stream):
@@ -47,7 +46,7 @@ class PlainSentences(Sentences):
         self.source, self.scored_length = source, scored_length
 
     def tokenized(self, split: str) -> list[np.ndarray]:
-        length = self.length if split == Split.train else self.scored_length
+        length = self.length if split == "train" else self.scored_length
         return tokenized(self.source, split, self.tokenizer_folder, length, self.limit)
 
     def read(self, split: str) -> None:

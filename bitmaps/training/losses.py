@@ -15,6 +15,8 @@ from torch import Tensor
 from bitmaps.bert import Bert
 from bitmaps.bert.encoder import Layer
 
+TEMPERATURE = 0.05  # of the similarities of sentences
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -33,6 +35,11 @@ class LossWeights:
             BinaryBERT, section 3.2).
         relations: squared distance between the directions of q q^T, k k^T and v v^T (Qin et al.
             2022, BiBERT, section 3.3).
+        vectors: 1 - cosine between the vectors of sentences.
+
+    The predictions of a sentence encoder are the similarities within a batch: the cosines of a
+    sentence to all others, divided by ``TEMPERATURE``. Those of a model with one output, a score,
+    have the mean squared error in place of the divergence.
     """
 
     cross_entropy: float = 1.0
@@ -41,6 +48,7 @@ class LossWeights:
     directions: float = 0.0
     attention: float = 0.0
     relations: float = 0.0
+    vectors: float = 0.0
 
     @property
     def distill(self) -> bool:
@@ -58,14 +66,17 @@ class Forward:
 
     Attributes:
         states: the hidden states, layers + 1 of (batch, length, hidden).
-        logits: (n, vocabulary) at the n masked tokens.
+        logits: what is predicted: (n, vocabulary) at the n masked tokens, (batch, batch - 1) for
+            the similarities of sentences, or (batch, classes).
         projections: queries, keys and values of each layer in turn, (batch, heads, length, d), if
             they were asked for.
+        vectors: (batch, hidden), of a sentence encoder.
     """
 
     states: list[Tensor]
     logits: Tensor
     projections: list[Tensor]
+    vectors: Tensor | None = None
 
 
 def run(
@@ -82,9 +93,37 @@ def run(
     return Forward(states, model.head(states[-1][masked]), projected)
 
 
+def run_vectors(model: Bert, input_ids: Tensor, attention_mask: Tensor, project: bool) -> Forward:
+    """Run a sentence encoder on a batch; arguments as for ``run``."""
+    with projections(model, project) as projected:
+        states = model.encode(input_ids, attention_mask)
+    vectors = model.head(states[-1].float(), attention_mask)
+    return Forward(states, similarities(vectors), projected, vectors)
+
+
+def similarities(vectors: Tensor) -> Tensor:
+    """The cosines of each of n sentences to the n - 1 others, divided by ``TEMPERATURE``: (n,
+    hidden) -> (n, n - 1)."""
+    unit = F.normalize(vectors, dim=-1)
+    others = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    return (unit @ unit.mT / TEMPERATURE)[others].unflatten(0, (len(unit), -1))
+
+
+def run_classes(
+    model: Bert, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, project: bool
+) -> Forward:
+    """Run a classifier on a batch; arguments as for ``run``."""
+    with projections(model, project) as projected:
+        states = model.encode(input_ids, attention_mask, token_type_ids)
+    return Forward(states, model.head(states[-1]), projected)
+
+
 def distillation(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) in nats, summed over the vocabulary and averaged over the n masked
-    tokens; (n, v), (n, v) -> (). It is 0 where nothing is masked."""
+    """KL(teacher || student) in nats, summed over the v choices and averaged over the n
+    predictions; (n, v), (n, v) -> (). It is 0 where nothing is predicted. Between scores, (n, 1),
+    it is the mean squared error."""
+    if student.shape[-1] == 1:
+        return F.mse_loss(student.float(), teacher.float())
     teacher_log = F.log_softmax(teacher.float(), -1)
     student_log = F.log_softmax(student.float(), -1)
     total = F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
@@ -158,6 +197,9 @@ def distances(
         parts["attention"] = attention_error(student.projections, teacher.projections, tokens)
     if loss.relations:
         parts["relations"] = relation_error(student.projections, teacher.projections, tokens)
+    if loss.vectors and student.vectors is not None and teacher.vectors is not None:
+        cosines = F.cosine_similarity(student.vectors, teacher.vectors, dim=-1)
+        parts["vectors"] = (1 - cosines).mean()
     return parts
 
 

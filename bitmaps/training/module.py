@@ -1,8 +1,9 @@
-"""Masked-language modelling with distillation from the unbinarized model."""
+"""Training for each task, with distillation from the unbinarized model."""
 
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,18 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from bitmaps.bert import Bert
 from bitmaps.data.batches import Batch
-from bitmaps.data.masking import mask_more
+from bitmaps.data.masking import Vocabulary, mask_more
 from bitmaps.errors import InputError
 from bitmaps.metrics import IGNORE
-from bitmaps.scoring.module import ScoredModel
-from bitmaps.training.losses import LossWeights, distances, run
+from bitmaps.scoring.classes import ScoredClasses, classification_error
+from bitmaps.scoring.module import Scored, ScoredModel
+from bitmaps.scoring.vectors import ScoredVectors
+from bitmaps.training.losses import LossWeights, distances, run, run_classes, run_vectors
 from bitmaps.training.sharding import shard
 
 
-class MaskedLanguageModel(ScoredModel):
-    """Trains a ``Bert``, and scores it as ``ScoredModel`` does.
+class Trained(Scored):
+    """Trains a ``Bert``, and scores it as the class beside it does.
 
     Args:
         model: the student.
@@ -40,7 +43,7 @@ class MaskedLanguageModel(ScoredModel):
             the last, with a straight line between. The student learns what the teacher predicts
             there. It is 0 without a teacher.
         seed: of ``more_masked`` and dropout.
-        sentences: as for ``ScoredModel``.
+        scored: what the scoring class takes besides the model.
     """
 
     def __init__(
@@ -52,9 +55,9 @@ class MaskedLanguageModel(ScoredModel):
         schedule: Callable[[Optimizer], LRScheduler] | None = None,
         more_masked: tuple[float, float] = (0.0, 0.0),
         seed: int = 0,
-        sentences: int = 0,
+        **scored: Any,
     ) -> None:
-        super().__init__(model, sentences)
+        super().__init__(model, **scored)
         self.loss = loss or LossWeights()
         if self.loss.distill and teacher is None:
             raise ValueError("distillation needs a teacher")
@@ -63,6 +66,10 @@ class MaskedLanguageModel(ScoredModel):
         self.more_masked, self.seed = more_masked if self._teacher else (0.0, 0.0), seed
         self.optimizer, self.schedule = optimizer, schedule
         self._whole: tuple[Bert, ...] = ()  # no submodule either, where the model is sharded
+
+    @abstractmethod
+    def parts(self, batch: Batch) -> dict[str, Tensor]:
+        """The parts of the loss, by the names of their weights."""
 
     def configure_model(self) -> None:
         """Shard the model, if the strategy trains parts of it. The whole one is kept aside."""
@@ -107,19 +114,7 @@ class MaskedLanguageModel(ScoredModel):
         torch.manual_seed(int(np.random.SeedSequence(self.draw()).generate_state(2)[1]))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        targets, tokens = batch["labels"] != IGNORE, batch["attention_mask"].bool()
-        ids, masked = self.mask_more(batch["input_ids"], targets)
-        project = self.loss.of_projections
-        student = run(self.model, ids, batch["attention_mask"], masked, project)
-        # a small batch may have no masked token: 0, not the NaN of a mean over nothing
-        of_targets = student.logits[targets[masked]].float()
-        labels = batch["labels"][targets]
-        total = F.cross_entropy(of_targets, labels, reduction="sum")
-        parts = {"cross_entropy": total / max(1, len(of_targets))}
-        for model in self._teacher:
-            with torch.no_grad():
-                teacher = run(model, ids, batch["attention_mask"], masked, project)
-            parts |= distances(student, teacher, tokens, self.loss)
+        parts = self.parts(batch)
         weighted = [getattr(self.loss, name) * part for name, part in parts.items()]
         loss = torch.stack(weighted).sum()
         if not torch.isfinite(loss):
@@ -143,7 +138,62 @@ class MaskedLanguageModel(ScoredModel):
             return input_ids, targets
         first, last = self.more_masked
         share = first + (last - first) * self.trainer.global_step / self.trainer.max_steps
-        return mask_more(input_ids, targets, share, self.vocabulary, self.draw())
+        vocabulary: Vocabulary = self.trainer.datamodule.vocabulary  # type: ignore[attr-defined]
+        return mask_more(input_ids, targets, share, vocabulary, self.draw())
+
+
+class MaskedLanguageModel(Trained, ScoredModel):
+    """Learns masked words: the true ones, and what the teacher predicts at every masked token."""
+
+    def parts(self, batch: Batch) -> dict[str, Tensor]:
+        targets, tokens = batch["labels"] != IGNORE, batch["attention_mask"].bool()
+        ids, masked = self.mask_more(batch["input_ids"], targets)
+        project = self.loss.of_projections
+        student = run(self.model, ids, batch["attention_mask"], masked, project)
+        # a small batch may have no masked token: 0, not the NaN of a mean over nothing
+        of_targets = student.logits[targets[masked]].float()
+        labels = batch["labels"][targets]
+        total = F.cross_entropy(of_targets, labels, reduction="sum")
+        parts = {"cross_entropy": total / max(1, len(of_targets))}
+        for model in self._teacher:
+            with torch.no_grad():
+                teacher = run(model, ids, batch["attention_mask"], masked, project)
+            parts |= distances(student, teacher, tokens, self.loss)
+        return parts
+
+
+class SentenceEncoder(Trained, ScoredVectors):
+    """Learns the vectors of a teacher, and which sentences of a batch are alike by them."""
+
+    def parts(self, batch: Batch) -> dict[str, Tensor]:
+        mask = batch["attention_mask"]
+        none = torch.zeros_like(mask)
+        ids, _ = self.mask_more(batch["input_ids"], none)
+        project = self.loss.of_projections
+        student = run_vectors(self.model, ids, mask, project)
+        parts = {}
+        for model in self._teacher:
+            with torch.no_grad():
+                teacher = run_vectors(model, ids, mask, project)
+            parts = distances(student, teacher, mask, self.loss)
+        return parts
+
+
+class SentenceClassifier(Trained, ScoredClasses):
+    """Learns labels, and the scores that a teacher gives to each class."""
+
+    def parts(self, batch: Batch) -> dict[str, Tensor]:
+        mask, types = batch["attention_mask"], batch["token_type_ids"]
+        none = torch.zeros_like(mask)
+        ids, _ = self.mask_more(batch["input_ids"], none)
+        project = self.loss.of_projections
+        student = run_classes(self.model, ids, mask, types, project)
+        parts = {"cross_entropy": classification_error(student.logits, batch["labels"])}
+        for model in self._teacher:
+            with torch.no_grad():
+                teacher = run_classes(model, ids, mask, types, project)
+            parts |= distances(student, teacher, mask, self.loss)
+        return parts
 
 
 def move_checkpoints(state: dict[str, Any], folder: str) -> None:
