@@ -98,7 +98,7 @@ def show(
 
 def print_outcome(outcome: Outcome, config: Train | Evaluate, folder: RunFolder) -> None:
     terminal.print_table(compare([folder.path]))
-    analyses = {one.row.kind: one.analysis for one in outcome.scored}
+    analyses = {one.row.kind: one.analysis for one in outcome.scored if one.analysis is not None}
     if config.analysis:
         terminal.print_analyses(analyses)
     if config.analysis or config.text is not None:

@@ -29,12 +29,12 @@ from bitmaps.command.sweep import Job, find_job
 from bitmaps.errors import InputError
 from bitmaps.runs.folder import RunFolder, has_checkpoint, read_state
 from bitmaps.runs.records import Facts
-from bitmaps.vocabulary import Activations, Status, Storage
+from bitmaps.vocabulary import Activations, Status, Storage, Task
 
 # keys in which a resumed run may differ from what it was
 RESUMABLE = ("trainer", "callbacks", "logger", "measure", "analysis", "text", "objective")
 # keys that a trained run decides
-OF_THE_CHECKPOINT = ("model", "binarize", "values", "scale")
+OF_THE_CHECKPOINT = ("task", "model", "binarize", "values", "scale")
 
 
 @dataclass(frozen=True)
@@ -223,8 +223,12 @@ def packed_alone(cfg: DictConfig, given: list[str]) -> DictConfig:
         raise InputError(
             f"references=true: there is no run beside checkpoint={cfg.checkpoint} to refer to"
         )
+    from bitmaps.bert import BertConfig  # imports torch
+
     model = {"name": "hub", "source": cfg.checkpoint, "adapter": None, "sha256": None}
-    return cast(DictConfig, OmegaConf.merge(cfg, {"model": model, "references": False}))
+    task = BertConfig.from_file(Path(cfg.checkpoint) / "config.json").task
+    own = {"model": model, "references": False, "task": task}
+    return cast(DictConfig, OmegaConf.merge(cfg, own))
 
 
 def check_rounding(cfg: DictConfig, given: list[str], facts: Facts) -> None:
@@ -242,14 +246,40 @@ def check_rounding(cfg: DictConfig, given: list[str], facts: Facts) -> None:
             )
 
 
+def of_classifier(cfg: DictConfig, run: Path, given: list[str]) -> None:
+    """Make the classifier that a run started from the model of a configuration. Without one, there
+    is nothing to refer to.
+
+    Raises:
+        InputError: when references are asked for and there is none.
+    """
+    teacher = read_state(run).facts.teacher
+    if teacher is not None and has_model(Path(teacher)):
+        OmegaConf.update(cfg, "model", {"source": teacher, "adapter": None, "sha256": None})
+        return
+    if "references" in given and cfg.references:
+        raise InputError(
+            f"references=true: the classifier that checkpoint={cfg.checkpoint} was made from, "
+            f"{teacher}, is not there"
+        )
+    OmegaConf.update(cfg, "references", False)
+
+
+def has_model(run: Path) -> bool:
+    return (run / "model" / "config.json").is_file()
+
+
 def trained_config(cfg: DictConfig, run: Path, given: list[str]) -> DictConfig:
     """``cfg`` with what a trained run decides, and with its data and seed unless they are given."""
     saved = resolved(read_config(run, unread=("logger",)), run / FILE)
+    saved.setdefault("task", Task.masked_lm)  # a run of before there were tasks
     names = [*OF_THE_CHECKPOINT, *(name for name in ("data", "seed") if name not in given)]
     with found_in(run / FILE):
         merged = OmegaConf.merge(cfg, {name: saved[name] for name in names if name in saved})
         if "data" in given:  # other text, cut as it was in training
             OmegaConf.update(merged, "data.length", saved["data"]["length"])
+    if merged.task == Task.classification:
+        of_classifier(cast(DictConfig, merged), run, given)
     for key in given:
         if key.startswith("data."):
             OmegaConf.update(merged, key, OmegaConf.select(cfg, key))

@@ -22,6 +22,9 @@ HOME = re.compile(r"[\w.@/+]+=~(/|,|$)")
 PATHS = (
     "checkpoint",
     "resume",
+    "teacher",
+    "similarity",
+    "fine_tuning.folder",
     "data.dir",
     "model.source",
     "model.adapter",

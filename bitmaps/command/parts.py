@@ -102,12 +102,26 @@ class Model:
 
 
 @dataclass
+class DataColumns:
+    sentence: str | None = None  # column of the sentence; null: sentence, else text
+    sentence1: str | None = None  # column of the first sentence of a pair; null: sentence1
+    sentence2: str | None = None  # column of the second; null: sentence2
+    label: str | None = None  # column of the class; null: label
+    score: str | None = None  # column of the score; null: score
+
+
+LABELED = ("labeled", "glue")
+"""The sources with labels."""
+
+
+@dataclass
 class Data:
     name: str = ""  # the name of the source
-    dir: str | None = None  # the folder of `ptb` or `text`
+    dir: str | None = None  # the folder of `ptb`, `text` or `labeled`
     path: str | None = None  # the Hub id of the data set
-    configuration: str | None = None  # the configuration of a Hub data set that has several
+    configuration: str | None = None  # the configuration of a Hub data set, or the task of GLUE
     column: str = "text"  # the column of a Hub data set that holds the text
+    columns: DataColumns = field(default_factory=DataColumns)
     streaming: bool = False
     split: Split = Split.validation  # the part of the text that is scored in the end
     length: int = 64  # pieces a sequence with [CLS] and [SEP]; longer sentences are cut
@@ -116,7 +130,13 @@ class Data:
 
     def label(self) -> str | None:
         """The text as tables write it."""
-        return {"hub": self.path, "text": self.dir}.get(self.name, self.name)
+        named = {
+            "hub": self.path,
+            "text": self.dir,
+            "labeled": self.dir,
+            "glue": self.configuration,
+        }
+        return named.get(self.name, self.name)
 
     def check(self) -> None:
         at_least(1, self, "data.", "batch_size", "eval_batch_size")
@@ -132,6 +152,7 @@ class Loss:
     directions: float = 0.0  # weight of the squared distance of the hidden states as unit vectors
     attention: float = 0.0  # weight of the squared error of the attention scores
     relations: float = 0.0  # weight of the squared distance of directions of q q^T, k k^T, v v^T
+    vectors: float = 0.0  # weight of 1 - cosine of the vectors of sentences
     more_masked: float = 0.0
     more_masked_at_end: float | None = None
 
@@ -158,6 +179,18 @@ class Loss:
                 raise InputError(
                     f"loss.{name}={share} needs distillation, and loss={self.name} has none"
                 )
+
+
+@dataclass
+class FineTuning:
+    folder: str = "runs/teachers"
+    lr: float = 5e-5
+    max_steps: int = 600
+
+    def check(self) -> None:
+        at_least(1, self, "fine_tuning.", "max_steps")
+        if not (0 < self.lr < math.inf):
+            raise InputError(f"fine_tuning.lr={self.lr} is no rate; valid is a number above 0")
 
 
 @dataclass

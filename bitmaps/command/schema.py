@@ -15,9 +15,11 @@ from omegaconf import OmegaConf
 
 from bitmaps.command.help import help_text
 from bitmaps.command.parts import (
+    LABELED,
     Binarize,
     Data,
     Devices,
+    FineTuning,
     Loss,
     Measure,
     Model,
@@ -41,6 +43,7 @@ from bitmaps.vocabulary import (
     Scaling,
     Scope,
     Storage,
+    Task,
     ValueSet,
     Weights,
 )
@@ -50,6 +53,7 @@ CAN_BE_CALIBRATED = {Component.attention, Component.ffnn, Component.head}
 
 @dataclass
 class Common:
+    task: Task = Task.masked_lm
     binarize: Binarize = field(default_factory=Binarize)
     values: ValueSet = PLUS_MINUS_ONE  # {0,1} or {-1,1}
     scale: Scale = Scale.none  # what shares a scale: nothing, the tensor, a row, or row and column
@@ -69,6 +73,7 @@ class Common:
     mask_sets: int = 1
     references: bool = True
     analysis: bool = False
+    similarity: str | None = None
     text: str | None = None
     objective: str = "cross_entropy"
 
@@ -93,8 +98,10 @@ class Common:
         Raises:
             InputError: for a number that is infinite or NaN, which no file of a run can hold.
         """
-        matrices = bool(self.binarize.components)
+        matrices, masks = bool(self.binarize.components), self.task is Task.masked_lm
         return Facts(
+            task=self.task,
+            similarity=self.similarity,
             model=self.model.label(),
             weights=self.model.weights,
             data=self.data.label(),
@@ -108,8 +115,8 @@ class Common:
             activations=self.activations,
             one_bit_inputs="+".join(self.one_bit_layers()) or None,
             seed=self.seed,
-            mask_seed=self.mask_seed,
-            mask_sets=self.mask_sets,
+            mask_seed=self.mask_seed if masks else None,
+            mask_sets=self.mask_sets if masks else None,
             settings=finite(self.settings()),
         )
 
@@ -138,6 +145,7 @@ class Common:
         check_logger(self.logger)
         for part in (self.model, self.data, self.measure):
             part.check()
+        self.check_task()
         self.check_objective()
         at_least(1, self, "", "limit", "mask_sets")
         at_least(0, self, "", "seed", "mask_seed", "calibrate")
@@ -161,6 +169,30 @@ class Common:
                 "calibrate fits matrices of attention, ffnn and head: "
                 f"binarize={self.binarize.name} has none"
             )
+
+    def check_task(self) -> None:
+        """Raises:
+        InputError: for data, a component or a setting that the task does not have."""
+        task, labeled = self.task, self.data.name in LABELED
+        if labeled != (task is Task.classification):
+            valid = ", ".join(LABELED) if not labeled else "wiki, ptb, text, hub"
+            raise InputError(
+                f"data={self.data.name} {'has' if labeled else 'has no'} labels: with task={task} "
+                f"valid are {valid}"
+            )
+        if task is Task.sentence_embedding and Component.head in self.binarize.components:
+            raise InputError(
+                f"binarize={self.binarize.name} has the head, and task={task} has none: valid are "
+                "embeddings, attention and ffnn, as in "
+                "'binarize.components=[embeddings,attention,ffnn]'"
+            )
+        for name, only in (
+            ("text", Task.masked_lm),
+            ("analysis", Task.masked_lm),
+            ("similarity", Task.sentence_embedding),
+        ):
+            if (value := getattr(self, name)) and task is not only:
+                raise InputError(f"{name}={value} has no effect with task={task}: it is for {only}")
 
     def check_objective(self) -> None:
         """Raises:
@@ -220,6 +252,8 @@ class Evaluate(Common):
 @dataclass
 class Train(Common):
     activations_from: float = 0.0
+    teacher: str | None = None
+    fine_tuning: FineTuning = field(default_factory=FineTuning)
     recipe: Recipe = field(default_factory=Recipe)
     loss: Loss = field(default_factory=Loss)
     optimizer: dict[str, Any] = field(default_factory=dict)
@@ -255,6 +289,12 @@ class Train(Common):
         found = {key: value for part in parts for key, value in flat(parts[part], part).items()}
         if self.activations_from:
             found["activations_from"] = self.activations_from
+        if self.task is not Task.sentence_embedding:
+            del found["loss.vectors"]
+        if self.task is Task.classification and self.binarize.components:
+            fine_tuning = {"fine_tuning.lr": self.fine_tuning.lr}
+            fine_tuning["fine_tuning.max_steps"] = self.fine_tuning.max_steps
+            found |= fine_tuning if self.teacher is None else {"teacher": self.teacher}
         return super().settings() | {k: v for k, v in found.items() if k not in facts}
 
     def check(self) -> None:
@@ -263,6 +303,8 @@ class Train(Common):
         check_targets({"optimizer": self.optimizer, "schedule": self.schedule} | callbacks)
         self.trainer.check()
         self.loss.check()
+        self.fine_tuning.check()
+        self.check_teacher()
         self.check_activations()
         if not 0 <= self.activations_from <= 1:
             raise InputError(
@@ -289,6 +331,26 @@ class Train(Common):
             raise InputError(
                 f"binarize.scope={self.binarize.scope} cannot be trained: biases and LayerNorms "
                 "stay fp32; valid is matrices"
+            )
+
+    def check_teacher(self) -> None:
+        """Raises:
+        InputError: for a teacher that has no place, or a loss without anything to learn."""
+        if self.teacher is not None and self.task is not Task.classification:
+            raise InputError(
+                f"teacher={self.teacher} has no effect with task={self.task}, whose teacher is the "
+                "model itself: it is for classification"
+            )
+        if self.teacher is not None and not self.takes_two_values():
+            raise InputError(
+                f"teacher={self.teacher} has no effect with binarize=none, which trains a teacher"
+            )
+        labels = ("cross_entropy",)
+        weights = {n: w for n, w in self.loss.weights().items() if w and n not in labels}
+        if self.task is Task.sentence_embedding and not weights:
+            raise InputError(
+                f"loss={self.loss.name} learns from labels, and task={self.task} has none; "
+                "valid is a loss with another part, such as common"
             )
 
 

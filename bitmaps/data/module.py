@@ -84,7 +84,17 @@ class Sentences(LightningDataModule):
             rank, world = self.trainer.global_rank, self.trainer.world_size
         return DataLoader(self.stream(start, rank, world), batch_size=None)
 
-    def evaluation_batches(self, split: str) -> list[Batch]:
+    def batches(self, split: str) -> list[Batch]:
+        """The batches of a split."""
+        return self.in_batches(self.examples(split))
+
+    def in_batches(self, examples: Sequence[Any]) -> list[Batch]:
+        return [
+            self.collated(examples[i : i + self.eval_batch_size])
+            for i in range(0, len(examples), self.eval_batch_size)
+        ]
+
+    def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
         """The batches of a split; with several processes, a share for each.
 
         Raises:
@@ -97,14 +107,8 @@ class Sentences(LightningDataModule):
                     f"{len(examples)} sentences are too few for {self.trainer.world_size} processes"
                 )
             examples = examples[self.trainer.global_rank :: self.trainer.world_size]
-        return [
-            self.collated(examples[i : i + self.eval_batch_size])
-            for i in range(0, len(examples), self.eval_batch_size)
-        ]
-
-    def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
         # a list is a map-style data set, which the types of torch do not know
-        return DataLoader(self.evaluation_batches(split), batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(self.in_batches(examples), batch_size=None)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self.evaluation_dataloader("validation")

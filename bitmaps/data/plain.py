@@ -68,11 +68,7 @@ class PlainSentences(Sentences):
     def batches_of(self, texts: Sequence[str]) -> list[Batch]:
         """Batches of any other texts, shortest first; an empty text is [CLS] [SEP]."""
         rows = encoded(texts, self.tokenizer_folder, self.scored_length)
-        examples = shortest_first(rows)
-        return [
-            self.collated(examples[i : i + self.eval_batch_size])
-            for i in range(0, len(examples), self.eval_batch_size)
-        ]
+        return self.in_batches(shortest_first(rows))
 
 
 def shortest_first(rows: Sequence[np.ndarray]) -> list[tuple[int, np.ndarray]]:

@@ -46,7 +46,8 @@ class Evaluation:
                 sha256=None,
             )
         splits = ["train"] if config.calibrate else []
-        self.setup = Setup.check(config, config.trainer, model, *splits)
+        random = model.weights is Weights.random
+        self.setup = Setup.check(config, config.trainer, model, *splits, new_classifier=random)
         if config.checkpoint is None:
             self.setup.pretrained.check_floats()
         elif not self.packed:

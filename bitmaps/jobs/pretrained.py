@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from bitmaps import ADAPTERS
 from bitmaps.bert import Bert, BertConfig
-from bitmaps.bert.checkpoint import check_sha256, load, locate
+from bitmaps.bert.checkpoint import check_sha256, config_of, load, locate
 from bitmaps.command.parts import Model
 from bitmaps.data.tokenizing import check_fit, tokenizer_of
 from bitmaps.errors import InputError
 from bitmaps.packed.format import is_packed
-from bitmaps.vocabulary import Activations, Weights
+from bitmaps.vocabulary import Activations, HeadSource, Task, Weights
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,23 @@ class Pretrained:
         shape: its sizes.
         folder: the folder with its tokenizer and, unless they are random, its weights.
         seed: of random weights and of a new head.
+        labels: the classes of a new classifier; ``None`` where the model has its own head.
     """
 
     settings: Model
     shape: BertConfig
     folder: Path
     seed: int
+    labels: tuple[str, ...] | None = None
 
     @classmethod
-    def find(cls, settings: Model, seed: int, lengths: dict[str, int]) -> Pretrained:
+    def find(
+        cls, settings: Model, seed: int, lengths: dict[str, int], task: Task = Task.masked_lm
+    ) -> Pretrained:
         """Find a model.
 
         Args:
+            task: what it is for.
             lengths: tokens a sequence, by the key that asks for them.
 
         Raises:
@@ -51,10 +56,12 @@ class Pretrained:
                     "model.shape gives the sizes of random weights: "
                     "model.random_tokenizer is missing"
                 )
-            shape, folder = BertConfig.from_dict(sizes), locate(settings.random_tokenizer)
+            shape = replace(BertConfig.from_dict(sizes), task=task)
+            folder = locate(settings.random_tokenizer)
         else:
             folder = locate(str(settings.source))
-            shape = BertConfig.from_file(folder / "config.json")
+            shape = config_of(folder, task)
+            check_task(folder, shape)
             if settings.sha256 and not random:
                 check_sha256(folder / "model.safetensors", settings.sha256)
         if settings.adapter is not None and not random:
@@ -86,6 +93,31 @@ class Pretrained:
                 "score it with evaluate.py checkpoint=<run folder>"
             )
 
+    def with_classifier(self, labels: tuple[str, ...]) -> Pretrained:
+        """This model with a new classifier, unless it has one."""
+        if has_classifier(self.folder) and self.settings.weights is not Weights.random:
+            return self
+        return replace(self, labels=labels, shape=replace(self.shape, labels=labels))
+
+    def labels_for(self, found: tuple[str, ...]) -> tuple[str, ...]:
+        """The classes of the data in the order of the model's outputs.
+
+        Raises:
+            InputError: when the model has other classes.
+        """
+        if self.labels is not None or not has_classifier(self.folder):
+            return found
+        own = self.shape.labels
+        numbers = tuple(str(number) for number in range(len(own)))
+        if own == tuple(f"LABEL_{number}" for number in numbers) and set(found) <= set(numbers):
+            return numbers
+        if not set(found) <= set(own) or bool(own) != bool(found):
+            raise InputError(
+                f"{self.folder} tells {', '.join(own) or 'a score'} apart, and the data has "
+                f"{', '.join(found) or 'scores'}"
+            )
+        return own
+
     def load(self) -> Bert:
         """The model in fp32. Every call reads it anew."""
         if self.settings.weights is Weights.random:
@@ -93,7 +125,36 @@ class Pretrained:
         name = self.settings.adapter
         torch.manual_seed(self.seed)  # of a new head
         adapter = None if name is None else adapter_file(name)
-        return load(self.folder, adapter=adapter, head=self.settings.head)
+        return load(
+            self.folder,
+            adapter=adapter,
+            head=self.settings.head if self.labels is None else HeadSource.new,
+            task=self.shape.task,
+            labels=self.labels,
+        )
+
+
+def has_classifier(folder: Path) -> bool:
+    """Whether a folder says that its model is a classifier."""
+    return config_of(folder).task is Task.classification
+
+
+def check_classifier(source: str, found: Pretrained) -> None:
+    """Raises:
+    InputError: when a teacher is no classifier."""
+    if not has_classifier(found.folder):
+        raise InputError(
+            f"teacher={source} is no classifier; valid is a run of "
+            "train.py task=classification binarize=none"
+        )
+
+
+def check_task(folder: Path, shape: BertConfig) -> None:
+    """Raises:
+    InputError: when a model of this project was made for another task."""
+    made_for = (shape.bitmaps or {}).get("task", shape.task)
+    if made_for != shape.task and shape.bitmaps is not None:
+        raise InputError(f"{folder} was made for task={made_for}, not for task={shape.task}")
 
 
 def adapter_file(name: str) -> Path:

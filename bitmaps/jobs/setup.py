@@ -16,19 +16,18 @@ from transformers import PreTrainedTokenizerBase
 from bitmaps.bert import Bert
 from bitmaps.command.parts import SHARDED, Devices, Model
 from bitmaps.command.schema import Common
-from bitmaps.data.batches import Example
-from bitmaps.data.module import MaskedSentences
-from bitmaps.data.sources import Source
+from bitmaps.data.classified import classes_of
+from bitmaps.data.labeled import LabeledSource
 from bitmaps.data.tokenizing import tokenizer_of
 from bitmaps.errors import InputError
 from bitmaps.jobs.pretrained import Pretrained
+from bitmaps.jobs.score import score
+from bitmaps.jobs.tasks import JOBS, TaskJob, source_of
 from bitmaps.quantize.calibrate import calibrate
 from bitmaps.quantize.convert import binarize_naive
 from bitmaps.quantize.rotate import rotate_heads
 from bitmaps.runs.folder import ScoredRow
 from bitmaps.runs.records import Facts
-from bitmaps.scoring.predictions import analyse, chosen_sentences, fill, sentence_of
-from bitmaps.scoring.score import score
 from bitmaps.vocabulary import (
     PLUS_MINUS_ONE,
     Activations,
@@ -66,7 +65,7 @@ class Setup:
     """Everything that a job needs and that can be checked before weights are read.
 
     Attributes:
-        shown: the sentences that every model fills in, the user's own first.
+        task: the data of the task, and how models are scored and trained.
         trainer: the arguments of Lightning's ``Trainer`` that say where it runs.
         processes: how many take part.
         starts_processes: whether Lightning starts the command again for further processes.
@@ -74,66 +73,48 @@ class Setup:
 
     config: Common
     pretrained: Pretrained
-    data: MaskedSentences
+    task: TaskJob[Any, Any]
     tokenizer: PreTrainedTokenizerBase
-    shown: list[Example]
     trainer: dict[str, Any]
     processes: int
     starts_processes: bool
 
     @classmethod
-    def check(cls, config: Common, devices: Devices, model: Model, *splits: str) -> Setup:
+    def check(
+        cls,
+        config: Common,
+        devices: Devices,
+        model: Model,
+        *splits: str,
+        new_classifier: bool = False,
+    ) -> Setup:
         """Find and check the model, the devices and the text.
 
         Args:
             splits: the parts of the text that are read besides the one that is scored.
+            new_classifier: give a model without a classifier a new one.
 
         Raises:
             InputError: for everything that can be found wrong before weights are read.
         """
-        data = config.data
-        source = Source(
-            data.name, data.dir, data.path, data.configuration, data.column, data.streaming
-        )
+        data, source = config.data, source_of(config)
         source.check(*splits, data.split)
         lengths = {"data.length": data.length}
         if config.measure.repeats:
             lengths["measure.length"] = config.measure.length
-        pretrained = Pretrained.find(model, config.seed, lengths)
+        pretrained = Pretrained.find(model, config.seed, lengths, config.task)
+        if new_classifier and isinstance(source, LabeledSource):
+            pretrained = pretrained.with_classifier(classes_of(source))
         # what is wrong with the devices is found before the text is read
         arguments, processes, starts_processes = check_devices(devices)
-        sentences = MaskedSentences(
-            source,
-            str(pretrained.folder),
-            batch_size=data.batch_size,
-            eval_batch_size=data.eval_batch_size,
-            length=data.length,
-            limit=config.limit,
-            seed=config.seed,
-            mask_seed=config.mask_seed,
-            mask_sets=config.mask_sets,
-        )
+        task = JOBS[config.task](config, pretrained, {*splits, data.split})
         tokenizer = tokenizer_of(str(pretrained.folder))
-        positions = pretrained.shape.max_position_embeddings
-        own = [] if config.text is None else [sentence_of(config.text, tokenizer, positions)]
-        for split in {*splits, data.split}:
-            sentences.read(split)
-        shown = own + chosen_sentences(sentences.masked(data.split), config.mask_seed)
-        return cls(
-            config, pretrained, sentences, tokenizer, shown, arguments, processes, starts_processes
-        )
+        return cls(config, pretrained, task, tokenizer, arguments, processes, starts_processes)
 
     def score(self, model: Bert, facts: Facts) -> ScoredRow:
         """A row of the table, with what it is made of."""
         config, split = self.config, self.config.data.split
-        scored = score(model, facts, self.data, split, config.measure, self.trainer)
-        analysis = analyse(
-            scored.predicted,
-            self.tokenizer,
-            self.data.occurrences(split),
-            fill(model, self.shown, self.tokenizer),
-        )
-        return ScoredRow(scored.row, scored.sentence_sums.cpu().numpy(), analysis)
+        return score(model, facts, self.task, split, config.measure, self.trainer)
 
     def original(self) -> Bert:
         """The model that is binarized, its heads rotated if it will be calibrated for {-1,1}."""
@@ -154,7 +135,7 @@ class Setup:
         """
         if not self.config.calibrate or not self.config.binarize.components:
             return 0
-        batches = self.data.first_batches(self.config.calibrate)
+        batches = self.task.data.first_batches(self.config.calibrate)
         if not already:
             calibrate(model, self.original(), batches)
         return sum(len(batch["input_ids"]) for batch in batches)
@@ -162,8 +143,8 @@ class Setup:
     def references(self, facts: Facts) -> list[ScoredRow]:
         """The model as it was, and naively binarized as in the blog post; nothing unless wanted."""
         config, components = self.config, self.config.binarize.components
-        if not config.references:
-            return []
+        if not config.references or self.pretrained.labels is not None:
+            return []  # a new classifier has learned nothing yet
         plain = replace(
             facts,
             recipe=None,

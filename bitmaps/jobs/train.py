@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -16,18 +17,27 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
+from omegaconf import OmegaConf
 
 from bitmaps.bert import Bert
 from bitmaps.bert.checkpoint import save
 from bitmaps.command.parts import SHARDED
 from bitmaps.command.schema import Train
 from bitmaps.errors import InputError
+from bitmaps.jobs.pretrained import Pretrained, check_classifier, has_classifier
 from bitmaps.jobs.setup import Outcome, Setup, make_trainer
+from bitmaps.jobs.teacher import (
+    is_first_process,
+    one_at_a_time,
+    teacher_config,
+    teacher_folder,
+)
 from bitmaps.packed import format as packed
 from bitmaps.quantize.convert import make_trainable, round_activations, to_float
 from bitmaps.quantize.quantizer import Quantization
 from bitmaps.quantize.rounding import input_quantizers
 from bitmaps.runs.files import draft_of
+from bitmaps.runs.folder import RunFolder, has_checkpoint
 from bitmaps.runs.records import Facts
 from bitmaps.training.callbacks import (
     RoundedInputs,
@@ -44,8 +54,10 @@ from bitmaps.training.checkpoints import (
     read_checkpoint,
 )
 from bitmaps.training.losses import LossWeights
-from bitmaps.training.module import MaskedLanguageModel
-from bitmaps.vocabulary import RowKind, Storage
+from bitmaps.training.module import Trained
+from bitmaps.vocabulary import RowKind, Storage, Task
+
+log = logging.getLogger(__name__)
 
 
 class Training:
@@ -57,7 +69,14 @@ class Training:
 
     def __init__(self, config: Train) -> None:
         self.config = config
-        self.setup = Setup.check(config, config.trainer, config.model, "train", "validation")
+        model = config.model
+        if config.teacher is not None:
+            model = replace(model, source=config.teacher, adapter=None, sha256=None)
+        self.setup = Setup.check(
+            config, config.trainer, model, "train", "validation", new_classifier=True
+        )
+        if config.teacher is not None:
+            check_classifier(config.teacher, self.setup.pretrained)
         self.setup.pretrained.check_floats()
         self.optimizer: Callable[..., Any] = partial(instantiate, config.optimizer)
         self.schedule: Callable[..., Any] = partial(instantiate, config.schedule)
@@ -66,7 +85,7 @@ class Training:
             callbacks = {name: instantiate(one) for name, one in config.callbacks.items()}
         except InstantiationException as error:
             raise InputError(str(error)) from error
-        check_monitors(callbacks)
+        check_monitors(callbacks, config.task)
         check_moments(callbacks, config.callbacks)
         self.best = best_checkpoint(callbacks)
         self.callbacks: list[Callback] = list(callbacks.values())
@@ -102,17 +121,21 @@ class Training:
     def run(self, folder: Path, facts: Facts, loggers: list[Logger]) -> Outcome:
         """Train, write the model below ``folder``, and score it."""
         config = self.config
+        if self.needs_teacher():
+            self.setup = replace(self.setup, pretrained=self.fine_tuned(facts))
+        if has_classifier(folder_of := self.setup.pretrained.folder):
+            facts = replace(facts, teacher=str(folder_of.parent))
         seed_everything(config.seed, verbose=False)
         student, calibrated_on = self.student()
         loss = LossWeights(**config.loss.weights())
-        module = MaskedLanguageModel(
+        module = self.setup.task.trained(
             student,
             self.setup.pretrained.load() if loss.distill else None,
-            loss,
-            self.optimizer,
-            self.schedule,
-            config.loss.shares(),
-            config.seed,
+            loss=loss,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            more_masked=config.loss.shares(),
+            seed=config.seed,
         )
         trainer = self.fit(module, folder / "checkpoints", loggers)
         checkpoint = read_checkpoint(Path(self.best.best_model_path))
@@ -129,6 +152,34 @@ class Training:
             self.write_model(model, effective, folder, facts)
         rows = [*self.setup.references(facts), self.setup.score(effective, facts)]
         return Outcome(rows, effective)
+
+    def needs_teacher(self) -> bool:
+        """Whether a classifier is fine-tuned in full precision before it is binarized."""
+        config = self.config
+        fine_tuned = has_classifier(self.setup.pretrained.folder)
+        return config.task is Task.classification and config.takes_two_values() and not fine_tuned
+
+    def fine_tuned(self, facts: Facts) -> Pretrained:
+        """The classifier that equal jobs share, fine-tuned now unless it is there already."""
+        config = teacher_config(self.config)
+        folder = teacher_folder(config, facts)
+        with one_at_a_time(folder):
+            if not (run := RunFolder(folder, writes=is_first_process())).is_done():
+                if has_checkpoint(folder):
+                    config = replace(config, resume=str(folder))
+                log.info("fine-tuning the classifier in full precision, in %s", folder)
+                facts = replace(
+                    config.facts(),
+                    command=facts.command,
+                    versions=facts.versions,
+                    commit=facts.commit,
+                )
+                job = Training(config)
+                text = OmegaConf.to_yaml(OmegaConf.structured(config))
+                run.claim(text, facts, resume=config.resume is not None)
+                run.finish(job.run(folder, facts, []).scored)
+        model = replace(config.model, source=str(folder), adapter=None, sha256=None)
+        return Pretrained.find(model, config.seed, {}, config.task)
 
     def student(self) -> tuple[Bert, int]:
         """The binarized model that is trained, and how many sentences it was calibrated on."""
@@ -151,7 +202,7 @@ class Training:
                 part.compile(dynamic=True)
         return model.train(), calibrated_on
 
-    def fit(self, module: MaskedLanguageModel, checkpoints: Path, loggers: list[Logger]) -> Trainer:
+    def fit(self, module: Trained, checkpoints: Path, loggers: list[Logger]) -> Trainer:
         """Train from the start, or from the last good checkpoint when a run is resumed.
 
         Raises:
@@ -170,7 +221,7 @@ class Training:
             **self.arguments(), logger=loggers, callbacks=callbacks, plugins=[files]
         )
         start = self.start(last) if self.config.resume else None
-        trainer.fit(module, datamodule=self.setup.data, ckpt_path=start, weights_only=True)
+        trainer.fit(module, datamodule=self.setup.task.data, ckpt_path=start, weights_only=True)
         return trainer
 
     def start(self, last: Path) -> Path:

@@ -35,10 +35,10 @@ def calibrate(model: Bert, original: Bert, batches: Sequence[Tokens]) -> Bert:
     """Fit a model that ``make_trainable`` made to the original model, in place, from the bottom up.
 
     The encoder's linear layers of one bit and a masked-LM head's transform are fitted. Let x be the
-    input of a matrix W, computed by the layers below as they are already fitted. Let y be the original's
-    output, on what the original's own layers below compute for the same tokens. First come bits and
-    scales for which x q(W) is close to x W (``choose_bits``). Then the mean and deviation of each
-    output are matched: with z = x q(W),
+    input of a matrix W, computed by the layers below as they are already fitted. Let y be the
+    original's output, on what the original's own layers below compute for the same tokens. First
+    come bits and scales for which x q(W) is close to x W (``choose_bits``). Then the mean and
+    deviation of each output are matched: with z = x q(W),
 
         s = std(y) / std(z),   bias = mean(y) - s mean(z),   and the row's scale is multiplied by s
 

@@ -141,7 +141,7 @@ def front_matter(
             getattr(own.scores, name),
             dataset_split=str(facts.split),
         )
-        for name in score_names()
+        for name in score_names(own.scores)
     ]
     return ModelCardData(
         model_name=f"{Path(str(facts.model)).name}, {stored}",

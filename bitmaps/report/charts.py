@@ -14,7 +14,7 @@ import altair as alt
 
 from bitmaps.report.comparison import Comparison, Entry
 from bitmaps.runs.analysis import Analysis
-from bitmaps.runs.records import Column, measures
+from bitmaps.runs.records import Column, headline, measures
 from bitmaps.vocabulary import RowKind
 
 Labelled = Sequence[tuple[str, Entry]]
@@ -30,6 +30,8 @@ COLORS = {
 }
 CURVES = {
     "val/cross_entropy": "cross entropy on validation text, nats",
+    "val/recall_at_10": "recall at 10 on validation text",
+    "val/loss": "loss on validation sentences",
     "train/loss": "training loss",
     "flips/all": "share of signs that flip per step",
 }
@@ -68,12 +70,20 @@ def styled(chart: Any) -> dict[str, Any]:
     return specification
 
 
+def headline_of(entries: Labelled) -> str:
+    """The score that is shown against the size."""
+    return headline([entry.row for _, entry in entries if entry.row])
+
+
 def pareto_front(entries: Labelled) -> list[tuple[str, Entry]]:
-    """The entries that no other one beats: none is as good in both size and cross entropy, and
-    better in one. The smallest comes first. Of equal ones, the first counts."""
+    """The entries that no other one beats: none is as good in both size and the headline score,
+    and better in one. The smallest comes first. Of equal ones, the first counts."""
+    name = headline_of(entries)
+    sign = 1 if measures()[name].lower_is_better else -1
+    entries = [pair for pair in entries if pair[1].get(name) is not None]
 
     def place(pair: tuple[str, Entry]) -> tuple[float, float]:
-        return pair[1].get("memory_mib"), pair[1].get("cross_entropy")
+        return pair[1].get("memory_mib"), sign * pair[1].get(name)
 
     front: list[tuple[str, Entry]] = []
     for pair in sorted(entries, key=place):
@@ -90,24 +100,24 @@ def kind_colors(entries: Labelled) -> alt.Scale:
 
 
 def size_against_quality(entries: Labelled) -> Any:
-    """Size against cross entropy, with the Pareto front."""
-    fields = ("memory_mib", "cross_entropy", "accuracy", "row")
+    """Size against the headline score, with the Pareto front."""
+    name = headline_of(entries)
+    column = measures()[name]
+    scores = [name, *(["accuracy"] if name == "cross_entropy" else [])]
+    fields = ("memory_mib", *scores, "row")
 
     def points(shown: Labelled) -> alt.Data:
         found = [{"model": label} | {n: entry.get(n) for n in fields} for label, entry in shown]
         return alt.Data(values=found)
 
-    def axis(kind: Any, name: str, title: str) -> Any:
-        scale = {"type": "log", "nice": False, "padding": 20}
-        return kind(f"{name}:Q", title=f"{title}, log scale").scale(**scale)
+    def axis(kind: Any, name: str, title: str, log: bool) -> Any:
+        scale = {"nice": False, "padding": 20} | ({"type": "log"} if log else {"zero": False})
+        return kind(f"{name}:Q", title=f"{title}, log scale" if log else title).scale(**scale)
 
-    x = axis(alt.X, "memory_mib", "size in MiB (pseudo)")
-    y = axis(alt.Y, "cross_entropy", "cross entropy in nats")
-    titles = {
-        "cross_entropy": "cross entropy",
-        "accuracy": "accuracy",
-        "memory_mib": "MiB (pseudo)",
-    }
+    plain = column.title.removesuffix(", nats")
+    x = axis(alt.X, "memory_mib", "size in MiB (pseudo)", log=True)
+    y = axis(alt.Y, name, column.title.replace(", ", " in "), log=column.lower_is_better)
+    titles = {one: measures()[one].title.removesuffix(", nats") for one in (*scores, "memory_mib")}
     tooltip = [
         alt.Tooltip("model:N"),
         *(alt.Tooltip(f"{n}:Q", title=t, format=measures()[n].format) for n, t in titles.items()),
@@ -120,7 +130,7 @@ def size_against_quality(entries: Labelled) -> Any:
     color = alt.Color("row:N", title=None, scale=kinds).legend(orient="top")
     shape = alt.Shape("row:N", title=None, scale=alt.Scale(domain=kinds["domain"]))
     description = (
-        f"Size against cross entropy of {len(entries)} models; the dashed line is the Pareto front."
+        f"Size against {plain} of {len(entries)} models; the dashed line is the Pareto front."
     )
     return alt.layer(
         front.encode(x=x, y=y), dots.encode(x=x, y=y, color=color, shape=shape, tooltip=tooltip)

@@ -22,6 +22,7 @@ from bitmaps.report.files import markdown_table
 from bitmaps.runs.files import read_json, write_json
 from bitmaps.runs.folder import read_sentences, read_state
 from bitmaps.runs.records import Facts, Machine, Size, measures, parse, score_names
+from bitmaps.vocabulary import Task
 
 DRAWS = 2000
 PARTS = ("value", "low", "high")  # of an interval
@@ -189,6 +190,8 @@ def compare_sentences(entry: Entry, other: Entry) -> Differences:
 
 def sentence_sums(entry: Entry) -> NDArray[Any]:
     """(sentences, 4): the masked tokens of each sentence, and the sums of their scores."""
+    if entry.facts.task is not Task.masked_lm:
+        raise InputError(f"{entry.run} is for {entry.facts.task}: intervals are for masked words")
     sums = read_sentences(entry.run)
     if entry.kind is None or entry.kind not in sums:
         raise InputError(f"{entry.run} has no scores by sentence of its row {entry.kind}")

@@ -18,6 +18,7 @@ from bitmaps.report.terminal import accuracy_splits
 from bitmaps.runs.analysis import Analysis, Guess, Sentence
 from bitmaps.runs.files import replace_text
 from bitmaps.runs.folder import read_analyses
+from bitmaps.vocabulary import Task
 
 TITLE = "Binarized transformers, compared"
 
@@ -96,6 +97,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
         title=TITLE,
         scored_on=in_words({n: value for n, value in comparison.text.items() if value is not None}),
         front=charts.pareto_front(comparison.comparable()),
+        headline=charts.headline_of(comparison.comparable()),
         columns=comparison.columns,
         lines=lines,
         analysed=[line for line in lines if line.analysis],
@@ -149,7 +151,7 @@ def lines_of(comparison: Comparison) -> list[PageLine]:
 
 def analysis_of(entry: Entry) -> tuple[Analysis | None, str]:
     """The error analysis of a row, or ``None`` and why there is none."""
-    if entry.kind is None:
+    if entry.kind is None or entry.facts.task is not Task.masked_lm:
         return None, ""
     try:
         return read_analyses(entry.run)[entry.kind], ""

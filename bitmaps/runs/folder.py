@@ -33,7 +33,7 @@ from bitmaps.runs.files import (
     write_json,
 )
 from bitmaps.runs.records import Facts, Row, parse, parse_row
-from bitmaps.vocabulary import RowKind, Status
+from bitmaps.vocabulary import RowKind, Status, Task
 
 FORMAT = 1
 # what numpy raises for an archive that is missing, cut off or garbled
@@ -47,12 +47,12 @@ class ScoredRow:
     Attributes:
         sentence_sums: (sentences, 4): the number of masked tokens of each sentence, and the sums of
             their cross entropy, hits and reciprocal ranks.
-        analysis: what the model predicts.
+        analysis: what the model predicts. Both are ``None`` where no words were masked.
     """
 
     row: Row
-    sentence_sums: NDArray[Any]
-    analysis: Analysis
+    sentence_sums: NDArray[Any] | None
+    analysis: Analysis | None
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,13 @@ class RunFolder:
             rows = [one.row.flat() for one in scored]
             files = {
                 "rows.json": json_text(rows),
-                "analysis.json": json_text({o.row.kind: asdict(o.analysis) for o in scored}),
+                "analysis.json": json_text(
+                    {o.row.kind: asdict(o.analysis) for o in scored if o.analysis is not None}
+                ),
             }
-            sums: dict[str, Any] = {one.row.kind: one.sentence_sums for one in scored}
+            sums: dict[str, Any] = {
+                one.row.kind: one.sentence_sums for one in scored if one.sentence_sums is not None
+            }
             archive = io.BytesIO()
             np.savez_compressed(archive, **sums)
             self.begin(scored[-1].row.facts)
@@ -255,9 +259,10 @@ def read_scored(folder: Path) -> list[ScoredRow]:
         InputError: when a file is missing or damaged.
     """
     rows, analyses, sums = read_rows(folder), read_analyses(folder), read_sentences(folder)
-    if missing := [row.kind for row in rows if row.kind not in analyses or row.kind not in sums]:
+    masks = [row for row in rows if row.facts.task is Task.masked_lm]
+    if missing := [one.kind for one in masks if one.kind not in analyses or one.kind not in sums]:
         raise InputError(f"{folder} is damaged: it has no analysis of its row {missing[0]}")
-    return [ScoredRow(row, sums[row.kind], analyses[row.kind]) for row in rows]
+    return [ScoredRow(row, sums.get(row.kind), analyses.get(row.kind)) for row in rows]
 
 
 def damaged(path: Path, error: InputError) -> InputError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Flag, auto
 from functools import cache
@@ -25,6 +25,7 @@ from bitmaps.vocabulary import (
     Scope,
     Split,
     Storage,
+    Task,
     ValueSet,
     Weights,
 )
@@ -83,7 +84,9 @@ class Facts:
         command, versions, commit: what was typed, the versions of the packages, and the commit of
             the checkout.
         model, weights: what was scored: the name of the choice, or the source of ``model=hub``.
+        task: what it was scored as.
         data, split, limit, mask_seed, mask_sets: the text and the masks that it was scored on.
+        similarity: the file of judged pairs of sentences that it was scored on too.
         components, values, scale, scope: what was binarized, to which values; ``None`` where
             nothing was.
         row: the kind of row; ``None`` until there is one.
@@ -93,6 +96,7 @@ class Facts:
             signs, joined by ``+``.
         steps, best_step: steps of training, and the step with the best validation.
         calibrated_on: sentences that bits and scales were fitted on.
+        teacher: the run of the full-precision classifier that it was made from.
         seed: of training or of random weights.
         settings: every other key that decides how a model comes out, such as ``optimizer.lr``.
     """
@@ -102,11 +106,13 @@ class Facts:
     commit: str | None = None
     model: Annotated[str | None, Role.where] = None
     weights: Annotated[Weights | None, Role.where] = None
+    task: Annotated[Task, Role.where | Role.text | Role.model] = Task.masked_lm
     data: Annotated[str | None, Role.where | Role.text] = None
     split: Annotated[Split | None, Role.where | Role.text] = None
     limit: Annotated[int | None, Role.where | Role.text] = None
     mask_seed: Annotated[int | None, Role.where | Role.text] = None
     mask_sets: Annotated[int | None, Role.where | Role.text] = None
+    similarity: Annotated[str | None, Role.where | Role.text] = None
     components: Annotated[str | None, Role.label | Role.model, Column("components")] = None
     values: Annotated[ValueSet | None, Role.label | Role.model, Column("values")] = None
     row: Annotated[RowKind | None, Role.label, Column("row")] = None
@@ -120,6 +126,7 @@ class Facts:
     calibrated_on: Annotated[int | None, Role.how | Role.model] = None
     steps: Annotated[int | None, Role.how | Role.model] = None
     best_step: Annotated[int | None, Role.model] = None
+    teacher: Annotated[str | None, Role.model] = None
     seed: Annotated[int | None, Role.model] = None
     settings: Annotated[Mapping[str, Any], Role.model, AfterValidator(present_names)] = field(
         default_factory=dict
@@ -142,23 +149,33 @@ class Facts:
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over the masked tokens.
+    """Means over what was scored; ``None`` where a task has no such score.
 
     Attributes:
-        cross_entropy: in nats.
-        perplexity: its exponential in fp64; ``None`` where that overflows.
-        accuracy: share of tokens whose true piece alone scores highest.
-        mrr: mean reciprocal rank, 0 beyond rank 32.
+        cross_entropy: of masked tokens or labels, in nats.
+        perplexity: of masked tokens, its exponential in fp64; ``None`` where that overflows.
+        accuracy: share of masked tokens whose true piece alone scores highest, or of right classes.
+        mrr: mean reciprocal rank of masked tokens, 0 beyond rank 32.
         masked_tokens: how many were scored.
+        f1, matthews: of classes (``bitmaps.scoring.classes``).
+        cosine, recall_at_10: of sentence vectors, against the original's
+            (``bitmaps.scoring.vectors``).
+        spearman, pearson: correlations with judgements, times 100.
+        sentences: how many sentences, or pairs, were scored.
     """
 
-    cross_entropy: Annotated[float, Column("CE", ".4f", "cross entropy, nats")]
-    accuracy: Annotated[float, Column("accuracy", ".4f", "accuracy", lower_is_better=False)]
-    mrr: Annotated[
-        float, Column("MRR", ".4f", "mean reciprocal rank, top 32", lower_is_better=False)
-    ]
+    cross_entropy: Annotated[float | None, Column("CE", ".4f", "cross entropy, nats")] = None
+    accuracy: Annotated[float | None, Column("accuracy", ".4f", "accuracy", False)] = None
+    mrr: Annotated[float | None, Column("MRR", ".4f", "mean reciprocal rank, top 32", False)] = None
+    f1: Annotated[float | None, Column("F1", ".4f", "F1", False)] = None
+    matthews: Annotated[float | None, Column("MCC", ".4f", "Matthews correlation", False)] = None
+    cosine: Annotated[float | None, Column("cosine", ".4f", "cosine to the original", False)] = None
+    recall_at_10: Annotated[float | None, Column("recall@10", ".4f", "recall at 10", False)] = None
+    spearman: Annotated[float | None, Column("Spearman", ".2f", "Spearman x 100", False)] = None
+    pearson: Annotated[float | None, Column("Pearson", ".2f", "Pearson x 100", False)] = None
     perplexity: float | None = None
     masked_tokens: Annotated[int | None, Role.text] = None
+    sentences: Annotated[int | None, Role.text] = None
 
 
 @dataclass(frozen=True)
@@ -181,9 +198,13 @@ class Timing:
         inference_masked_ms: the same with the logits at 15 % of the positions alone.
         inference_repeats: how many batches were timed.
         inference_batch, inference_length: sequences in a batch, and tokens in a sequence.
+        sentences_per_second: of the text that was scored, in batches of sentences of like length.
     """
 
     inference_ms: Annotated[float | None, Column("ms", ".2f", "milliseconds a sequence")] = None
+    sentences_per_second: Annotated[
+        float | None, Column("sentences/s", ".0f", "sentences a second", False)
+    ] = None
     inference_masked_ms: float | None = None
     inference_repeats: int | None = None
     inference_batch: Annotated[int | None, Role.timing] = None
@@ -314,9 +335,27 @@ def fields_with(role: Role) -> tuple[str, ...]:
     return tuple(name for name, given in annotations_of(Role) if role & given)
 
 
-def score_names() -> list[str]:
-    """The scores that are columns: cross entropy, accuracy and MRR."""
-    return [one.name for one in fields(Scores) if one.name in columns()]
+def score_names(scores: Scores | None = None) -> list[str]:
+    """The scores that are columns: those of masked words, or those that ``scores`` has."""
+    names = [one.name for one in fields(Scores) if one.name in columns()]
+    if scores is None:
+        return names[:3]
+    return [name for name in names if getattr(scores, name) is not None]
+
+
+HEADLINES = ("spearman", "recall_at_10", "accuracy")
+"""What tables and charts of a task other than masked words compare first, if it is there."""
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """The score that charts of these rows show: cross entropy for masked words."""
+    scores = [row.scores for row in rows]
+    if any(row.facts.task is Task.masked_lm for row in rows):
+        return "cross_entropy"
+    for name in HEADLINES:
+        if any(getattr(one, name) is not None for one in scores):
+            return name
+    return "cross_entropy"
 
 
 def perplexity(cross_entropy: float) -> float | None:

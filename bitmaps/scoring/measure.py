@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from bitmaps.bert import Bert
 from bitmaps.command.parts import Measure
+from bitmaps.data.batches import Batch
 from bitmaps.packed.discover import fewest_bits, scales_per_row
 from bitmaps.vocabulary import Storage
 
@@ -99,7 +101,7 @@ def inference_time(model: Bert, timed: Measure, masked_only: bool = False) -> Ti
     in the blog post.
     """
     device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded()
     ids = torch.randint(
         model.config.vocab_size, (timed.batch_size, timed.length), generator=generator
     ).to(device)
@@ -117,3 +119,29 @@ def inference_time(model: Bert, timed: Measure, masked_only: bool = False) -> Ti
         seconds.append(_time(lambda: model(ids, positions=positions), device))
     model.train(training)
     return Timing(1000 * median(seconds) / timed.batch_size, len(seconds))
+
+
+@torch.inference_mode()
+def sentences_per_second(model: Bert, batches: Sequence[Batch], timed: Measure) -> float:
+    """Sentences of a text that a model takes in a second, batch by batch.
+
+    As many batches are timed as start within ``budget_s``, in a random order, so that short and
+    long sentences are among them.
+    """
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    order = [batches[i] for i in torch.randperm(len(batches), generator=seeded()).tolist()]
+    given = [(b["input_ids"].to(device), b["attention_mask"].to(device)) for b in order]
+    model(*given[0])
+    start, seconds, count = time.monotonic(), 0.0, 0
+    for arguments in given:
+        if count and time.monotonic() - start >= timed.budget_s:
+            break
+        seconds += _time(partial(model, *arguments), device)
+        count += len(arguments[0])
+    model.train(training)
+    return count / seconds
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

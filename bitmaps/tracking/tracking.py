@@ -85,10 +85,12 @@ class WandbTracking(Tracking):
             summary |= {
                 f"{other.row.kind}/{n}": found[n] for n in measures() if found[n] is not None
             }
-        summary |= summary_of(scored[-1].analysis)
-        logged: dict[str, Any] = {"confidence": confidence_of(scored[-1].analysis)}
-        columns, lines = predictions({str(one.row.kind): one.analysis for one in scored})
-        logged["predictions"] = wandb.Table(columns, lines)
+        logged: dict[str, Any] = {}
+        if (analysis := scored[-1].analysis) is not None:
+            summary |= summary_of(analysis)
+            logged["confidence"] = confidence_of(analysis)
+            analyses = {str(one.row.kind): one.analysis for one in scored if one.analysis}
+            logged["predictions"] = wandb.Table(*predictions(analyses))
         for name, values in values_of(model).items() if model is not None else ():
             histogram = np.histogram(values.numpy(), bins=64)
             logged[f"scales/{name}"] = wandb.Histogram(np_histogram=histogram)

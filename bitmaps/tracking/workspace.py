@@ -18,6 +18,8 @@ CURVES = {
     "val/cross_entropy": "validation: cross entropy",
     "val/accuracy": "validation: accuracy",
     "val/mrr": "validation: MRR",
+    "val/recall_at_10": "validation: recall at 10",
+    "val/loss": "validation: loss of classes",
     "train/loss": "training loss",
     "train/hidden": "distance of hidden states",
     "flips/all": "flip rate: share of bits per step",

@@ -17,14 +17,21 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from bitmaps.errors import InputError, Stopped
 from bitmaps.quantize.rounding import InputQuantizer
-from bitmaps.vocabulary import Act
+from bitmaps.vocabulary import Act, Task
 
 log = logging.getLogger(__name__)
 
 MONITORS = {
-    f"val/{known}{name}": mode
-    for known in ("", "known_")
-    for name, mode in (("cross_entropy", "min"), ("accuracy", "max"), ("mrr", "max"))
+    Task.masked_lm: {
+        f"val/{known}{name}": mode
+        for known in ("", "known_")
+        for name, mode in (("cross_entropy", "min"), ("accuracy", "max"), ("mrr", "max"))
+    },
+    Task.sentence_embedding: {"val/cosine": "max", "val/recall_at_10": "max"},
+    Task.classification: {
+        "val/loss": "min",
+        **{f"val/{name}": "max" for name in ("accuracy", "f1", "matthews", "spearman", "pearson")},
+    },
 }
 """What a validation scores, and whether the smallest value is the best or the largest."""
 
@@ -110,21 +117,22 @@ class StopsAtOnce(Callback):
             launcher.kill(signal.SIGTERM)
 
 
-def check_monitors(callbacks: Mapping[str, Callback]) -> None:
+def check_monitors(callbacks: Mapping[str, Callback], task: Task = Task.masked_lm) -> None:
     """Raises:
     InputError: for a callback that watches what no validation scores, or for its worst value."""
+    monitors = MONITORS[task]
     for name, callback in callbacks.items():
         monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
         if monitor is None:
             continue
-        if monitor not in MONITORS:
+        if monitor not in monitors:
             raise InputError(
-                f"callbacks.{name}.monitor={monitor} is not scored; valid are {', '.join(MONITORS)}"
+                f"callbacks.{name}.monitor={monitor} is not scored; valid are {', '.join(monitors)}"
             )
-        if mode not in (None, MONITORS[monitor]):
+        if mode not in (None, monitors[monitor]):
             raise InputError(
                 f"callbacks.{name}.mode={mode} prefers the worst {monitor}; "
-                f"valid is {MONITORS[monitor]}"
+                f"valid is {monitors[monitor]}"
             )
 
 

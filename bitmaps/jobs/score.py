@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning import Trainer
-from torch import Tensor
 
 from bitmaps.bert import Bert
 from bitmaps.command.parts import Measure
-from bitmaps.data.module import MaskedSentences
-from bitmaps.runs.records import (
-    Facts,
-    KnownScores,
-    Machine,
-    Row,
-    Scores,
-    Size,
-    Timing,
-    perplexity,
+from bitmaps.jobs.tasks import TaskJob
+from bitmaps.runs.folder import ScoredRow
+from bitmaps.runs.records import Facts, Machine, Row, Size, Timing
+from bitmaps.scoring.measure import (
+    inference_time,
+    memory_mib,
+    resident_mib,
+    sentences_per_second,
 )
-from bitmaps.scoring.measure import inference_time, memory_mib, resident_mib
-from bitmaps.scoring.module import ScoredModel
-from bitmaps.scoring.predictions import Predicted
-from bitmaps.vocabulary import Split
+from bitmaps.vocabulary import Split, Task
 
 QUIET: dict[str, Any] = {
     "logger": False,
@@ -34,29 +28,14 @@ QUIET: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A model that was scored and measured.
-
-    Attributes:
-        row: its line of the table.
-        sentence_sums: of each sentence (``bitmaps.metrics.SentenceSums``).
-        predicted: for each masked token.
-    """
-
-    row: Row
-    sentence_sums: Tensor
-    predicted: Predicted
-
-
 def score(
     model: Bert,
     facts: Facts,
-    data: MaskedSentences,
+    task: TaskJob[Any, Any],
     split: Split,
     measure: Measure,
     devices: dict[str, Any],
-) -> Scored:
+) -> ScoredRow:
     """Score a model on a split and measure it.
 
     Args:
@@ -70,55 +49,38 @@ def score(
     """
     # in fp32 whatever is timed: bf16 rounds close logits to ties, which count against a model
     scorer = Trainer(**devices | {"precision": "32-true"}, **QUIET, use_distributed_sampler=False)
-    module = ScoredModel(model, sentences=data.count(split))
+    module = task.scorer(model, split)
     run = scorer.test if split is Split.test else scorer.validate
-    run(module, datamodule=data, verbose=False)
-    assert module.sentence_sums is not None
-    assert module.predicted is not None
+    run(module, datamodule=task.data, verbose=False)
     timer = Trainer(**devices, **QUIET)
     device = timer.strategy.root_device
     model.to(device)
+    found = task.found(module, split)
     with timer.precision_plugin.forward_context():
         timing = timing_of(model, measure)
+        if facts.task is Task.sentence_embedding and measure.repeats:
+            speed = sentences_per_second(model, task.data.batches(split), measure)
+            timing = replace(timing, sentences_per_second=speed)
     row = Row(
         facts=facts,
-        scores=scores_of(module.results),
-        known=known_scores_of(module.results),
+        scores=found.scores,
+        known=found.known,
         timing=timing,
         size=Size(memory_mib(model), resident_mib(model)),
         machine=Machine(device_name(device), torch.get_num_threads(), str(timer.precision)),
     )
-    return Scored(row, module.sentence_sums, module.predicted)
-
-
-def scores_of(results: dict[str, float]) -> Scores:
-    return Scores(
-        cross_entropy=results["cross_entropy"],
-        accuracy=results["accuracy"],
-        mrr=results["mrr"],
-        perplexity=perplexity(results["cross_entropy"]),
-        masked_tokens=int(results["masked_tokens"]),
-    )
-
-
-def known_scores_of(results: dict[str, float]) -> KnownScores:
-    if not results["known_tokens"]:
-        return KnownScores(masked_tokens=0)
-    return KnownScores(
-        cross_entropy=results["known_cross_entropy"],
-        accuracy=results["known_accuracy"],
-        mrr=results["known_mrr"],
-        masked_tokens=int(results["known_tokens"]),
-    )
+    return ScoredRow(row, found.sentence_sums, found.analysis)
 
 
 def timing_of(model: Bert, measure: Measure) -> Timing:
     if not measure.repeats:
         return Timing()
-    full, at_masks = (inference_time(model, measure, masked_only=only) for only in (False, True))
+    full, masked_ms = inference_time(model, measure), None
+    if model.config.task is Task.masked_lm:
+        masked_ms = inference_time(model, measure, masked_only=True).inference_ms
     return Timing(
         inference_ms=full.inference_ms,
-        inference_masked_ms=at_masks.inference_ms,
+        inference_masked_ms=masked_ms,
         inference_repeats=full.repeats,
         inference_batch=measure.batch_size,
         inference_length=measure.length,

@@ -1,0 +1,270 @@
+"""What a job does differently for each task: its data, what is scored, and what is learned."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitmaps.bert import Bert
+from bitmaps.command.parts import Data
+from bitmaps.command.schema import Common
+from bitmaps.data.classified import LabeledSentences, classes_of
+from bitmaps.data.labeled import Columns, Examples, LabeledSource, read_examples
+from bitmaps.data.module import MaskedSentences, Sentences
+from bitmaps.data.plain import PlainSentences
+from bitmaps.data.sources import Source
+from bitmaps.data.tokenizing import tokenizer_of
+from bitmaps.errors import InputError
+from bitmaps.jobs.pretrained import Pretrained
+from bitmaps.runs.analysis import Analysis
+from bitmaps.runs.records import KnownScores, Scores, perplexity
+from bitmaps.scoring.classes import ScoredClasses
+from bitmaps.scoring.module import Scored, ScoredModel
+from bitmaps.scoring.predictions import analyse, chosen_sentences, fill, sentence_of
+from bitmaps.scoring.vectors import ScoredVectors, correlations, embed
+from bitmaps.training.module import (
+    MaskedLanguageModel,
+    SentenceClassifier,
+    SentenceEncoder,
+    Trained,
+)
+from bitmaps.vocabulary import Split, Task
+
+
+@dataclass(frozen=True)
+class Found:
+    """What scoring a model found.
+
+    Attributes:
+        sentence_sums, analysis: see ``ScoredRow``; ``None`` except for masked words.
+    """
+
+    scores: Scores
+    known: KnownScores = field(default_factory=KnownScores)
+    sentence_sums: NDArray[Any] | None = None
+    analysis: Analysis | None = None
+
+
+S = TypeVar("S", bound=Scored)
+D = TypeVar("D", bound=Sentences)
+
+
+class TaskJob(ABC, Generic[D, S]):
+    """One task of a job.
+
+    Attributes:
+        data: what is trained on and scored.
+    """
+
+    data: D
+
+    @abstractmethod
+    def scorer(self, model: Bert, split: Split) -> S:
+        """What scores a model on a split."""
+
+    @abstractmethod
+    def found(self, scorer: S, split: Split) -> Found:
+        """The scores, once Lightning has run the scorer."""
+
+    @abstractmethod
+    def trained(self, model: Bert, teacher: Bert | None, **learning: Any) -> Trained:
+        """What trains a model; the other arguments are those of ``Trained``."""
+
+
+class MaskedWords(TaskJob[MaskedSentences, ScoredModel]):
+    """Attributes:
+    shown: the sentences that every model fills in, the user's own first.
+    """
+
+    def __init__(self, config: Common, pretrained: Pretrained, splits: set[str]) -> None:
+        folder, data = str(pretrained.folder), config.data
+        self.data = MaskedSentences(
+            text_source(data),
+            folder,
+            mask_seed=config.mask_seed,
+            mask_sets=config.mask_sets,
+            length=data.length,
+            **sizes(config),
+        )
+        self.tokenizer = tokenizer_of(folder)
+        positions = pretrained.shape.max_position_embeddings
+        own = [] if config.text is None else [sentence_of(config.text, self.tokenizer, positions)]
+        for split in splits:
+            self.data.read(split)
+        self.shown = own + chosen_sentences(self.data.examples(data.split), config.mask_seed)
+
+    def scorer(self, model: Bert, split: Split) -> ScoredModel:
+        return ScoredModel(model, sentences=self.data.count(split))
+
+    def found(self, scorer: ScoredModel, split: Split) -> Found:
+        assert scorer.sentence_sums is not None
+        assert scorer.predicted is not None
+        results = scorer.results
+        analysis = analyse(
+            scorer.predicted,
+            self.tokenizer,
+            self.data.occurrences(split),
+            fill(scorer.model, self.shown, self.tokenizer),
+        )
+        scores = Scores(
+            cross_entropy=results["cross_entropy"],
+            accuracy=results["accuracy"],
+            mrr=results["mrr"],
+            perplexity=perplexity(results["cross_entropy"]),
+            masked_tokens=int(results["masked_tokens"]),
+        )
+        return Found(scores, known_scores(results), scorer.sentence_sums.cpu().numpy(), analysis)
+
+    def trained(self, model: Bert, teacher: Bert | None, **learning: Any) -> Trained:
+        return MaskedLanguageModel(model, teacher, **learning)
+
+
+class SentenceVectors(TaskJob[PlainSentences, ScoredVectors]):
+    """Attributes:
+    judged: pairs of sentences with the scores that people gave them, if there are some.
+    """
+
+    def __init__(self, config: Common, pretrained: Pretrained, splits: set[str]) -> None:
+        shape, data = pretrained.shape, config.data
+        self.pretrained = pretrained
+        self.data = PlainSentences(
+            text_source(data),
+            str(pretrained.folder),
+            length=data.length,
+            scored_length=min(
+                shape.pooling.length or shape.max_position_embeddings,
+                shape.max_position_embeddings,
+            ),
+            **sizes(config),
+        )
+        for split in splits:
+            self.data.read(split)
+        if len(self.data.tokenized(data.split)) < 2:
+            raise InputError(
+                f"{self.data.source.place(data.split)} has one sentence, which has no neighbours; "
+                "valid are two or more"
+            )
+        self.judged = None if config.similarity is None else judged_pairs(config.similarity)
+        self._originals: dict[str, Tensor] = {}
+
+    def originals(self, split: str) -> Tensor:
+        """The vectors of the original model, (sentences, hidden)."""
+        if split not in self._originals:
+            self._originals[split] = embed(self.pretrained.load(), self.data.batches(split))
+        return self._originals[split]
+
+    def scorer(self, model: Bert, split: Split) -> ScoredVectors:
+        return ScoredVectors(model, self.originals(split))
+
+    def found(self, scorer: ScoredVectors, split: Split) -> Found:
+        results = scorer.results
+        judged: dict[str, Any] = {}
+        if self.judged is not None:
+            first, second = (
+                embed(scorer.model, self.data.batches_of(texts))
+                for texts in (self.judged.first, self.judged.second or [])
+            )
+            scores = Tensor(self.judged.scores)
+            cosines = F.cosine_similarity(first, second, dim=-1)
+            judged = dict(zip(("spearman", "pearson"), correlations(cosines, scores), strict=True))
+        return Found(
+            Scores(
+                cosine=results["cosine"],
+                recall_at_10=results["recall_at_10"],
+                sentences=int(results["sentences"]),
+                **judged,
+            )
+        )
+
+    def trained(self, model: Bert, teacher: Bert | None, **learning: Any) -> Trained:
+        originals = self.originals(Split.validation)
+        return SentenceEncoder(model, teacher, originals=originals, **learning)
+
+
+class SentenceClasses(TaskJob[LabeledSentences, ScoredClasses]):
+    """Labeled sentences, or pairs of them."""
+
+    def __init__(self, config: Common, pretrained: Pretrained, splits: set[str]) -> None:
+        data, source = config.data, labeled_source(config.data)
+        self.data = LabeledSentences(
+            source,
+            str(pretrained.folder),
+            labels=pretrained.labels_for(classes_of(source)),
+            length=data.length,
+            **sizes(config),
+        )
+        for split in splits:
+            self.data.read(split)
+
+    def scorer(self, model: Bert, split: Split) -> ScoredClasses:
+        return ScoredClasses(model)
+
+    def found(self, scorer: ScoredClasses, split: Split) -> Found:
+        results: dict[str, Any] = dict(scorer.results)
+        loss, sentences = results.pop("loss"), int(results.pop("sentences"))
+        if self.data.labels:
+            results["cross_entropy"] = loss
+        return Found(Scores(sentences=sentences, **results))
+
+    def trained(self, model: Bert, teacher: Bert | None, **learning: Any) -> Trained:
+        return SentenceClassifier(model, teacher, **learning)
+
+
+JOBS: dict[Task, Callable[[Common, Pretrained, set[str]], TaskJob[Any, Any]]] = {
+    Task.masked_lm: MaskedWords,
+    Task.sentence_embedding: SentenceVectors,
+    Task.classification: SentenceClasses,
+}
+
+
+def text_source(data: Data) -> Source:
+    return Source(data.name, data.dir, data.path, data.configuration, data.column, data.streaming)
+
+
+def labeled_source(data: Data) -> LabeledSource:
+    given = data.columns
+    columns = Columns(given.sentence, given.sentence1, given.sentence2, given.label, given.score)
+    return LabeledSource(data.name, data.dir, data.configuration, columns)
+
+
+def source_of(config: Common) -> Source | LabeledSource:
+    """Where the sentences come from."""
+    labeled = config.task is Task.classification
+    return labeled_source(config.data) if labeled else text_source(config.data)
+
+
+def sizes(config: Common) -> dict[str, Any]:
+    """The settings that the data of every task take."""
+    return {
+        "batch_size": config.data.batch_size,
+        "eval_batch_size": config.data.eval_batch_size,
+        "limit": config.limit,
+        "seed": config.seed,
+    }
+
+
+def judged_pairs(path: str) -> Examples:
+    """Raises:
+    InputError: when the file is missing, or has no pairs with scores."""
+    if not (file := Path(path).expanduser()).is_file():
+        raise InputError(f"similarity={path} is no file")
+    return read_examples(file, scored_pairs=True)
+
+
+def known_scores(results: dict[str, float]) -> KnownScores:
+    """The scores without the targets that the tokenizer does not know."""
+    if not results["known_tokens"]:
+        return KnownScores(masked_tokens=0)
+    return KnownScores(
+        cross_entropy=results["known_cross_entropy"],
+        accuracy=results["known_accuracy"],
+        mrr=results["known_mrr"],
+        masked_tokens=int(results["known_tokens"]),
+    )
