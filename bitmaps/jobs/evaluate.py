@@ -23,7 +23,7 @@ from bitmaps.quantize.convert import (
 from bitmaps.quantize.quantizer import Quantization
 from bitmaps.runs.folder import ScoredRow
 from bitmaps.runs.records import Facts
-from bitmaps.vocabulary import Activations, Component, RowKind, Weights
+from bitmaps.vocabulary import Activations, Component, RowKind, Task, Weights
 
 
 class Evaluation:
@@ -36,7 +36,8 @@ class Evaluation:
     def __init__(self, config: Evaluate) -> None:
         self.config, model = config, config.model
         self.packed = config.checkpoint is not None and packed.is_packed(locate(config.checkpoint))
-        if config.checkpoint is not None and not config.references:
+        with_original = config.references or config.task is Task.sentence_embedding
+        if config.checkpoint is not None and not with_original:
             # a trained run has everything that is needed with it
             model = replace(
                 model,

@@ -23,6 +23,7 @@ from bitmaps.data.sources import Source
 from bitmaps.data.tokenizing import tokenizer_of
 from bitmaps.errors import InputError
 from bitmaps.jobs.pretrained import Pretrained
+from bitmaps.packed.format import is_packed
 from bitmaps.runs.analysis import Analysis
 from bitmaps.runs.records import KnownScores, Scores, perplexity
 from bitmaps.scoring.classes import ScoredClasses
@@ -152,10 +153,18 @@ class SentenceVectors(TaskJob[PlainSentences, ScoredVectors]):
                 "valid are two or more"
             )
         self.judged = None if config.similarity is None else judged_pairs(config.similarity)
+        if is_packed(pretrained.folder) and self.judged is None:
+            raise InputError(
+                f"there is no run beside {pretrained.folder} whose vectors it could be compared "
+                "with: valid is similarity=<file with sentence1, sentence2 and score>"
+            )
         self._originals: dict[str, Tensor] = {}
 
-    def originals(self, split: str) -> Tensor:
-        """The vectors of the original model, (sentences, hidden)."""
+    def originals(self, split: str) -> Tensor | None:
+        """The vectors of the original model, (sentences, hidden); ``None`` for a packed folder
+        without its run."""
+        if is_packed(self.pretrained.folder):
+            return None
         if split not in self._originals:
             self._originals[split] = embed(self.pretrained.load(), self.data.batches(split))
         return self._originals[split]
@@ -176,9 +185,9 @@ class SentenceVectors(TaskJob[PlainSentences, ScoredVectors]):
             judged = dict(zip(("spearman", "pearson"), correlations(cosines, scores), strict=True))
         return Found(
             Scores(
-                cosine=results["cosine"],
-                recall_at_10=results["recall_at_10"],
-                sentences=int(results["sentences"]),
+                cosine=results.get("cosine"),
+                recall_at_10=results.get("recall_at_10"),
+                sentences=len(self.data.tokenized(split)),
                 **judged,
             )
         )

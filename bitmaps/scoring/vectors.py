@@ -99,31 +99,33 @@ class ScoredVectors(Scored):
 
     Args:
         model: what is scored.
-        originals: the original's vectors of all sentences of the split, (n, hidden).
+        originals: the original's vectors of all sentences of the split, (n, hidden); ``None`` where
+            there is no original.
 
     Attributes:
-        results: ``cosine``, ``recall_at_10`` and ``sentences``.
+        results: ``cosine`` and ``recall_at_10``; nothing without an original.
     """
 
     shown = ("cosine", "recall_at_10")
 
-    def __init__(self, model: Bert, originals: Tensor) -> None:
+    def __init__(self, model: Bert, originals: Tensor | None) -> None:
         super().__init__(model)
-        self.originals, self.agreement = (originals,), Agreement()  # no buffer: none is saved
+        self.originals = (originals,)  # no buffer, which would be saved
+        self.agreement = Agreement()
 
     def update(self, batch: Batch) -> None:
         vectors = self.model(batch["input_ids"], batch["attention_mask"])
-        originals = self.originals[0][batch["sentences"].cpu()].to(vectors.device)
-        self.agreement.update(vectors, originals)
+        (originals,) = self.originals
+        if originals is not None:
+            theirs = originals[batch["sentences"].cpu()].to(vectors.device)
+            self.agreement.update(vectors, theirs)
 
     def compute_results(self) -> dict[str, float]:
+        if self.originals == (None,):
+            return {}
         cosine, recall = self.agreement.compute()
         self.agreement.reset()
-        return {
-            "cosine": cosine.item(),
-            "recall_at_10": recall.item(),
-            "sentences": float(len(self.originals[0])),
-        }
+        return {"cosine": cosine.item(), "recall_at_10": recall.item()}
 
 
 def correlations(cosines: Tensor, scores: Tensor) -> tuple[float, float]:
