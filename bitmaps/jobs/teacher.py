@@ -13,7 +13,6 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from bitmaps.command.parts import Binarize, Loss
 from bitmaps.command.schema import Train
-from bitmaps.runs.records import Facts
 from bitmaps.vocabulary import Activations
 
 VALIDATIONS = 4
@@ -46,7 +45,7 @@ def teacher_config(config: Train) -> Train:
     )
 
 
-def teacher_folder(config: Train, facts: Facts) -> Path:
+def teacher_folder(config: Train) -> Path:
     """Where the run of ``teacher_config`` lies. Its name has a digest of everything that decides
     how the classifier comes out."""
     own = config.facts()

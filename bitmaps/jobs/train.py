@@ -15,7 +15,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import OmegaConf
 
@@ -162,22 +162,12 @@ class Training:
     def fine_tuned(self, facts: Facts) -> Pretrained:
         """The classifier that equal jobs share, fine-tuned now unless it is there already."""
         config = teacher_config(self.config)
-        folder = teacher_folder(config, facts)
+        folder = teacher_folder(config)
         with one_at_a_time(folder):
-            if not (run := RunFolder(folder, writes=is_first_process())).is_done():
-                if has_checkpoint(folder):
-                    config = replace(config, resume=str(folder))
+            run = RunFolder(folder, writes=is_first_process())
+            if not run.is_done():
                 log.info("fine-tuning the classifier in full precision, in %s", folder)
-                facts = replace(
-                    config.facts(),
-                    command=facts.command,
-                    versions=facts.versions,
-                    commit=facts.commit,
-                )
-                job = Training(config)
-                text = OmegaConf.to_yaml(OmegaConf.structured(config))
-                run.claim(text, facts, resume=config.resume is not None)
-                run.finish(job.run(folder, facts, []).scored)
+                fine_tune(config, run, facts)
         model = replace(config.model, source=str(folder), adapter=None, sha256=None)
         return Pretrained.find(model, config.seed, {}, config.task)
 
@@ -252,3 +242,27 @@ class Training:
             draft = draft_of(folder / "packed")
             shutil.rmtree(draft, ignore_errors=True)
             packed.save(model, draft, self.setup.tokenizer)
+
+
+def fine_tune(config: Train, run: RunFolder, asked: Facts) -> None:
+    """Train a full-precision classifier, from its last checkpoint if it was stopped.
+
+    Args:
+        asked: of the job that needs it.
+    """
+    if has_checkpoint(run.path):
+        config = replace(config, resume=str(run.path))
+    elif run.holds_run() and run.writes:
+        shutil.rmtree(run.path)  # it failed before its first checkpoint
+    facts = replace(
+        config.facts(), command=asked.command, versions=asked.versions, commit=asked.commit
+    )
+    job = Training(config)
+    text = OmegaConf.to_yaml(OmegaConf.structured(config))
+    run.claim(text, facts, resume=config.resume is not None)
+    try:
+        curves = CSVLogger(run.path, name="logs")
+        run.finish(job.run(run.path, facts, [curves]).scored)
+    except BaseException as error:
+        run.fail(error, facts)
+        raise
