@@ -109,7 +109,7 @@ def groups(conf: Path, command: str) -> list[Group]:
     An experiment is an option of the command that its opening names.
     """
     text = (conf / "train.yaml").read_text(encoding="utf-8")
-    purposes = dict(re.findall(r"^  - (\w+): \w+ # (.*)$", text, re.M))
+    purposes = dict(re.findall(r"^  - (\w+): \S+ # (.*)$", text, re.M))
     own = yaml.safe_load((conf / f"{command}.yaml").read_text(encoding="utf-8"))
     found = []
     for default in own["defaults"]:

@@ -53,7 +53,7 @@ CAN_BE_CALIBRATED = {Component.attention, Component.ffnn, Component.head}
 
 @dataclass
 class Common:
-    task: Task = Task.masked_lm
+    task: Task = Task.masked_lm  # what the model is for; the group of this name sets it
     binarize: Binarize = field(default_factory=Binarize)
     values: ValueSet = PLUS_MINUS_ONE  # {0,1} or {-1,1}
     scale: Scale = Scale.none  # what shares a scale: nothing, the tensor, a row, or row and column

@@ -304,6 +304,10 @@ def parse_row(flat: Any) -> Row:
     row = Row(**parts, known=parse(KnownScores, flat.get("known", {}), "known"))
     if row.facts.row is None:
         raise InputError("there is no row")
+    if row.facts.task is Task.masked_lm:
+        for name in score_names():
+            if getattr(row.scores, name) is None:
+                raise InputError(f"there is no {name}")
     return row
 
 

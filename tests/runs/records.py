@@ -83,7 +83,7 @@ def any_of(part: type[Any], **given: st.SearchStrategy[Any]) -> st.SearchStrateg
 rows: st.SearchStrategy[Row] = st.builds(
     Row,
     facts=any_of(Facts, row=st.sampled_from(RowKind)),
-    scores=any_of(Scores),
+    scores=any_of(Scores, cross_entropy=numbers, accuracy=numbers, mrr=numbers),
     size=any_of(Size),
     known=any_of(KnownScores),
     timing=any_of(Timing),

@@ -163,7 +163,7 @@ def test_rows_that_are_none_are_named(tmp_path: Path, content: Any) -> None:
     [
         ("metrics.json", {"format": 1}, read_state, "status is None"),
         ("metrics.json", {"format": 1, "status": "done"}, read_state, "status is 'done'"),
-        ("metrics.json", {"format": 1, "status": "ok"}, read_state, "there is no cross_entropy"),
+        ("metrics.json", {"format": 1, "status": "ok"}, read_state, "there is no memory_mib"),
         (
             "metrics.json", {"format": 1, "status": "failed", "seed": "0"}, read_state,
             "seed is '0'",

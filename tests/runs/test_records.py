@@ -23,16 +23,18 @@ from bitmaps.runs.records import (
     Role,
     Row,
     Scores,
+    Size,
     Timing,
     columns,
     fields_with,
+    headline,
     measures,
     parse,
     parse_row,
     perplexity,
     score_names,
 )
-from bitmaps.vocabulary import Activations, RowKind, Scale, Split, Storage, ValueSet
+from bitmaps.vocabulary import Activations, RowKind, Scale, Split, Storage, Task, ValueSet
 
 REQUIRED = {"row", "cross_entropy", "accuracy", "mrr", "memory_mib"}
 FLAT = {**NAIVE.flat(), "settings": {"a": 1}}
@@ -69,8 +71,8 @@ def test_words_come_back_as_members_of_enums() -> None:
 @settings(deadline=None, max_examples=50)
 @given(row=rows, absent=st.sets(st.sampled_from(sorted(FLAT.keys() - REQUIRED))))
 def test_a_row_that_lacks_optional_keys_opens(row: Row, absent: set[str]) -> None:
-    flat, usual = row.flat(), Row(Facts(), row.scores, row.size).flat()
-    usual |= {"perplexity": None, "masked_tokens": None, "resident_mib": None}
+    usual = Row(Facts(), Scores(), Size(0.0)).flat()
+    flat = row.flat()
     found = parse_row({name: flat[name] for name in flat.keys() - absent}).flat()
     assert found == flat | {name: usual[name] for name in absent}
 
@@ -164,7 +166,8 @@ def test_a_trained_model_knows_how_it_was_made_and_not_where_it_was_scored() -> 
     stored = through_json(TRAINED.of_model())
     assert set(stored) == {
         "components", "values", "scale", "scope", "recipe", "loss", "embeddings", "activations",
-        "one_bit_inputs", "calibrated_on", "steps", "best_step", "seed", "settings",
+        "one_bit_inputs", "calibrated_on", "steps", "best_step", "seed", "settings", "task",
+        "teacher",
     }  # fmt: skip
     scored = Facts(
         model="hub", data="ptb", command="python evaluate.py", seed=481, row=RowKind.packed
@@ -229,20 +232,38 @@ def test_the_columns_of_every_table() -> None:
         "cross_entropy": "CE",
         "accuracy": "accuracy",
         "mrr": "MRR",
+        "f1": "F1",
+        "matthews": "MCC",
+        "cosine": "cosine",
+        "recall_at_10": "recall@10",
+        "spearman": "Spearman",
+        "pearson": "Pearson",
         "inference_ms": "ms",
+        "sentences_per_second": "sentences/s",
         "memory_mib": "MiB (pseudo)",
     }
     assert list(columns()) == [*("components", "values", "row"), *measures()]
 
 
 def test_measures_are_numbers_and_have_a_title() -> None:
-    flat = NAIVE.flat()
-    assert len(measures()) == 5
-    assert all(format(flat[name], column.format) for name, column in measures().items())
+    assert all(format(1.5, column.format) for column in measures().values())
     assert all(column.title for column in measures().values())
     better_high = {name for name, column in measures().items() if not column.lower_is_better}
-    assert better_high == {"accuracy", "mrr"}
+    assert measures().keys() - better_high == {"cross_entropy", "inference_ms", "memory_mib"}
     assert score_names() == ["cross_entropy", "accuracy", "mrr"]
+    assert score_names(Scores(recall_at_10=0.5, cosine=0.5)) == ["cosine", "recall_at_10"]
+
+
+def test_charts_show_the_score_that_a_task_is_about() -> None:
+    def row(task: Task, **scores: float) -> Row:
+        return Row(Facts(task=task), Scores(**scores), Size(1.0))
+
+    vectors = row(Task.sentence_embedding, cosine=0.5, recall_at_10=0.5)
+    judged = row(Task.sentence_embedding, cosine=0.5, recall_at_10=0.5, spearman=80.0)
+    assert headline([NAIVE]) == headline([]) == headline([NAIVE, vectors]) == "cross_entropy"
+    assert headline([vectors]) == "recall_at_10"
+    assert headline([vectors, judged]) == "spearman"
+    assert headline([row(Task.classification, accuracy=0.5, cross_entropy=0.5)]) == "accuracy"
 
 
 def test_roles_are_of_fields() -> None:
@@ -254,7 +275,10 @@ def test_roles_are_of_fields() -> None:
     assert set(both) == {*fields_with(Role.label), *fields_with(Role.text)}
     assert len(both) == len(set(both))
     assert both == tuple(name for name in flat if name in both)
-    texts = ("data", "split", "limit", "mask_seed", "mask_sets", "masked_tokens")
+    texts = (
+        "task", "data", "split", "limit", "mask_seed", "mask_sets", "similarity", "masked_tokens",
+        "sentences",
+    )  # fmt: skip
     assert fields_with(Role.text) == texts
     assert fields_with(Role.label) == ("components", "values", "row", "scale")
 
@@ -265,7 +289,7 @@ def test_what_tells_no_rows_apart_is_known() -> None:
     told = {*compared, *measures(), "settings"}
     assert set(NAIVE.flat()) - told == {
         "command", "versions", "commit", "best_step", "seed", "perplexity", "known",
-        "inference_masked_ms", "inference_repeats", "resident_mib",
+        "inference_masked_ms", "inference_repeats", "resident_mib", "teacher",
     }  # fmt: skip
 
 
