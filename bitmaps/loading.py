@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bitmaps.bert import Bert, checkpoint
-from bitmaps.bert.checkpoint import locate
+from bitmaps.bert.finding import locate
 from bitmaps.errors import InputError
 from bitmaps.packed import format as packed
 from bitmaps.quantize.convert import restore_activations

@@ -17,7 +17,8 @@ from transformers import get_linear_schedule_with_warmup
 
 from bitmaps.adapters.low_rank import adapter_tensors, add_low_rank
 from bitmaps.bert import Bert
-from bitmaps.bert.checkpoint import load, locate, sha256
+from bitmaps.bert.checkpoint import load
+from bitmaps.bert.finding import locate, sha256
 from bitmaps.data.batches import Batch
 from bitmaps.data.module import MaskedSentences
 from bitmaps.data.sources import Source

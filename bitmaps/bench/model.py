@@ -23,7 +23,7 @@ from bitmaps.bench.deployments import (
 from bitmaps.bench.timing import Ratio, Request, Run, compare
 from bitmaps.bench.training import SHAPES
 from bitmaps.bert import Bert, BertConfig
-from bitmaps.bert.checkpoint import locate
+from bitmaps.bert.finding import locate
 from bitmaps.data.batches import collate
 from bitmaps.data.evaluation import masked
 from bitmaps.data.sources import Source

@@ -17,6 +17,7 @@ from bitmaps import ADAPTERS
 from bitmaps.bench.deployments import PEERS, Predict, file_bytes, open_one_bit
 from bitmaps.bert import Bert
 from bitmaps.bert import checkpoint as floats
+from bitmaps.bert.finding import locate
 from bitmaps.data.batches import Example, collate
 from bitmaps.data.evaluation import masked
 from bitmaps.data.masking import Vocabulary
@@ -103,7 +104,7 @@ class Asked:
             raise InputError(f"--limit {limit} is too small; valid is 1 or more")
         if not ptb.is_dir():
             raise InputError(f"--ptb {ptb} is not a folder")
-        floats.locate(MINILM[0] if teacher is None else str(teacher))
+        locate(MINILM[0] if teacher is None else str(teacher))
         text_of(ptb).check("train", "validation")
         return cls(candidates[0], teacher, ptb, limit)
 

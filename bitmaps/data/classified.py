@@ -15,6 +15,7 @@ from bitmaps.data.labeled import LabeledSource, class_numbers, label_names
 from bitmaps.data.module import Sentences
 from bitmaps.data.stream import Stream
 from bitmaps.data.tokenizing import tokenizer_of
+from bitmaps.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +41,18 @@ class Classified:
 
 @cache
 def classes_of(source: LabeledSource) -> tuple[str, ...]:
-    """The classes of the training split, in the order of their numbers; none for scores."""
+    """The classes of the training split, in the order of their numbers; none for scores.
+
+    Raises:
+        InputError: when there is one class only.
+    """
     examples = source.read("train")
-    return () if examples.labels is None else label_names(examples)
+    names = () if examples.labels is None else label_names(examples)
+    if len(names) == 1:
+        raise InputError(
+            f"{source.place('train')} has one class only, {names[0]!r}; valid are two or more"
+        )
+    return names
 
 
 @cache

@@ -8,7 +8,8 @@ from pathlib import Path
 from lightning.pytorch.loggers import Logger
 
 from bitmaps.bert import Bert
-from bitmaps.bert.checkpoint import load, locate
+from bitmaps.bert.checkpoint import load
+from bitmaps.bert.finding import locate
 from bitmaps.command.schema import Evaluate
 from bitmaps.jobs.setup import Outcome, Setup
 from bitmaps.packed import format as packed

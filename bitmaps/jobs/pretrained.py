@@ -9,7 +9,8 @@ import torch
 
 from bitmaps import ADAPTERS
 from bitmaps.bert import Bert, BertConfig
-from bitmaps.bert.checkpoint import check_sha256, config_of, load, locate
+from bitmaps.bert.checkpoint import config_of, load
+from bitmaps.bert.finding import check_sha256, locate
 from bitmaps.command.parts import Model
 from bitmaps.data.tokenizing import check_fit, tokenizer_of
 from bitmaps.errors import InputError

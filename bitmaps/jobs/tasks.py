@@ -16,10 +16,11 @@ from bitmaps.bert import Bert
 from bitmaps.command.parts import Data
 from bitmaps.command.schema import Common
 from bitmaps.data.classified import LabeledSentences, classes_of
-from bitmaps.data.labeled import Columns, Examples, LabeledSource, read_examples
+from bitmaps.data.labeled import LabeledSource
 from bitmaps.data.module import MaskedSentences, Sentences
 from bitmaps.data.plain import PlainSentences
 from bitmaps.data.sources import Source
+from bitmaps.data.tables import Columns, Examples, read_examples
 from bitmaps.data.tokenizing import tokenizer_of
 from bitmaps.errors import InputError
 from bitmaps.jobs.pretrained import Pretrained

@@ -18,6 +18,7 @@ import torch
 from omegaconf import OmegaConf
 
 from bitmaps.bert import checkpoint
+from bitmaps.bert.finding import locate
 from bitmaps.command.mistakes import found_in
 from bitmaps.command.saved import FILE, load_config
 from bitmaps.command.schema import Train
@@ -64,7 +65,7 @@ def choices(act: Act) -> list[str]:
 
 
 def pack(run: Path, to: Path, embeddings: Storage | None, head: Storage | None) -> None:
-    source = checkpoint.locate(str(run))
+    source = locate(str(run))
     if folder.is_packed(source):
         raise InputError(f"{source} is packed already")
     trained = (run / "rows.json").is_file()

@@ -11,7 +11,7 @@ from huggingface_hub.repocard import metadata_load
 
 from bitmaps import ADAPTERS
 from bitmaps.bert import Bert, BertConfig
-from bitmaps.bert.checkpoint import locate
+from bitmaps.bert.finding import locate
 from bitmaps.bert.model import on_meta
 from bitmaps.command.parts import Data, Model
 from bitmaps.errors import InputError, as_text

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bitmaps.adapters.training import SOURCE, Settings, Training
-from bitmaps.bert.checkpoint import locate
+from bitmaps.bert.finding import locate
 from bitmaps.data.module import MaskedSentences
 from bitmaps.data.sources import Source
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bitmaps.adapters.low_rank import adapter_tensors, add_low_rank
 from bitmaps.bert import Bert
-from bitmaps.bert.checkpoint import load, save, sha256
+from bitmaps.bert.checkpoint import load, save
+from bitmaps.bert.finding import sha256
 
 RANK = 3
 

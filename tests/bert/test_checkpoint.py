@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitmaps.bert import Bert
-from bitmaps.bert.checkpoint import check_sha256, load, locate, save
+from bitmaps.bert.checkpoint import load, save
+from bitmaps.bert.finding import check_sha256, locate
 from bitmaps.errors import InputError
 
 

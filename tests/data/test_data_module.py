@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from bitmaps.bert.checkpoint import locate
+from bitmaps.bert.finding import locate
 from bitmaps.data.batches import Batch, Example, collate
 from bitmaps.data.evaluation import masked
 from bitmaps.data.masking import Vocabulary, mask_sentence

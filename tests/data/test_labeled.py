@@ -13,15 +13,8 @@ from huggingface_hub.utils import httpx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitmaps.data.labeled import (
-    GLUE_TEXTS,
-    Columns,
-    Examples,
-    LabeledSource,
-    class_numbers,
-    label_names,
-    read_examples,
-)
+from bitmaps.data.labeled import GLUE_TEXTS, LabeledSource, class_numbers, label_names
+from bitmaps.data.tables import Columns, Examples, read_examples
 from bitmaps.errors import InputError
 
 
@@ -91,7 +84,8 @@ def scratch(tmp_path_factory):
 def test_csv_is_read_as_the_csv_module_writes_it(scratch, rows, end, bom):
     path = scratch / "train.csv"
     with path.open("w", encoding="utf-8-sig" if bom else "utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator=end)
+        # a lone \r would end a line where nothing is quoted
+        writer = csv.writer(file, lineterminator=end, quoting=csv.QUOTE_ALL)
         writer.writerows([header(rows), *([*texts, "", target] for texts, target in rows)])
     assert read_examples(path) == expected(rows)
 
