@@ -3,6 +3,7 @@ explains itself wherever it is copied."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -19,7 +20,7 @@ from bitmaps.packed import format as packed
 from bitmaps.report.comparison import Entry, comparison_of, shown_values
 from bitmaps.report.files import markdown, plain
 from bitmaps.runs.records import Facts, Row, score_names
-from bitmaps.vocabulary import Weights
+from bitmaps.vocabulary import Task, Weights
 
 FILE = "README.md"
 MIB = 2**20
@@ -29,17 +30,16 @@ LICENSE = ("license", "license_name", "license_link")
 CARD = """
 # {title}
 
-A masked-language BERT, {how} by bitmaps and stored in {stored}.
+A {kind}, {how} by bitmaps and stored in {stored}.
 
 {facts}
 ## Scores
 
-On the {split} split of {data}, with {masked_tokens} masked tokens and `mask_seed` {mask_seed}.
-The last row is this model in floats, before it was packed. CE is the cross entropy in nats, ms the
-milliseconds per sequence. MiB is a pseudo size: that of the weights if two values are stored as
-bits. To score the model as it is stored:
+On the {split} split of {data}, with {scored_on}. The last row is this model in floats, before it
+was packed. {columns} ms is the milliseconds per sequence. MiB is a pseudo size: that of the weights
+if two values are stored as bits. To score the model as it is stored:
 
-    python evaluate.py checkpoint=<this folder>
+    python evaluate.py checkpoint=<this folder>{more}
 
 {scores}
 ## Size on disk
@@ -49,18 +49,77 @@ bits. To score the model as it is stored:
 ## Use
 
 ```python
-import bitmaps
-from transformers import pipeline
-
-model = bitmaps.load("<this folder>")  # in real bits, on kernels for the CPU
-fill = pipeline("fill-mask", model=bitmaps.to_transformers(model), tokenizer="<this folder>")
-fill("the capital of england is [MASK].")
+{use}
 ```
 
 ## Licence
 
 {licence}
 """
+
+OPEN = """import bitmaps
+from transformers import {names}
+
+model = bitmaps.load("<this folder>")  # in real bits, on kernels for the CPU
+"""
+TOKENIZED = (
+    OPEN.format(names="AutoTokenizer")
+    + """tokenizer = AutoTokenizer.from_pretrained("<this folder>")
+batch = tokenizer(["the capital of england"], padding=True, return_tensors="pt")
+"""
+)
+
+
+@dataclass(frozen=True)
+class TaskText:
+    """What a card says of a task.
+
+    Attributes:
+        kind: of model.
+        tag: the pipeline of Hugging Face.
+        scored_on: a template.
+        columns: what the scores are.
+        more: what scoring needs besides the folder.
+        use: Python code.
+    """
+
+    kind: str
+    tag: str
+    scored_on: str
+    columns: str
+    more: str
+    use: str
+
+
+TEXTS = {
+    Task.masked_lm: TaskText(
+        "masked-language BERT",
+        "fill-mask",
+        "{masked_tokens} masked tokens and `mask_seed` {mask_seed}",
+        "CE is the cross entropy in nats.",
+        "",
+        OPEN.format(names="pipeline")
+        + """fill = pipeline("fill-mask", model=bitmaps.to_transformers(model), tokenizer="<this folder>")
+fill("the capital of england is [MASK].")""",
+    ),
+    Task.sentence_embedding: TaskText(
+        "sentence encoder",
+        "sentence-similarity",
+        "{sentences} sentences",
+        "cosine is the mean cosine to the vector of the original. recall@10 is the share of a "
+        "sentence's ten nearest neighbours by the original that are among its ten nearest here.",
+        " similarity=<file>",
+        TOKENIZED + 'vectors = model(batch["input_ids"], batch["attention_mask"])',
+    ),
+    Task.classification: TaskText(
+        "classifier",
+        "text-classification",
+        "{sentences} sentences or pairs",
+        "MCC is the Matthews correlation coefficient.",
+        "",
+        TOKENIZED + "scores = model(**batch)  # in the order of id2label",
+    ),
+}
 
 
 def license_of(source: str) -> dict[str, str]:
@@ -105,6 +164,7 @@ def write_card(folder: Path, rows: list[Row], model: Model, data: Data) -> None:
         as_floats = 4 * sum(parameter.numel() for parameter in Bert(shape).parameters())
     on_disk = (folder / packed.FILE).stat().st_size
     two_values = own.facts.values is not None
+    about = TEXTS[own.facts.task]
     text = CARD.format(
         title=plain(str(front.model_name)),
         how="trained through its binarization" if two_values else "trained",
@@ -116,8 +176,15 @@ def write_card(folder: Path, rows: list[Row], model: Model, data: Data) -> None:
         licence=licence_text(model, licence),
         split=own.facts.split,
         data=code(own.facts.data),
-        masked_tokens=own.scores.masked_tokens,
-        mask_seed=own.facts.mask_seed,
+        kind=about.kind,
+        scored_on=about.scored_on.format(
+            masked_tokens=own.scores.masked_tokens,
+            mask_seed=own.facts.mask_seed,
+            sentences=own.scores.sentences,
+        ),
+        columns=about.columns,
+        more=about.more,
+        use=about.use,
     )
     ModelCard(f"---\n{front.to_yaml()}\n---\n{text}").save(folder / FILE)
 
@@ -134,7 +201,7 @@ def front_matter(
     on_hub = model.weights is Weights.pretrained and is_hub_id(str(model.source))
     results = [
         EvalResult(
-            "fill-mask",
+            TEXTS[facts.task].tag,
             hub_data or data.name,
             str(facts.data),
             name,
@@ -146,7 +213,7 @@ def front_matter(
     return ModelCardData(
         model_name=f"{Path(str(facts.model)).name}, {stored}",
         library_name="bitmaps",
-        pipeline_tag="fill-mask",
+        pipeline_tag=TEXTS[facts.task].tag,
         tags=["bert", *(["binarized", "one-bit"] if values else [])],
         datasets=hub_data,
         base_model=model.source if on_hub else None,
