@@ -99,7 +99,8 @@ TEXTS = {
         "CE is the cross entropy in nats.",
         "",
         OPEN.format(names="pipeline")
-        + """fill = pipeline("fill-mask", model=bitmaps.to_transformers(model), tokenizer="<this folder>")
+        + """wrapped = bitmaps.to_transformers(model)
+fill = pipeline("fill-mask", model=wrapped, tokenizer="<this folder>")
 fill("the capital of england is [MASK].")""",
     ),
     Task.sentence_embedding: TaskText(

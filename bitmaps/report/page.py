@@ -18,6 +18,7 @@ from bitmaps.report.terminal import accuracy_splits
 from bitmaps.runs.analysis import Analysis, Guess, Sentence
 from bitmaps.runs.files import replace_text
 from bitmaps.runs.folder import read_analyses
+from bitmaps.runs.records import measures
 from bitmaps.vocabulary import Task
 
 TITLE = "Binarized transformers, compared"
@@ -98,6 +99,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
         scored_on=in_words({n: value for n, value in comparison.text.items() if value is not None}),
         front=charts.pareto_front(comparison.comparable()),
         headline=charts.headline_of(comparison.comparable()),
+        lower_is_better=measures()[charts.headline_of(comparison.comparable())].lower_is_better,
         columns=comparison.columns,
         lines=lines,
         analysed=[line for line in lines if line.analysis],
