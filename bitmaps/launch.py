@@ -103,6 +103,8 @@ def print_outcome(outcome: Outcome, config: Train | Evaluate, folder: RunFolder)
         terminal.print_analyses(analyses)
     if config.analysis or config.text is not None:
         terminal.print_sentences(analyses, None if config.analysis else 1)
+    if found := terminal.kept([one.row for one in outcome.scored]):
+        terminal.say(found)
     terminal.say(f"{folder.path}: metrics.json, results.html")
 
 

@@ -7,7 +7,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +16,8 @@ from rich.text import Text
 from bitmaps.errors import as_text
 from bitmaps.report.comparison import Comparison
 from bitmaps.runs.analysis import Analysis
-from bitmaps.vocabulary import RowKind
+from bitmaps.runs.records import Row, columns, headline
+from bitmaps.vocabulary import VALUE_SETS, RowKind, Task
 
 INPUTS = {"mask": "at [MASK]", "random": "random piece", "unchanged": "unchanged"}
 
@@ -44,6 +45,27 @@ def console() -> Console:
 def say(line: str) -> None:
     """Print one line."""
     console().print(as_text(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def kept(rows: Sequence[Row]) -> str:
+    """What the last row keeps of the quality of the unbinarized one, in words; empty where there is
+    none to compare with.
+
+    Of masked words it is the accuracy that is compared, which has the same zero for all models.
+    """
+    own, whole = rows[-1], rows[0]
+    if own.facts.values is None or whole.kind is not RowKind.unbinarized:
+        return ""
+    name = "accuracy" if own.facts.task is Task.masked_lm else headline([own, whole])
+    ours, theirs = getattr(own.scores, name), getattr(whole.scores, name)
+    if not theirs or ours is None:
+        return ""
+    what = own.facts.components if own.facts.components != "none" else "word table"
+    return (
+        f"{what} in {VALUE_SETS[own.facts.values]}, {own.kind}: {100 * ours / theirs:.1f} % of "
+        f"full precision by {columns()[name].heading}, in {own.size.memory_mib:.1f} of "
+        f"{whole.size.memory_mib:.1f} MiB"
+    )
 
 
 def print_table(comparison: Comparison) -> None:
