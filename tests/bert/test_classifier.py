@@ -165,9 +165,9 @@ def test_two_classes_without_names_are_those_of_transformers(tmp_path: Path) -> 
         ({"id2label": ["a", "b"]}, "id2label is no table of classes"),
         (
             {"bitmaps": {"task": "translation"}},
-            "bitmaps.task is 'translation'; valid are masked_lm",
+            r"bitmaps\.task is 'translation'; valid are masked_lm",
         ),
-        ({"bitmaps": {"task": []}}, "bitmaps.task is"),
+        ({"bitmaps": {"task": []}}, r"bitmaps\.task is"),
         ({"id2label": {"0": "a", "1": "b"}}, r"classifier\.weight has shape \(4, 16\)"),
     ],
 )
@@ -181,7 +181,7 @@ def test_a_table_of_classes_that_cannot_be_is_refused(
 
 
 def test_a_checkpoint_without_a_classifier_is_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match="has no classifier .*train.py task=classification"):
+    with pytest.raises(InputError, match=r"has no classifier .*train\.py task=classification"):
         load(folder, task=Task.classification)
 
 
