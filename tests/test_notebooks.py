@@ -40,8 +40,8 @@ def check_outputs(notebook: NotebookNode) -> None:
     assert "Warning" not in text
 
 
-def test_there_are_three() -> None:
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03"]
+def test_there_are_four() -> None:
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04"]
 
 
 @each
