@@ -159,6 +159,7 @@ def quieten_libraries() -> None:
         "Checkpoint directory .* exists and is not empty",
         # and may go on without one of its callbacks
         "Be aware that when using `ckpt_path`",
+        "Metric `SpearmanCorrcoef` will save all targets",  # as it must
         ".*isinstance.treespec, LeafSpec.*",  # of Lightning 2.6 on torch 2.13
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from bitmaps.errors import InputError
 
 MODES = ("mean", "cls", "max")
-PACKAGES = ("sentence_transformers.models.", "sentence_transformers.sentence_transformer.modules.")
-"""What stands before the names of modules, in older and in newer folders."""
+PACKAGE = "sentence_transformers."
 KNOWN = ("Transformer", "Pooling", "Normalize")
 OTHER_MODES = (
     "pooling_mode_mean_sqrt_len_tokens",
@@ -66,7 +65,7 @@ class Pooling:
         names = ["Transformer", "Pooling", *(["Normalize"] if self.normalize else [])]
         paths = ["", "1_Pooling", "2_Normalize"]
         modules = [
-            {"idx": i, "name": str(i), "path": paths[i], "type": f"{PACKAGES[0]}{name}"}
+            {"idx": i, "name": str(i), "path": paths[i], "type": f"{PACKAGE}models.{name}"}
             for i, name in enumerate(names)
         ]
         pooling = {
@@ -97,8 +96,7 @@ def modules_of(folder: Path) -> list[tuple[str, str]]:
         kind, path = (
             str(module.get(key, "")) if isinstance(module, dict) else "" for key in ("type", "path")
         )
-        package = next((one for one in PACKAGES if kind.startswith(one)), "")
-        name = kind.removeprefix(package).rpartition(".")[2] if package else kind
+        name = kind.rpartition(".")[2] if kind.startswith(PACKAGE) else kind
         if name not in KNOWN:
             raise InputError(
                 f"{file} names the module {kind!r}, which has no place here; "

@@ -266,7 +266,7 @@ def of_classifier(cfg: DictConfig, run: Path, given: list[str]) -> None:
 
 
 def has_model(run: Path) -> bool:
-    return (run / "model" / "config.json").is_file()
+    return any((folder / "config.json").is_file() for folder in (run / "model", run))
 
 
 def trained_config(cfg: DictConfig, run: Path, given: list[str]) -> DictConfig:

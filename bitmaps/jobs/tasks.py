@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -183,7 +184,8 @@ class SentenceVectors(TaskJob[PlainSentences, ScoredVectors]):
             )
             scores = Tensor(self.judged.scores)
             cosines = F.cosine_similarity(first, second, dim=-1)
-            judged = dict(zip(("spearman", "pearson"), correlations(cosines, scores), strict=True))
+            found = map(defined, correlations(cosines, scores))
+            judged = dict(zip(("spearman", "pearson"), found, strict=True))
         return Found(
             Scores(
                 cosine=results.get("cosine"),
@@ -217,7 +219,7 @@ class SentenceClasses(TaskJob[LabeledSentences, ScoredClasses]):
         return ScoredClasses(model)
 
     def found(self, scorer: ScoredClasses, split: Split) -> Found:
-        results: dict[str, Any] = dict(scorer.results)
+        results: dict[str, Any] = {n: defined(value) for n, value in scorer.results.items()}
         loss, sentences = results.pop("loss"), int(results.pop("sentences"))
         if self.data.labels:
             results["cross_entropy"] = loss
@@ -266,6 +268,11 @@ def judged_pairs(path: str) -> Examples:
     if not (file := Path(path).expanduser()).is_file():
         raise InputError(f"similarity={path} is no file")
     return read_examples(file, scored_pairs=True)
+
+
+def defined(value: float) -> float | None:
+    """A number, or ``None`` for the NaN of a correlation with what is always the same."""
+    return None if math.isnan(value) else value
 
 
 def known_scores(results: dict[str, float]) -> KnownScores:

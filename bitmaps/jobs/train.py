@@ -123,11 +123,15 @@ class Training:
         config = self.config
         if self.needs_teacher():
             self.setup = replace(self.setup, pretrained=self.fine_tuned(facts))
-        if has_classifier(folder_of := self.setup.pretrained.folder):
-            facts = replace(facts, teacher=str(folder_of.parent))
+        if has_classifier(classifier := self.setup.pretrained.folder):
+            run = classifier.parent
+            source = run if (run / "config.yaml").is_file() else classifier
+            facts = replace(facts, teacher=str(source))
         seed_everything(config.seed, verbose=False)
         student, calibrated_on = self.student()
         loss = LossWeights(**config.loss.weights())
+        if self.setup.pretrained.labels is not None:  # a new classifier has no teacher
+            loss, facts = LossWeights(), replace(facts, loss="tokens")
         module = self.setup.task.trained(
             student,
             self.setup.pretrained.load() if loss.distill else None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -38,7 +37,7 @@ def shaping_keys(config: BertConfig) -> dict[str, Any]:
     if config.task is not Task.masked_lm:  # which older files do not name
         keys["task"] = config.task
     if config.task is Task.sentence_embedding:
-        keys["pooling"] = asdict(config.pooling)
+        keys["pooling"] = {"mode": config.pooling.mode, "normalize": config.pooling.normalize}
     return keys
 
 

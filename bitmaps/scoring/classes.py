@@ -45,7 +45,9 @@ class ScoredClasses(Scored):
                     num_classes=classes,
                     average="none" if classes == 2 else "macro",
                 ),
-                "matthews": MatthewsCorrCoef(task="multiclass", num_classes=classes),
+                # One class more than there are: for two, torchmetrics gives a model that always
+                # says the same a number above 0.
+                "matthews": MatthewsCorrCoef(task="multiclass", num_classes=classes + 1),
             }
         else:
             metrics = {"spearman": SpearmanCorrCoef(), "pearson": PearsonCorrCoef()}
@@ -60,10 +62,10 @@ class ScoredClasses(Scored):
             raise FloatingPointError("logits that are NaN or infinite")
         labels = batch["labels"]
         self.mean_loss.update(classification_error(logits, labels), len(labels))
-        classes = bool(self.model.config.labels)
-        self.metrics.update(
-            logits if classes else logits[:, 0].double(), labels if classes else labels.double()
-        )
+        if self.model.config.labels:
+            self.metrics.update(logits.argmax(-1), labels)
+        else:
+            self.metrics.update(logits[:, 0].double(), labels.double())
 
     def compute_results(self) -> dict[str, float]:
         results = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -78,7 +79,7 @@ class Agreement(Metric):
         Raises:
             FloatingPointError: when a number is NaN or infinite.
         """
-        if not vectors.isfinite().all():
+        if not (vectors.isfinite().all() and originals.isfinite().all()):
             raise FloatingPointError("a vector that holds NaN or infinity")
         self.vectors.append(vectors.float())
         self.originals.append(originals.float())
@@ -131,6 +132,8 @@ class ScoredVectors(Scored):
 def correlations(cosines: Tensor, scores: Tensor) -> tuple[float, float]:
     """Spearman's and Pearson's correlation of cosines with judgements, times 100; NaN where all of
     either are equal."""
+    if any(bool((values == values[0]).all()) for values in (cosines, scores)):
+        return math.nan, math.nan
     return (
         100 * spearman_corrcoef(cosines.double(), scores.double()).item(),
         100 * pearson_corrcoef(cosines.double(), scores.double()).item(),
