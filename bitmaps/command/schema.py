@@ -345,6 +345,11 @@ class Train(Common):
             raise InputError(
                 f"teacher={self.teacher} has no effect with binarize=none, which trains a teacher"
             )
+        if self.loss.vectors and self.task is not Task.sentence_embedding:
+            raise InputError(
+                f"loss.vectors={self.loss.vectors} has no effect with task={self.task}: "
+                "it is for sentence_embedding"
+            )
         labels = ("cross_entropy",)
         weights = {n: w for n, w in self.loss.weights().items() if w and n not in labels}
         if self.task is Task.sentence_embedding and not weights:

@@ -328,7 +328,7 @@ def test_training_with_a_recipe_lowers_its_loss(recipe: str, tiny: Bert, ids: to
 def test_a_recipe_has_its_own_loss(recipe: str) -> None:
     composed = config(f"recipe={recipe}")
     name, weights = LOSSES[recipe]
-    parts = {"cross_entropy", "logits", "hidden", "directions", "attention", "relations"}
+    parts = {"cross_entropy", "logits", "hidden", "directions", "attention", "relations", "vectors"}
     assert composed.loss.weights() == dict.fromkeys(parts, 0.0) | weights
     assert composed.loss.name == composed.facts().loss == name
     # a teacher is run for those that distil, alone
