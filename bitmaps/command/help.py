@@ -103,6 +103,10 @@ def comments(path: Path) -> dict[str, str]:
     return found
 
 
+OF_ANOTHER = re.compile(r"\$\{(\w+)\}")
+"""A choice that is the one of another group."""
+
+
 def groups(conf: Path, command: str) -> list[Group]:
     """The groups in the defaults list of ``conf/<command>.yaml``, in its order.
 
@@ -111,11 +115,13 @@ def groups(conf: Path, command: str) -> list[Group]:
     text = (conf / "train.yaml").read_text(encoding="utf-8")
     purposes = dict(re.findall(r"^  - (\w+): \S+ # (.*)$", text, re.M))
     own = yaml.safe_load((conf / f"{command}.yaml").read_text(encoding="utf-8"))
-    found = []
+    found: list[Group] = []
     for default in own["defaults"]:
         if not isinstance(default, dict):  # the schema, or _self_
             continue
         for name, chosen in default.items():
+            if isinstance(chosen, str) and (other := OF_ANOTHER.fullmatch(chosen)):
+                chosen = next(group.default for group in found if group.name == other[1])
             options = [read_option(path) for path in sorted((conf / name).glob("*.yaml"))]
             if name == "experiment":
                 options = [

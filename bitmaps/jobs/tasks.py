@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -16,6 +16,7 @@ from torch import Tensor
 from bitmaps.bert import Bert
 from bitmaps.command.parts import Data
 from bitmaps.command.schema import Common
+from bitmaps.data.batches import Example
 from bitmaps.data.classified import LabeledSentences, classes_of
 from bitmaps.data.labeled import LabeledSource
 from bitmaps.data.module import MaskedSentences, Sentences
@@ -82,26 +83,34 @@ class TaskJob(ABC, Generic[D, S]):
 
 
 class MaskedWords(TaskJob[MaskedSentences, ScoredModel]):
-    """Attributes:
-    shown: the sentences that every model fills in, the user's own first.
+    """Masked words.
+
+    Args:
+        shown: sentences that every model fills in.
     """
 
-    def __init__(self, config: Common, pretrained: Pretrained, splits: set[str]) -> None:
-        folder, data = str(pretrained.folder), config.data
-        self.data = MaskedSentences(
-            text_source(data),
+    def __init__(self, data: MaskedSentences, shown: Sequence[Example] = ()) -> None:
+        self.data, self.shown = data, list(shown)
+        self.tokenizer = tokenizer_of(data.tokenizer_folder)
+
+    @classmethod
+    def of(cls, config: Common, pretrained: Pretrained, splits: set[str]) -> MaskedWords:
+        """What a configuration asks for; the user's own sentence is shown first."""
+        folder, chosen = str(pretrained.folder), config.data
+        data = MaskedSentences(
+            text_source(chosen),
             folder,
             mask_seed=config.mask_seed,
             mask_sets=config.mask_sets,
-            length=data.length,
+            length=chosen.length,
             **sizes(config),
         )
-        self.tokenizer = tokenizer_of(folder)
         positions = pretrained.shape.max_position_embeddings
-        own = [] if config.text is None else [sentence_of(config.text, self.tokenizer, positions)]
+        own = config.text
+        shown = [] if own is None else [sentence_of(own, tokenizer_of(folder), positions)]
         for split in splits:
-            self.data.read(split)
-        self.shown = own + chosen_sentences(self.data.examples(data.split), config.mask_seed)
+            data.read(split)
+        return cls(data, shown + chosen_sentences(data.examples(chosen.split), config.mask_seed))
 
     def scorer(self, model: Bert, split: Split) -> ScoredModel:
         return ScoredModel(model, sentences=self.data.count(split))
@@ -230,7 +239,7 @@ class SentenceClasses(TaskJob[LabeledSentences, ScoredClasses]):
 
 
 JOBS: dict[Task, Callable[[Common, Pretrained, set[str]], TaskJob[Any, Any]]] = {
-    Task.masked_lm: MaskedWords,
+    Task.masked_lm: MaskedWords.of,
     Task.sentence_embedding: SentenceVectors,
     Task.classification: SentenceClasses,
 }

@@ -50,7 +50,7 @@ def test_the_schema_is_that_of_its_command() -> None:
 
 def test_conf_is_found() -> None:
     assert {path.name for path in CONF.glob("*.yaml")} == {"train.yaml", "evaluate.yaml"}
-    assert len(FILES) == 55
+    assert len(FILES) == 63
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
@@ -69,14 +69,21 @@ def test_every_file_can_be_chosen() -> None:
     assert groups == CHOICES["train"] | CHOICES["evaluate"]
 
 
+NEEDED = {  # what a choice takes beside it
+    ("model", "hub"): ["model.source=x"],
+    ("data", "labeled"): ["task=classification"],
+    ("data", "glue"): ["task=classification"],
+    ("task", "classification"): ["data=labeled"],
+    ("training", "sentence_embedding"): ["task=sentence_embedding"],
+}
+
+
 @pytest.mark.parametrize(
     ("command", "group", "choice"),
     [(command, *pair) for command in CHOICES for pair in sorted(CHOICES[command])],
 )
 def test_every_choice_composes_and_passes_its_check(command: str, group: str, choice: str) -> None:
-    composed = config(
-        command, f"{group}={choice}", *(["model.source=x"] if choice == "hub" else [])
-    )
+    composed = config(command, f"{group}={choice}", *NEEDED.get((group, choice), []))
     composed.check()
     if group in ("binarize", "model", "data", "recipe", "loss"):
         assert getattr(composed, group).name == choice
@@ -106,7 +113,8 @@ def test_a_recipe_brings_its_loss_unless_another_is_chosen() -> None:
     assert config("train", "loss=common", "recipe=bwn").loss.name == "common"
     assert config("train", "recipe=bwn", "loss=common").recipe.name == "bwn"
     assert config("train", "recipe=bwn", "loss.attention=3").loss.weights() == {
-        "cross_entropy": 0, "logits": 1, "hidden": 1, "directions": 0, "attention": 3, "relations": 0
+        "cross_entropy": 0, "logits": 1, "hidden": 1, "directions": 0, "attention": 3, "relations": 0,
+        "vectors": 0,
     }  # fmt: skip
 
 

@@ -42,9 +42,8 @@ def test_wandb_reads_the_specification_back() -> None:
     assert not any(isinstance(panel, wr.UnknownPanel) for panel in panels)
 
 
-def test_the_comparison_has_bars_for_the_five_measures_size_against_quality_and_curves() -> None:
+def test_the_comparison_has_bars_for_the_measures_size_against_quality_and_curves() -> None:
     made = workspace("me", "bitmaps")
-    assert list(measures()) == ["cross_entropy", "accuracy", "mrr", "inference_ms", "memory_mib"]
     panels = json.loads(specification(made))["section"]["panelBankConfig"]["sections"]
     configs = {panel["viewType"]: [] for section in panels for panel in section["panels"]}  # type: dict[str, list[Any]]
     for section in panels:
