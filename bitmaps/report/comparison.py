@@ -19,7 +19,7 @@ from bitmaps.errors import InputError, as_text
 from bitmaps.runs.folder import read_rows, read_state
 from bitmaps.runs.records import Column, Facts, Role, Row, columns, fields_with, measures
 from bitmaps.runs.search import runs_below
-from bitmaps.vocabulary import GROUPS, VALUE_SETS, Component, RowKind, Scale, Status, ValueSet
+from bitmaps.vocabulary import GROUPS, VALUE_SETS, Component, RowKind, Scale, Status, Task, ValueSet
 
 REFERENCES = (RowKind.unbinarized, RowKind.naive)  # the seed of a training leaves them as they are
 
@@ -255,6 +255,7 @@ def in_words(text: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{name.replace('_', ' ')} {'none' if value is None else value}"
         for name, value in text.items()
+        if (name, value) != ("task", Task.masked_lm)
     )
 
 

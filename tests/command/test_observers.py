@@ -44,7 +44,8 @@ def test_a_training_is_recorded_with_all_that_the_dashboard_shows(
     assert {name: found.summary[name] for name in measured} == {n: row[n] for n in measured}
     before = rows_of("r")["unbinarized"]
     assert found.summary["unbinarized/cross_entropy"] == before["cross_entropy"]
-    assert set(CURVES) <= set(found.curves)
+    of_other_tasks = {"val/recall_at_10", "val/loss"}
+    assert set(CURVES) - of_other_tasks <= set(found.curves)
     assert {"val/cross_entropy", "train/loss"} <= set(read_curves(Path("r")))  # for the report
     assert found.config["optimizer.lr"] == 4e-4
     names = ("row", "components", "values", "steps", "scale")

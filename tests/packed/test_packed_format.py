@@ -461,7 +461,9 @@ def test_the_config_says_that_it_is_packed_and_what_was_binarized(tiny: Bert, pa
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         assert config["model_type"] == "bitmaps"
         assert config["architectures"] == ["bitmaps.packed"]
-        assert config["bitmaps"] == {"components": "layers", "embeddings": embeddings or "fp32"}
+        assert config["bitmaps"] == {
+            "components": "layers", "embeddings": embeddings or "fp32", "task": "masked_lm"
+        }  # fmt: skip
         assert config["hidden_size"] == 16
         assert load(folder, "a8").config.bitmaps == config["bitmaps"]
     assert {file.name for file in folder.iterdir()} >= {
