@@ -343,6 +343,13 @@ def load(
         raise InputError(f"{where}{error}") from error
 
 
+def write_pooling(config: BertConfig, folder: Path) -> None:
+    """Write the files of sentence-transformers beside a sentence encoder; nothing for other
+    tasks."""
+    if config.task is Task.sentence_embedding:
+        config.pooling.write(folder, config.hidden_size, config.max_position_embeddings)
+
+
 def save(model: Bert, folder: Path) -> None:
     """Write ``config.json`` and ``model.safetensors`` in Hugging Face's layout, a tied tensor once,
     and for a sentence encoder the files of sentence-transformers.
@@ -366,8 +373,7 @@ def save(model: Bert, folder: Path) -> None:
     with (folder / "config.json").open("x", encoding="utf-8") as file:
         json.dump(config.to_dict(), file, indent=2, sort_keys=True)
         file.write("\n")
-    if config.task is Task.sentence_embedding:
-        config.pooling.write(folder, config.hidden_size, config.max_position_embeddings)
+    write_pooling(config, folder)
     tensors = {hugging_face_name(name): p.detach().contiguous() for name, p in parameters.items()}
     if untied:  # transformers looks for both names of the bias then
         tensors["cls.predictions.bias"] = tensors[f"{DECODER}.bias"].clone()

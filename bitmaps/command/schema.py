@@ -292,9 +292,9 @@ class Train(Common):
         if self.task is not Task.sentence_embedding:
             del found["loss.vectors"]
         if self.task is Task.classification and self.binarize.components:
-            fine_tuning = {"fine_tuning.lr": self.fine_tuning.lr}
-            fine_tuning["fine_tuning.max_steps"] = self.fine_tuning.max_steps
-            found |= fine_tuning if self.teacher is None else {"teacher": self.teacher}
+            own = {"lr": self.fine_tuning.lr, "max_steps": self.fine_tuning.max_steps}
+            given = {"teacher": self.teacher}
+            found |= flat(own, "fine_tuning") if self.teacher is None else given
         return super().settings() | {k: v for k, v in found.items() if k not in facts}
 
     def check(self) -> None:

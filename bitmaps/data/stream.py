@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import IterableDataset
@@ -75,19 +76,13 @@ class TrainingStream(Stream):
 
     Args:
         vocabulary: the ids that masking needs.
+        settings, named: of ``Stream``, after the sentences.
     """
 
     def __init__(
-        self,
-        sentences: list[np.ndarray],
-        vocabulary: Vocabulary,
-        batch_size: int,
-        seed: int,
-        start: int = 0,
-        rank: int = 0,
-        world: int = 1,
+        self, sentences: Sequence[np.ndarray], vocabulary: Vocabulary, *settings: Any, **named: Any
     ) -> None:
-        super().__init__(sentences, batch_size, seed, start, rank, world)
+        super().__init__(sentences, *settings, **named)
         self.vocabulary = vocabulary
 
     def masked(self, sentence: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -250,8 +250,7 @@ def text_source(data: Data) -> Source:
 
 
 def labeled_source(data: Data) -> LabeledSource:
-    given = data.columns
-    columns = Columns(given.sentence, given.sentence1, given.sentence2, given.label, given.score)
+    columns = Columns(**asdict(data.columns))
     return LabeledSource(data.name, data.dir, data.configuration, columns)
 
 

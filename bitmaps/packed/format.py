@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bitmaps.bert import Bert, BertConfig
-from bitmaps.bert.checkpoint import config_of, hugging_face_name
+from bitmaps.bert.checkpoint import config_of, hugging_face_name, write_pooling
 from bitmaps.bert.head import Head
 from bitmaps.bert.model import on_meta
 from bitmaps.errors import InputError
@@ -28,7 +28,7 @@ from bitmaps.packed.encoder import PackedEncoder
 from bitmaps.packed.integrity import digest, read_content, write
 from bitmaps.packed.layers import PackedAttention, PackedEmbedding, PackedFeedForward, PackedLinear
 from bitmaps.packed.weights import PackedWeight, PacksItself
-from bitmaps.vocabulary import Act, Activations, Storage, Task
+from bitmaps.vocabulary import Act, Activations, Storage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -149,10 +149,7 @@ def save(
     }
     write(draft / FILE, tensors, metadata)
     tokenizer.save_pretrained(draft)
-    if model.config.task is Task.sentence_embedding:
-        model.config.pooling.write(
-            draft, model.config.hidden_size, model.config.max_position_embeddings
-        )
+    write_pooling(model.config, draft)
     draft.rename(folder)
 
 

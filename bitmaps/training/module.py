@@ -24,7 +24,7 @@ from bitmaps.metrics import IGNORE
 from bitmaps.scoring.classes import ScoredClasses, classification_error
 from bitmaps.scoring.module import Scored, ScoredModel
 from bitmaps.scoring.vectors import ScoredVectors
-from bitmaps.training.losses import LossWeights, distances, run, run_classes, run_vectors
+from bitmaps.training.losses import Forward, LossWeights, distances, run, run_classes, run_vectors
 from bitmaps.training.sharding import shard
 
 
@@ -70,6 +70,22 @@ class Trained(Scored):
     @abstractmethod
     def parts(self, batch: Batch) -> dict[str, Tensor]:
         """The parts of the loss, by the names of their weights."""
+
+    def compared(
+        self, forward: Callable[[Bert], Forward], mask: Tensor
+    ) -> tuple[Forward, dict[str, Tensor]]:
+        """What the student makes of a batch, and its distances from what the teacher makes of it.
+
+        Args:
+            forward: runs a model on the batch.
+            mask: (batch, length), true at tokens.
+        """
+        student, parts = forward(self.model), {}
+        for model in self._teacher:
+            with torch.no_grad():
+                teacher = forward(model)
+            parts = distances(student, teacher, mask.bool(), self.loss)
+        return student, parts
 
     def configure_model(self) -> None:
         """Shard the model, if the strategy trains parts of it. The whole one is kept aside."""
@@ -146,36 +162,24 @@ class MaskedLanguageModel(Trained, ScoredModel):
     """Learns masked words: the true ones, and what the teacher predicts at every masked token."""
 
     def parts(self, batch: Batch) -> dict[str, Tensor]:
-        targets, tokens = batch["labels"] != IGNORE, batch["attention_mask"].bool()
+        targets, mask = batch["labels"] != IGNORE, batch["attention_mask"]
         ids, masked = self.mask_more(batch["input_ids"], targets)
         project = self.loss.of_projections
-        student = run(self.model, ids, batch["attention_mask"], masked, project)
+        student, parts = self.compared(lambda model: run(model, ids, mask, masked, project), mask)
         # a small batch may have no masked token: 0, not the NaN of a mean over nothing
         of_targets = student.logits[targets[masked]].float()
         labels = batch["labels"][targets]
         total = F.cross_entropy(of_targets, labels, reduction="sum")
-        parts = {"cross_entropy": total / max(1, len(of_targets))}
-        for model in self._teacher:
-            with torch.no_grad():
-                teacher = run(model, ids, batch["attention_mask"], masked, project)
-            parts |= distances(student, teacher, tokens, self.loss)
-        return parts
+        return {"cross_entropy": total / max(1, len(of_targets)), **parts}
 
 
 class SentenceEncoder(Trained, ScoredVectors):
     """Learns the vectors of a teacher, and which sentences of a batch are alike by them."""
 
     def parts(self, batch: Batch) -> dict[str, Tensor]:
-        mask = batch["attention_mask"]
-        none = torch.zeros_like(mask)
-        ids, _ = self.mask_more(batch["input_ids"], none)
-        project = self.loss.of_projections
-        student = run_vectors(self.model, ids, mask, project)
-        parts = {}
-        for model in self._teacher:
-            with torch.no_grad():
-                teacher = run_vectors(model, ids, mask, project)
-            parts = distances(student, teacher, mask, self.loss)
+        mask, project = batch["attention_mask"], self.loss.of_projections
+        ids, _ = self.mask_more(batch["input_ids"], torch.zeros_like(mask))
+        _, parts = self.compared(lambda model: run_vectors(model, ids, mask, project), mask)
         return parts
 
 
@@ -184,16 +188,12 @@ class SentenceClassifier(Trained, ScoredClasses):
 
     def parts(self, batch: Batch) -> dict[str, Tensor]:
         mask, types = batch["attention_mask"], batch["token_type_ids"]
-        none = torch.zeros_like(mask)
-        ids, _ = self.mask_more(batch["input_ids"], none)
+        ids, _ = self.mask_more(batch["input_ids"], torch.zeros_like(mask))
         project = self.loss.of_projections
-        student = run_classes(self.model, ids, mask, types, project)
-        parts = {"cross_entropy": classification_error(student.logits, batch["labels"])}
-        for model in self._teacher:
-            with torch.no_grad():
-                teacher = run_classes(model, ids, mask, types, project)
-            parts |= distances(student, teacher, mask, self.loss)
-        return parts
+        student, parts = self.compared(
+            lambda model: run_classes(model, ids, mask, types, project), mask
+        )
+        return {"cross_entropy": classification_error(student.logits, batch["labels"]), **parts}
 
 
 def move_checkpoints(state: dict[str, Any], folder: str) -> None:
