@@ -350,9 +350,11 @@ class Train(Common):
                 f"loss.vectors={self.loss.vectors} has no effect with task={self.task}: "
                 "it is for sentence_embedding"
             )
-        labels = ("cross_entropy",)
-        weights = {n: w for n, w in self.loss.weights().items() if w and n not in labels}
-        if self.task is Task.sentence_embedding and not weights:
+        if self.task is not Task.sentence_embedding:
+            return
+        weighing = {name for name, weight in self.loss.weights().items() if weight}
+        # the task itself adds the vectors to whatever loss was chosen
+        if not weighing - {"cross_entropy"} or weighing == {"cross_entropy", "vectors"}:
             raise InputError(
                 f"loss={self.loss.name} learns from labels, and task={self.task} has none; "
                 "valid is a loss with another part, such as common"
