@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -62,7 +63,9 @@ class TransformersBert(PreTrainedModel):
     def save_pretrained(  # type: ignore[override]  # takes no option rather than ignore it
         self, save_directory: str | os.PathLike[str]
     ) -> None:
-        """Write a folder that ``BertForMaskedLM`` and ``bitmaps.load`` open (``checkpoint.save``).
+        """Write a folder that ``AutoModelForMaskedLM`` and ``bitmaps.load`` open.
+
+        See ``checkpoint.save``.
 
         Raises:
             TypeError: for a packed model, whose folder can be copied instead.
@@ -85,6 +88,6 @@ def to_transformers(model: Bert) -> TransformersBert:
         raise TypeError(
             f"to_transformers wraps masked-language models, and this is for {model.config.task}"
         )
-    values = model.config.to_dict()
+    values = replace(model.config, model_type="bert").to_dict()  # the equal BERT's
     kept = {name: values[name] for name in values if name not in ("model_type", "bitmaps")}
     return TransformersBert(TransformersConfig(**kept), model).eval()

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bert.folders import write_roberta
 from command.commands import PIECES, WORDS, contents, rows_of, write_model, write_text
-from transformers import BertTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizer
 
 from bitmaps.bert import Bert, BertConfig
-from bitmaps.bert.checkpoint import save
+from bitmaps.bert.checkpoint import load, save
 from bitmaps.bert.pooling import Pooling
 from bitmaps.vocabulary import Task
 
@@ -201,3 +202,28 @@ def test_jobs_of_a_classification_share_their_teacher(
         *classes, f"teacher={words}", f"hydra.run.dir={tmp_path}/untaught", code=2
     )  # fmt: skip
     assert "is no classifier; valid is a run of" in refused
+
+
+def test_a_roberta_is_trained_and_opens_as_one(text: Path, tmp_path: Path) -> None:
+    source, folder = tmp_path / "roberta", tmp_path / "run"
+    source.mkdir()
+    write_roberta(source, (text / "train.txt").read_text(encoding="utf-8").splitlines())
+    run(
+        "train.py", *FEW, f"model.source={source}", "data=text", f"data.dir={text}",
+        f"hydra.run.dir={folder}",
+    )  # fmt: skip
+    run("evaluate.py", f"checkpoint={folder}/packed", "activations=float", "measure=none",
+        f"hydra.run.dir={tmp_path}/packed")  # fmt: skip
+    trained, packed = (
+        rows_of(f)[r] for f, r in ((folder, "trained"), (tmp_path / "packed", "packed"))
+    )
+    assert packed["cross_entropy"] == pytest.approx(trained["cross_entropy"], abs=2e-3)
+    model, tokenizer = (
+        opener.from_pretrained(folder / "model") for opener in (AutoModelForMaskedLM, AutoTokenizer)
+    )
+    assert type(model).__name__ == "RobertaForMaskedLM"
+    ours = load(folder / "model")
+    batch = tokenizer("a cat saw a dog", return_tensors="pt")
+    with torch.no_grad():
+        expected = model.eval()(**batch).logits
+        torch.testing.assert_close(ours(**batch), expected, atol=1e-5, rtol=0)

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bitmaps.bert.config import ARCHITECTURES, BertConfig
+from bitmaps.bert.config import BertConfig
+from bitmaps.bert.families import FAMILIES, joined, parts_of
 from bitmaps.bert.finding import check_sha256, locate
 from bitmaps.bert.head import Head
 from bitmaps.bert.model import Bert, on_meta
@@ -83,10 +84,8 @@ def hugging_face_name(name: str) -> str:
     >>> hugging_face_name("head.norm.bias")
     'cls.predictions.transform.LayerNorm.bias'
     """
-    module, _, tensor = name.rpartition(".")
-    number = re.search(r"\.(\d+)\.", module)
-    pattern = re.sub(r"\.\d+\.", ".{}.", module)
-    return f"{MODULES[pattern].format(number[1] if number else '')}.{tensor}"
+    module, number, tensor = parts_of(name)
+    return joined(MODULES[module], number, tensor)
 
 
 def apply_adapter(tensors: dict[str, Tensor], path: Path, checkpoint: Path) -> None:
@@ -302,7 +301,7 @@ def is_sentence_encoder(folder: Path) -> bool:
         named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return named == [ARCHITECTURES[Task.sentence_embedding]]
+    return named in [[family.architecture(Task.sentence_embedding)] for family in FAMILIES.values()]
 
 
 def load(
@@ -333,14 +332,15 @@ def load(
     config = config_of(folder, task)
     config = config if labels is None else replace(config, labels=labels)
     try:
-        tensors = read_tensors(folder)
+        tensors = read_tensors(folder, config)
         if adapter is not None:
             config, tensors = settle(config, tensors)  # before one of two equal matrices changes
             apply_adapter(tensors, Path(adapter), folder / "model.safetensors")
         return build(config, tensors, head)
     except InputError as error:
         where = "" if str(folder) in str(error) else f"{folder}: "
-        raise InputError(f"{where}{error}") from error
+        names = "" if config.model_type == "bert" else " (tensors are named as in a BERT)"
+        raise InputError(f"{where}{error}{names}") from error
 
 
 def write_pooling(config: BertConfig, folder: Path) -> None:
@@ -375,9 +375,11 @@ def save(model: Bert, folder: Path) -> None:
         file.write("\n")
     write_pooling(config, folder)
     tensors = {hugging_face_name(name): p.detach().contiguous() for name, p in parameters.items()}
-    if untied:  # transformers looks for both names of the bias then
+    if untied and config.family.names_bias_twice:  # transformers looks for both names then
         tensors["cls.predictions.bias"] = tensors[f"{DECODER}.bias"].clone()
+    tensors = config.family.own_tensors(tensors, config.pad_token_id)
     # a sentence encoder is a body alone, whose names have no `bert.`
     if config.task is Task.sentence_embedding:
-        tensors = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+        body = f"{config.family.prefix}."
+        tensors = {name.removeprefix(body): tensor for name, tensor in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

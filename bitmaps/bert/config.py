@@ -9,27 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from bitmaps.bert.activations import check_activation
+from bitmaps.bert.families import FAMILIES, Family, family_of
 from bitmaps.bert.pooling import Pooling
 from bitmaps.errors import InputError
 from bitmaps.vocabulary import Activations, LinearName, Task, components_of
 
 LARGEST = sys.float_info.max  # JSON has larger integers
-ARCHITECTURES = {
-    Task.masked_lm: "BertForMaskedLM",
-    Task.sentence_embedding: "BertModel",
-    Task.classification: "BertForSequenceClassification",
-}
-"""The class of ``transformers`` for each task."""
 
 
 @dataclass(frozen=True)
 class BertConfig:
     """Sizes and constants of a BERT; the defaults are those of ``bert-base-uncased``.
 
-    Field names are Hugging Face's, so a ``config.json`` reads straight into it. ``bitmaps`` says
-    what was binarized, and how, in a model that this project wrote; it is ``None`` in any other.
+    Field names are Hugging Face's, so a BERT's ``config.json`` reads straight into it. ``bitmaps``
+    says what was binarized, and how, in a model that this project wrote; it is ``None`` in any
+    other.
 
     Attributes:
+        model_type: the architecture that its folder has, a row of ``FAMILIES``. All sizes here are
+            those of the equal BERT.
         task: what the model is for, which decides what its head is.
         pooling: how a sentence encoder makes its vector.
         labels: the names of the classes of a classifier, in the order of its outputs. A classifier
@@ -54,6 +52,7 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = True
+    model_type: str = "bert"
     task: Task = Task.masked_lm
     pooling: Pooling = field(default_factory=Pooling)
     labels: tuple[str, ...] = ()
@@ -87,6 +86,7 @@ class BertConfig:
                 f"{self.num_attention_heads}"
             )
         check_activation(self.hidden_act)
+        self.family.first_position(self.pad_token_id)
         if not isinstance(self.bitmaps, dict | None):
             raise InputError(f"bitmaps must be an object or null, not {self.bitmaps!r}")
         if self.bitmaps and self.needed_activations() is not Activations.float:
@@ -95,6 +95,20 @@ class BertConfig:
                 components_of(str(self.bitmaps.get("components")))
             except ValueError as error:
                 raise InputError(f"bitmaps.components: {error}") from error
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.model_type]
+
+    @property
+    def architecture(self) -> str:
+        """The class in ``transformers`` of its folder's model."""
+        return self.family.architecture(self.task)
+
+    @property
+    def head_act(self) -> str:
+        """The function in the masked-LM head."""
+        return self.family.head_act or self.hidden_act
 
     @property
     def outputs(self) -> int:
@@ -129,13 +143,9 @@ class BertConfig:
         """Read the keys of a ``config.json``. Keys that do not shape the forward pass are ignored.
 
         Raises:
-            InputError: for another architecture than an absolute-position BERT encoder.
+            InputError: for another architecture than an absolute-position encoder of ``FAMILIES``.
         """
-        architecture = values.get("model_type", "bert")
-        if architecture not in ("bert", "bitmaps"):  # the second is a packed BERT
-            raise InputError(
-                f"model_type {architecture!r} is another architecture; valid is 'bert'"
-            )
+        model_type = family_of(values)
         positions = values.get("position_embedding_type") or "absolute"
         if positions != "absolute":
             raise InputError(
@@ -151,13 +161,13 @@ class BertConfig:
                 "quantized weights (quantization_config) are not supported; "
                 "valid are floating-point weights"
             )
-        known = {f.name for f in fields(cls)} - {"task", "pooling", "labels"}
-        kept = {
-            k: v for k, v in values.items() if k in known and (v is not None or k == "pad_token_id")
-        }
-        task = task_of(values)
+        known = {f.name for f in fields(cls)} - {"model_type", "task", "pooling", "labels"}
+        given = {k: v for k, v in values.items() if v is not None or k == "pad_token_id"}
+        in_bert = FAMILIES[model_type].keys_in_bert(given)
+        kept = {name: value for name, value in in_bert.items() if name in known}
+        task = task_of(values, model_type)
         labels = labels_of(values) if task is Task.classification else ()
-        return cls(**kept, task=task, labels=labels)
+        return cls(**kept, model_type=model_type, task=task, labels=labels)
 
     @classmethod
     def from_file(cls, path: Path) -> BertConfig:
@@ -179,7 +189,7 @@ class BertConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a ``config.json`` that ``transformers`` opens as a model of the task."""
-        values = asdict(self)
+        values = self.family.own_keys(asdict(self))
         for name in ("task", "pooling", "labels"):
             del values[name]
         if self.bitmaps is None:
@@ -191,10 +201,10 @@ class BertConfig:
                 "label2id": {name: number for number, name in enumerate(names)},
                 "problem_type": "single_label_classification" if self.labels else "regression",
             }
-        return {"architectures": [ARCHITECTURES[self.task]], "model_type": "bert"} | values
+        return {"architectures": [self.architecture]} | values
 
 
-def task_of(values: dict[str, Any]) -> Task:
+def task_of(values: dict[str, Any], model_type: str) -> Task:
     """The task that a ``config.json`` names. A body alone counts as a masked-language model.
 
     Raises:
@@ -206,7 +216,8 @@ def task_of(values: dict[str, Any]) -> Task:
             raise InputError(f"bitmaps.task is {said!r}; valid are {', '.join(Task)}")
         return Task(said)
     named = values.get("architectures")
-    classifies = isinstance(named, list) and ARCHITECTURES[Task.classification] in named
+    classifier = FAMILIES[model_type].architecture(Task.classification)
+    classifies = isinstance(named, list) and classifier in named
     return Task.classification if classifies else Task.masked_lm
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from bitmaps.bert.activations import activation
@@ -19,7 +18,7 @@ class Head(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.transform = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = activation(config.hidden_act)
+        self.activation = activation(config.head_act)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
@@ -28,17 +27,18 @@ class Head(nn.Module):
 
 
 class Classifier(nn.Module):
-    """``classifier(tanh(pooler(x)))`` for the state x of [CLS]: a score for every class.
+    """``classifier(act(pooler(x)))`` for the state x of [CLS]: a score for every class.
 
-    Devlin et al. 2019, section 4.1; the function of ``transformers.BertForSequenceClassification``.
-    Shapes: (batch, length, hidden) -> (batch, classes).
+    Devlin et al. 2019, section 4.1, where act is tanh; the function of ``transformers``' classes
+    such as ``BertForSequenceClassification``. Shapes: (batch, length, hidden) -> (batch, classes).
     """
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = activation(config.family.pooler_act)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.outputs)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.classifier(self.dropout(torch.tanh(self.pooler(hidden[:, 0]))))
+        return self.classifier(self.dropout(self.activation(self.pooler(hidden[:, 0]))))

@@ -25,7 +25,8 @@ class Bert(nn.Module):
 
     With a masked-LM head it is the function of ``transformers.BertForMaskedLM``, with a classifier
     that of ``BertForSequenceClassification``, and with a sentence vector that of
-    ``SentenceTransformer``.
+    ``SentenceTransformer``. The same holds for the other rows of ``FAMILIES``, if padding comes
+    last.
 
     Parameters start as BERT's do: matrices from N(0, ``initializer_range``), biases at 0, LayerNorm
     gains at 1 and shifts at 0.
@@ -92,7 +93,7 @@ class Bert(nn.Module):
         Args:
             attention_mask: (batch, length), 1 (or true) for tokens and 0 for padding; or (batch,
                 length, length), 1 where the token of a row may attend to that of a column.
-            token_type_ids: (batch, length), 0 unless given.
+            token_type_ids: (batch, length), 0 unless given. A model with one type ignores them.
             position_ids: (batch, length), 0, 1, 2 and so on unless given.
 
         Raises:
@@ -104,7 +105,7 @@ class Bert(nn.Module):
                 f"a sequence of {input_ids.shape[1]} tokens is longer than the model's "
                 f"{self.config.max_position_embeddings} positions"
             )
-        if token_type_ids is None:
+        if token_type_ids is None or self.config.type_vocab_size == 1:
             token_type_ids = torch.zeros_like(input_ids)
         mask = None
         if attention_mask is not None:

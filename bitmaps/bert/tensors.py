@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bitmaps.bert.config import BertConfig
+from bitmaps.bert.families import Family
 from bitmaps.errors import InputError
 
 WRAPPERS = re.compile(r"((module|_orig_mod|model)\.)*")
@@ -40,8 +42,8 @@ def in_fp32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() and not pairs else tensor
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a Hugging Face folder under their present-day names, in fp32.
+def read_tensors(folder: Path, config: BertConfig) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face folder under a BERT's present-day names, in fp32.
 
     As in ``transformers``, ``model.safetensors`` goes before an index of shards.
 
@@ -54,7 +56,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             if name in tensors and not torch.equal(tensors[name], tensor):
                 raise InputError(f"{path} and another shard differ in {name}")
             tensors[name] = tensor
-    return under_present_names(tensors)
+    present = under_present_names(tensors, config.family)
+    return config.family.tensors_in_bert(present, config.pad_token_id)
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -78,11 +81,12 @@ def files_of(folder: Path) -> list[Path]:
     return files
 
 
-def under_present_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def under_present_names(tensors: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
     """Tensors by present-day names.
 
-    ``LayerNorm.gamma`` and ``beta`` become ``weight`` and ``bias``. Files of a body alone get their
-    ``bert.``. A prefix of ``WRAPPERS`` that all names have is dropped.
+    ``LayerNorm.gamma`` and ``beta`` become ``weight`` and ``bias``. The names of a body alone get
+    the name that it has in a whole model, such as ``bert.``. A prefix of ``WRAPPERS`` that all
+    names have is dropped.
 
     Raises:
         InputError: when two tensors that differ have the same name then.
@@ -93,7 +97,8 @@ def under_present_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         present = name.removeprefix(prefix)
         present = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", present)
         present = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", present)
-        present = re.sub(r"^(embeddings|encoder|pooler)\.", r"bert.\1.", present)
+        if present.startswith(family.body):
+            present = f"{family.prefix}.{present}"
         if present in found and not torch.equal(found[present], tensor):
             raise InputError(f"the checkpoint has two different tensors for {present}")
         found[present] = tensor

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers import BertConfig as TransformersConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from bitmaps.bert.families import FAMILIES, family_of
 from bitmaps.data.sources import Source
 from bitmaps.errors import InputError
 
@@ -38,15 +38,19 @@ def tokenizer_of(folder: str) -> PreTrainedTokenizerBase:
                     )
     try:
         written, config = read_object(folder, FILES[2]), read_object(folder, "config.json")
-        # the models are BERTs, whatever type their config.json gives
-        kind = TransformersConfig.from_dict({"tokenizer_class": config.get("tokenizer_class")})
+        # a folder with the tokenizer alone can be of any architecture: it opens as a BERT's
+        named = config.get("model_type")
+        kind = AutoConfig.for_model(
+            family_of(config) if named in (*FAMILIES, "bitmaps") else "bert",
+            tokenizer_class=config.get("tokenizer_class"),
+        )
         tokenizer = AutoTokenizer.from_pretrained(
             folder, config=kind, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # `tokenizers` raises nothing more specific
         raise InputError(f"the tokenizer in {folder} does not open: {reason(error)}") from error
-    named = str(written.get("tokenizer_class")).removesuffix("Fast")
-    if "auto_map" in written and type(tokenizer).__name__ != named:
+    expected = str(written.get("tokenizer_class")).removesuffix("Fast")
+    if "auto_map" in written and type(tokenizer).__name__ != expected:
         raise InputError(f"the tokenizer in {folder} is code (its auto_map), which is never run")
     check_pieces(tokenizer, folder)
     check_sentence(tokenizer, folder)

@@ -29,11 +29,14 @@ SIZED_BY = {  # the tensor whose first dimension a size is; any storage keeps th
 
 def shaping_keys(config: BertConfig) -> dict[str, Any]:
     """What shapes the forward pass: names of ``config.json``, the layers of one-bit inputs, int6
-    activations if the model was trained with them, and a task other than masked words."""
+    activations if the model was trained with them, an architecture other than BERT, and a task
+    other than masked words."""
     keys = {name: getattr(config, name) for name in SHAPING}
     keys["one_bit_inputs"] = "+".join(sorted(config.one_bit_inputs()))
     if (needed := config.needed_activations()) is Activations.int6:
         keys["activations"] = needed
+    if config.model_type != "bert":
+        keys["family"] = config.model_type
     if config.task is not Task.masked_lm:  # which older files do not name
         keys["task"] = config.task
     if config.task is Task.sentence_embedding:

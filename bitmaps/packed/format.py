@@ -135,7 +135,9 @@ def save(
     config = model.config.to_dict() | {
         "model_type": MODEL_TYPE,
         "architectures": ["bitmaps.packed"],
-        "bitmaps": (model.config.bitmaps or {}) | {"embeddings": stored, "task": model.config.task},
+        "bitmaps": (model.config.bitmaps or {})
+        | {"embeddings": stored, "task": model.config.task}
+        | ({} if model.config.model_type == "bert" else {"family": model.config.model_type}),
     }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (draft / "config.json").write_text(text, encoding="utf-8")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 
 from bitmaps.bert import Bert
@@ -60,3 +61,25 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], base: Path) -> Path:
     path = folder / "adapter.safetensors"
     save_file(tensors, path, {"base_sha256": hashlib.sha256(base.read_bytes()).hexdigest()})
     return path
+
+
+def write_roberta(folder: Path, sentences: list[str]) -> None:
+    """A RoBERTa as on the Hub: random weights, byte-level pieces, and no ``tokenizer_class``."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        sentences,
+        trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet),
+    )
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=64, max_position_embeddings=66, type_vocab_size=1,
+    )  # fmt: skip
+    transformers.RobertaForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"model_max_length": 64}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

@@ -29,7 +29,7 @@ from bitmaps.errors import InputError
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model_type": "roberta"}, "'roberta'"),
+        ({"model_type": "mpnet"}, "'mpnet'"),
         ({"num_hidden_layers": 3}, r"num_hidden_layers=3, but the checkpoint has 2 layers$"),
         ({"num_hidden_layers": 1}, r"num_hidden_layers=1, but the checkpoint has 2 layers$"),
         ({"num_hidden_layers": 10**9}, r"num_hidden_layers=1000000000, but .* 2 layers$"),

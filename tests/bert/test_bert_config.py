@@ -49,7 +49,7 @@ def test_other_keys_and_nulls_are_left_aside() -> None:
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"model_type": "roberta"}, "'roberta'.*'bert'"),
+        ({"model_type": "mpnet"}, "'mpnet'.*valid are bert, roberta"),
         ({"position_embedding_type": "relative_key"}, "'relative_key'.*'absolute'"),
         ({"is_decoder": True}, "decoder"),
         ({"add_cross_attention": True}, "decoder"),

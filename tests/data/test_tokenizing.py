@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bert.folders import write_roberta
 from command.commands import PIECES, write_model
 from transformers import BertTokenizer
 
@@ -30,6 +31,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     BertTokenizer(str(folder / WORDS)).save_pretrained(folder)
     (folder / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     return folder
+
+
+def test_the_tokenizer_is_that_of_the_architecture(tmp_path: Path) -> None:
+    write_roberta(tmp_path, ["a cat saw a dog", "the dog slept"])
+    tokenizer = tokenizer_of(str(tmp_path))
+    first, *pieces, last = tokenizer("a cat")["input_ids"]
+    assert (tokenizer.cls_token, tokenizer.mask_token) == ("<s>", "<mask>")
+    assert (first, last) == (0, 2)
+    assert tokenizer.decode(pieces) == "a cat"
 
 
 def without(*names: str) -> Edit:

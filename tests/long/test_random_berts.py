@@ -218,7 +218,7 @@ def break_configuration(folder: Folder, draw: random.Random) -> None:
         key, value = draw.choice(
             (("hidden_act", "prelu"), ("position_embedding_type", "relative_key"),
              ("is_decoder", True), ("quantization_config", {"quant_method": "gptq"}),
-             ("model_type", "roberta"), ("tie_word_embeddings", "false"))
+             ("model_type", "mpnet"), ("tie_word_embeddings", "false"))
         )  # fmt: skip
         folder.values[key] = value
         folder.refused = str(value)[:12] if isinstance(value, str) else key
