@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,7 @@ from bitmaps.report.comparison import Comparison, Entry
 from bitmaps.report.files import markdown_table
 from bitmaps.runs.files import read_json, write_json
 from bitmaps.runs.folder import read_sentences, read_state
-from bitmaps.runs.records import Facts, Machine, Size, measures, parse, score_names
+from bitmaps.runs.records import Facts, Machine, Size, headline_of, measures, parse, score_names
 from bitmaps.vocabulary import Task
 
 DRAWS = 2000
@@ -48,7 +49,7 @@ class Seed:
 
     Attributes:
         seed: of training; ``None`` where it is not known.
-        scores: cross entropy, accuracy and MRR.
+        scores: those of its task, such as cross entropy, accuracy and MRR.
         against: the differences from each reference; ``None`` where it cannot be compared.
     """
 
@@ -64,7 +65,8 @@ class Line:
     Attributes:
         label: what it is called.
         facts, size, machine: of its first seed.
-        masked_tokens: how many were scored.
+        masked_tokens: how many were scored, if the task has any.
+        sentences: how many sentences, or pairs, were scored, for the other tasks.
         scores: the means over the seeds.
         against: the means of values and bounds over the seeds; ``None`` where a seed has none.
             Averaging the bounds is conservative: errors of different seeds partly cancel.
@@ -79,6 +81,7 @@ class Line:
     scores: Mapping[str, float]
     against: Mapping[str, Differences | None]
     seeds: Sequence[Seed]
+    sentences: int | None = None
 
 
 @dataclass(frozen=True)
@@ -156,9 +159,10 @@ def line_of(label: str, entry: Entry, references: Mapping[str, Entry]) -> Line:
         entry.row.size,
         entry.row.machine,
         entry.row.scores.masked_tokens,
-        {name: statistics.fmean(one.scores[name] for one in seeds) for name in score_names()},
+        {name: statistics.fmean(one.scores[name] for one in seeds) for name in seeds[0].scores},
         {name: mean_differences([one.against[name] for one in seeds]) for name in references},
         seeds,
+        entry.row.scores.sentences,
     )
 
 
@@ -169,7 +173,9 @@ def seed_of(entry: Entry, references: Mapping[str, Entry]) -> Seed:
         else compare_sentences(entry, other)
         for name, reference in references.items()
     }
-    return Seed(entry.facts.seed, {name: entry.get(name) for name in score_names()}, against)
+    assert entry.row is not None
+    scores = {name: entry.get(name) for name in score_names(entry.row.scores)}
+    return Seed(entry.facts.seed, scores, against)
 
 
 def partner(entry: Entry, reference: Entry) -> Entry | None:
@@ -268,9 +274,17 @@ def read(path: Path) -> Results:
 
 
 def tables(results: Results) -> str:
-    """Tables of the scores, of the differences, and of the spread over seeds, the lowest cross
-    entropy first. Shares are those of the first reference's accuracy and MRR."""
-    lines = sorted(results.lines, key=lambda line: line.scores["cross_entropy"])
+    """Tables of the scores, of the differences, and of the spread over seeds, the best line first.
+
+    Shares are those of the first reference's accuracy and MRR.
+    """
+    name = first_score(results.lines)
+    sign = 1 if measures()[name].lower_is_better else -1
+
+    def place(line: Line) -> float:
+        return sign * line.scores[name] if name in line.scores else math.inf
+
+    lines = sorted(results.lines, key=place)
     found = [scores_table(lines)]
     if results.references:
         found.append(differences_table(results.references, lines))
@@ -279,15 +293,22 @@ def tables(results: Results) -> str:
     return "\n".join(found)
 
 
+def first_score(lines: Sequence[Line]) -> str:
+    """The score that these lines are compared by: cross entropy for masked words."""
+    names = {name for line in lines for name in line.scores}
+    return headline_of({line.facts.task for line in lines}, names)
+
+
 def scores_table(lines: Sequence[Line]) -> str:
-    shown = {name: column for name, column in measures().items() if name in score_names()}
+    names = {name for line in lines for name in line.scores}
+    shown = {name: column for name, column in measures().items() if name in names}
     size = measures()["memory_mib"]
     headings = ["line", "seeds", *(column.heading for column in shown.values()), size.heading]
     cells = [
         [
             line.label,
             str(len(line.seeds)),
-            *(f"{line.scores[name]:{column.format}}" for name, column in shown.items()),
+            *(score_text(line.scores.get(name), column.format) for name, column in shown.items()),
             f"{line.size.memory_mib:{size.format}}",
         ]
         for line in lines
@@ -311,12 +332,19 @@ def differences_table(references: Sequence[str], lines: Sequence[Line]) -> str:
 
 
 def spread_table(lines: Sequence[Line]) -> str:
-    headings = [("line", False), ("CE of the lowest seed", True), ("of the highest seed", True)]
+    name = first_score(lines)
+    column = measures()[name]
+    first = f"{column.heading} of the lowest seed"
+    headings = [("line", False), (first, True), ("of the highest seed", True)]
     cells = []
     for line in lines:
-        losses = [seed.scores["cross_entropy"] for seed in line.seeds]
-        cells.append([line.label, f"{min(losses):.4f}", f"{max(losses):.4f}"])
+        found = [seed.scores.get(name, math.nan) for seed in line.seeds]
+        cells.append([line.label, *(f"{end:{column.format}}" for end in (min(found), max(found)))])
     return markdown_table(headings, cells)
+
+
+def score_text(score: float | None, form: str) -> str:
+    return "" if score is None else format(score, form)
 
 
 def interval_text(interval: Interval | None, form: str = "+.3f", factor: float = 1) -> str:
@@ -332,20 +360,21 @@ def interval_text(interval: Interval | None, form: str = "+.3f", factor: float =
 
 
 def draw_sizes(results: Results, path: Path) -> None:
-    """Pseudo size against cross entropy, one point a line."""
+    """Pseudo size against the score that lines are compared by, one point a line."""
     from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
+    name = first_score(results.lines)
     for line in results.lines:
-        point = (line.size.memory_mib, line.scores["cross_entropy"])
+        point = (line.size.memory_mib, line.scores.get(name, math.nan))
         axis.scatter(*point, color="tab:blue")
         axis.annotate(
             as_text(line.label), point, xytext=(3, 5), textcoords="offset points", rotation=25,
             fontsize=8, parse_math=False,
         )  # fmt: skip
-    size, loss = measures()["memory_mib"], measures()["cross_entropy"]
-    axis.set(xscale="log", xlabel=size.title, ylabel=loss.title)
+    size, score = measures()["memory_mib"], measures()[name]
+    axis.set(xscale="log", xlabel=size.title, ylabel=score.title)
     sizes = [line.size.memory_mib for line in results.lines]
     axis.set_xticks(sizes, [f"{size:.3g}" for size in sizes])
     axis.minorticks_off()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Flag, auto
 from functools import cache
@@ -353,13 +353,14 @@ HEADLINES = ("spearman", "recall_at_10", "accuracy")
 
 def headline(rows: Sequence[Row]) -> str:
     """The score that charts of these rows show: cross entropy for masked words."""
-    scores = [row.scores for row in rows]
-    if any(row.facts.task is Task.masked_lm for row in rows):
-        return "cross_entropy"
-    for name in HEADLINES:
-        if any(getattr(one, name) is not None for one in scores):
-            return name
-    return "cross_entropy"
+    names = {name for row in rows for name in score_names(row.scores)}
+    return headline_of({row.facts.task for row in rows}, names)
+
+
+def headline_of(tasks: Collection[Task], names: Collection[str]) -> str:
+    """The score that charts of rows for these tasks, which have these scores, show."""
+    first = [name for name in HEADLINES if name in names and Task.masked_lm not in tasks]
+    return first[0] if first else "cross_entropy"
 
 
 def perplexity(cross_entropy: float) -> float | None:

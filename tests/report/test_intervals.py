@@ -179,6 +179,29 @@ def test_a_line_has_the_scores_and_differences_of_its_seeds_and_their_means(
     assert {one.value for one in itself.values()} == {0.0, 1.0}
 
 
+def test_the_lines_of_another_task_have_its_scores_the_best_first(tmp_path: Path) -> None:
+    none = {"task": "classification", "masked_tokens": None, "mrr": None, "sentences": 40}
+    of = {name: none | {"recipe": name, "components": "layers"} for name in ("bitmaps", "bwn")}
+    folders = [
+        finished(tmp_path / "a", row(**of["bwn"], kind="trained", accuracy=0.5, f1=0.625, seed=0)),
+        finished(tmp_path / "b", row(**of["bwn"], kind="trained", accuracy=0.625, f1=0.5, seed=1)),
+        finished(tmp_path / "c", row(**of["bitmaps"], kind="trained", accuracy=0.75, f1=0.75)),
+    ]
+    results = compare_with(compare(folders), [])
+    intervals.write(results, tmp_path / "results.json")
+    assert intervals.read(tmp_path / "results.json") == results
+    bwn = next(line for line in results.lines if line.label.endswith("bwn"))
+    assert (bwn.sentences, bwn.masked_tokens) == (40, None)
+    assert (bwn.scores["accuracy"], bwn.scores["f1"]) == (0.5625, 0.5625)
+    table = [cells(line) for line in intervals.tables(results).splitlines() if line]
+    assert table[0][:5] == ["line", "seeds", "CE", "accuracy", "F1"]
+    assert [line[0].rsplit(" ", 1)[1] for line in table[2:4]] == ["bitmaps", "bwn"]
+    assert table[4][1:] == ["accuracy of the lowest seed", "of the highest seed"]
+    assert table[-1][1:] == ["0.5000", "0.6250"]
+    with pytest.raises(InputError, match="intervals are for masked words"):
+        compare_with(compare(folders), [str(folders[2])])
+
+
 def test_a_reference_is_named_by_its_label_or_by_a_run_folder(runs: list[Path]) -> None:
     comparison = compare(runs)
     for name in (OURS, "ours-1", str(runs[1])):
