@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 
@@ -48,6 +51,22 @@ class Stopped(SystemExit):
 
     def __str__(self) -> str:
         return f"stopped by {signal.Signals(self.number).name}"
+
+
+NOBODY_READS = 128 + 13
+"""The exit code of a command whose output nobody reads any more, as shells have it for SIGPIPE."""
+
+
+@contextmanager
+def while_somebody_reads() -> Iterator[None]:
+    """End a command in silence when its output is closed, as by ``| head``."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes stdout once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(NOBODY_READS)
 
 
 def refuse(error: Exception) -> NoReturn:

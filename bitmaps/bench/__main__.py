@@ -44,7 +44,7 @@ from bitmaps.bench import footprint, kernels, linear, model, picture, quality, t
 from bitmaps.bench.deployments import Deployment, installed, left_out
 from bitmaps.bench.results import Results, print_tables, read
 from bitmaps.bench.timing import Ratio, Request, keep_memory
-from bitmaps.errors import InputError, refuse
+from bitmaps.errors import InputError, refuse, while_somebody_reads
 from bitmaps.packed.kernels import VARIABLE
 from bitmaps.runs.files import write_json
 
@@ -228,4 +228,5 @@ def measure_quality(
 
 
 if __name__ == "__main__":
-    main()
+    with while_somebody_reads():
+        main()

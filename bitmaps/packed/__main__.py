@@ -23,7 +23,7 @@ from bitmaps.command.mistakes import found_in
 from bitmaps.command.saved import FILE, load_config
 from bitmaps.command.schema import Train
 from bitmaps.data.tokenizing import check_fit, tokenizer_of
-from bitmaps.errors import InputError, refuse
+from bitmaps.errors import InputError, refuse, while_somebody_reads
 from bitmaps.packed import format as folder
 from bitmaps.packed import kernels as native
 from bitmaps.report.card import write_card
@@ -143,4 +143,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with while_somebody_reads():
+        main()
