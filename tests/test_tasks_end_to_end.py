@@ -204,6 +204,43 @@ def test_jobs_of_a_classification_share_their_teacher(
     assert "is no classifier; valid is a run of" in refused
 
 
+@pytest.mark.parametrize("task", ["sentence_embedding", "classification"])
+def test_two_processes_that_were_stopped_train_a_task_as_one(
+    task: str, encoder: Path, words: Path, text: Path, labels: Path, tmp_path: Path
+) -> None:
+    few = ("measure=none", "references=false", "data.batch_size=8", "binarize=layers", "model=hub",
+           "trainer.val_check_interval=2")  # fmt: skip
+    if task == "sentence_embedding":
+        of = ("task=sentence_embedding", f"model.source={encoder}", "data=text", f"data.dir={text}")
+    else:
+        of = (
+            "task=classification", f"model.source={words}", "data=labeled", f"data.dir={labels}",
+            f"fine_tuning.folder={tmp_path}/teachers", "fine_tuning.max_steps=2",
+        )  # fmt: skip
+    two = (
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "trainer.precision=32-true",
+    )
+    one, both = tmp_path / "one", tmp_path / "both"
+    run("train.py", *of, *few, "trainer.max_steps=4", "trainer.accumulate_grad_batches=2",
+        f"hydra.run.dir={one}")  # fmt: skip
+    run("train.py", *of, *few, *two, "trainer.max_steps=2", f"hydra.run.dir={both}")
+    run("train.py", f"resume={both}", "trainer.max_steps=4")
+    expected, found = (rows_of(folder)["trained"] for folder in (one, both))
+    names = ("cosine", "recall_at_10", "accuracy", "f1", "cross_entropy", "sentences", "steps")
+    measured = [name for name in names if expected.get(name) is not None]
+    assert len(measured) >= 4
+    assert scores(found, *measured) == pytest.approx(scores(expected, *measured), rel=1e-4)
+    states = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (one, both)
+    )
+    for weight, other in zip(*(state.values() for state in states), strict=True):
+        torch.testing.assert_close(weight, other, atol=1e-5, rtol=0)
+
+
 def test_a_roberta_is_trained_and_opens_as_one(text: Path, tmp_path: Path) -> None:
     source, folder = tmp_path / "roberta", tmp_path / "run"
     source.mkdir()

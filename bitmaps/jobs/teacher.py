@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import torch.distributed
 from filelock import FileLock
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
@@ -65,6 +66,12 @@ def teacher_folder(config: Train) -> Path:
 
 def is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def wait_for_all_processes() -> None:
+    """Wait until every process of this job is here, if it has several."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def one_at_a_time(folder: Path) -> AbstractContextManager[object]:

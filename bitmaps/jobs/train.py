@@ -31,6 +31,7 @@ from bitmaps.jobs.teacher import (
     one_at_a_time,
     teacher_config,
     teacher_folder,
+    wait_for_all_processes,
 )
 from bitmaps.packed import format as packed
 from bitmaps.quantize.convert import make_trainable, round_activations, to_float
@@ -172,6 +173,7 @@ class Training:
             if not run.is_done():
                 log.info("fine-tuning the classifier in full precision, in %s", folder)
                 fine_tune(config, run, facts)
+                wait_for_all_processes()  # the first one writes the model
         model = replace(config.model, source=str(folder), adapter=None, sha256=None)
         return Pretrained.find(model, config.seed, {}, config.task)
 

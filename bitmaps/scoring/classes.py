@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import Accuracy, F1Score, MatthewsCorrCoef, MeanMetric, Metric, MetricCollection
+from torchmetrics import (
+    Accuracy,
+    F1Score,
+    MatthewsCorrCoef,
+    MeanMetric,
+    Metric,
+    MetricCollection,
+    SumMetric,
+)
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
 from bitmaps.bert import Bert
@@ -35,7 +43,7 @@ class ScoredClasses(Scored):
     def __init__(self, model: Bert) -> None:
         super().__init__(model)
         classes = len(model.config.labels)
-        self.mean_loss = MeanMetric()
+        self.mean_loss, self.sentences = MeanMetric(), SumMetric()
         metrics: dict[str, Metric]
         if classes:
             metrics = {
@@ -62,6 +70,7 @@ class ScoredClasses(Scored):
             raise FloatingPointError("logits that are NaN or infinite")
         labels = batch["labels"]
         self.mean_loss.update(classification_error(logits, labels), len(labels))
+        self.sentences.update(len(labels))
         if self.model.config.labels:
             self.metrics.update(logits.argmax(-1), labels)
         else:
@@ -70,11 +79,11 @@ class ScoredClasses(Scored):
     def compute_results(self) -> dict[str, float]:
         results = {
             "loss": self.mean_loss.compute().item(),
-            "sentences": self.mean_loss.weight.item(),
+            "sentences": self.sentences.compute().item(),
         }
         for name, value in self.metrics.compute().items():
             one = value[1] if value.ndim else value  # F1 of both classes
             results[name] = (1 if self.model.config.labels else 100) * one.item()
-        self.mean_loss.reset()
-        self.metrics.reset()
+        for metric in (self.mean_loss, self.sentences, self.metrics):
+            metric.reset()
         return results
