@@ -61,12 +61,12 @@ class Family:
         """The row of the position table that the first token of a sentence gets.
 
         Raises:
-            InputError: when it depends on ``pad_token_id``, and there is none.
+            InputError: when it depends on ``pad_token_id``, and that is no token.
         """
         if not self.positions_after_padding:
             return 0
-        if pad is None:
-            raise InputError("pad_token_id is missing, after which its positions are counted")
+        if type(pad) is not int or pad < 0:
+            raise InputError(f"pad_token_id must be a token, behind which positions are: {pad!r}")
         return pad + 1
 
     @property
@@ -122,8 +122,8 @@ class Family:
         found = self.defaults | {n: v for n, v in named.items() if n not in self.without}
         if not self.token_types:
             found["type_vocab_size"] = 1
-        width, words = found.get("hidden_size"), found.pop("embedding_size", None)
-        if words is not None and words != width:
+        width, words = found.get("hidden_size"), found.get("embedding_size")
+        if "embedding_size" in self.defaults and words != width:
             raise InputError(
                 f"embedding_size {words!r} is not hidden_size {width!r}: a projection of the word "
                 "embeddings is not supported"

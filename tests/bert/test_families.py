@@ -208,7 +208,9 @@ def test_a_model_with_one_token_type_ignores_types(tmp_path: Path) -> None:
     ("name", "changes", "named"),
     [
         ("electra", {"embedding_size": 8}, "embedding_size 8 is not hidden_size 16"),
-        ("roberta", {"pad_token_id": None}, "pad_token_id is missing"),
+        ("roberta", {"pad_token_id": None}, "pad_token_id must be a token, .*: None"),
+        ("roberta", {"pad_token_id": "1"}, "pad_token_id must be a token, .*: '1'"),
+        ("xlm-roberta", {"pad_token_id": -1}, "pad_token_id must be a token, .*: -1"),
         ("xlm-roberta", {"max_position_embeddings": 2}, "max_position_embeddings must .* not 0"),
         ("distilbert", {"n_layers": 3}, "num_hidden_layers=3, but .* 2 layers .*as in a BERT"),
         ("roberta", {"model_type": "mpnet"}, "'mpnet' .*; valid are bert, roberta, xlm-roberta"),
