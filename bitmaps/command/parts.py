@@ -127,6 +127,7 @@ class Data:
     length: int = 64  # pieces a sequence with [CLS] and [SEP]; longer sentences are cut
     batch_size: int = 32  # sentences a step and process
     eval_batch_size: int = 128  # sentences a batch when scoring
+    cropped: float = 0.0  # share of training sentences cut to a random part, anew in every epoch
 
     def label(self) -> str | None:
         """The text as tables write it."""
@@ -141,6 +142,9 @@ class Data:
     def check(self) -> None:
         at_least(1, self, "data.", "batch_size", "eval_batch_size")
         at_least(3, self, "data.", "length")  # [CLS], one piece, [SEP]
+        at_least(0, self, "data.", "cropped")
+        if self.cropped > 1:
+            raise InputError(f"data.cropped={self.cropped} is too large; valid is a share, 0 to 1")
 
 
 @dataclass

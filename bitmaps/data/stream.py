@@ -42,6 +42,10 @@ class Stream(IterableDataset[Batch]):
         self.sentences, self.batch_size, self.seed = sentences, batch_size, seed
         self.start, self.rank, self.world = start, rank, world
 
+    def lengths(self, epoch: int) -> np.ndarray:
+        """The ids of each example in an epoch, (examples,)."""
+        return np.array([len(ids) for ids in self.sentences])
+
     @abstractmethod
     def batch(self, numbers: np.ndarray, epoch: int) -> Batch:
         """The batch of these examples in an epoch."""
@@ -51,7 +55,7 @@ class Stream(IterableDataset[Batch]):
         left out; another epoch has them."""
         generator = np.random.RandomState([self.seed, number])
         order = generator.permutation(len(self.sentences))
-        lengths = np.array([len(ids) for ids in self.sentences])
+        lengths = self.lengths(number)
         run = self.RUN * self.batch_size
         parts = np.split(order, range(run, len(order), run))
         order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])

@@ -150,6 +150,7 @@ class SentenceVectors(TaskJob[PlainSentences, ScoredVectors]):
             text_source(data),
             str(pretrained.folder),
             length=data.length,
+            cropped=data.cropped,
             scored_length=min(
                 shape.pooling.length or shape.max_position_embeddings,
                 shape.max_position_embeddings,
