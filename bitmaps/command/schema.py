@@ -186,12 +186,13 @@ class Common:
                 "embeddings, attention and ffnn, as in "
                 "'binarize.components=[embeddings,attention,ffnn]'"
             )
-        for name, only in (
-            ("text", Task.masked_lm),
-            ("analysis", Task.masked_lm),
-            ("similarity", Task.sentence_embedding),
+        for name, value, only in (
+            ("text", self.text, Task.masked_lm),
+            ("analysis", self.analysis, Task.masked_lm),
+            ("similarity", self.similarity, Task.sentence_embedding),
+            ("data.cropped", self.data.cropped, Task.sentence_embedding),
         ):
-            if (value := getattr(self, name)) and task is not only:
+            if value and task is not only:
                 raise InputError(f"{name}={value} has no effect with task={task}: it is for {only}")
 
     def check_objective(self) -> None:

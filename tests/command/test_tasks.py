@@ -32,6 +32,10 @@ LABELED = "data=labeled data.dir=x"
         ("task=sentence_embedding analysis=true", "analysis=True has no effect with task=sentence_embedding: it is for masked_lm"),
         (f"task=classification {LABELED} analysis=true", "analysis=True has no effect with task=classification: it is for masked_lm"),
         ("similarity=x.csv", "similarity=x.csv has no effect with task=masked_lm: it is for sentence_embedding"),
+        ("data.cropped=0.5", "data.cropped=0.5 has no effect with task=masked_lm: it is for sentence_embedding"),
+        ("task=sentence_embedding data.cropped=1.5", "data.cropped=1.5 is too large; valid is a share, 0 to 1"),
+        ("task=sentence_embedding data.cropped=-1", "data.cropped=-1.0 is too small; valid is 0 or more"),
+        ("task=sentence_embedding data.cropped=nan", "data.cropped=nan is too small; valid is 0 or more"),
         (f"task=classification {LABELED} similarity=x.csv", "similarity=x.csv has no effect with task=classification: it is for sentence_embedding"),
     ],
 )  # fmt: skip
