@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -17,6 +19,7 @@ from bitmaps.errors import InputError, as_text
 MISTAKES = (InputError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 """The errors that tell of a user's mistake. Every other one is a defect."""
 
+MOST_MEANT = 3  # keys that a message proposes
 LONGEST = 1000  # characters of a message; a list of every key has about 400
 # what Hydra and OmegaConf add for those who know their insides
 INSIDES = re.compile(
@@ -77,13 +80,35 @@ def reason(message: str) -> str:
 
 
 def unknown_key(error: OmegaConfBaseException) -> str:
-    """There is no such key; which there are beside it."""
+    """There is no such key; which one was probably meant, and which there are beside it."""
     parent, key = error.parent_node, error.full_key
     if not isinstance(parent, DictConfig) or not key:
         return str(error)
-    path, dot, _ = key.rpartition(".")
-    valid = ", ".join(f"{path}{dot}{name!s}" for name in parent)
-    return f"there is no {key}; valid are {valid or 'none'}"
+    path, dot, name = key.rpartition(".")
+    valid = ", ".join(f"{path}{dot}{one!s}" for one in parent)
+    meant = " or ".join(similar_keys(name, parent._get_root()))
+    hint = f"did you mean {meant}? " if meant else ""
+    return f"there is no {key}; {hint}valid are {valid or 'none'}"
+
+
+def similar_keys(name: str, config: Any) -> list[str]:
+    """The keys anywhere in a configuration that have this last name, or else one much like it."""
+    by_name: dict[str, list[str]] = {}
+    for key in keys_of(config):
+        by_name.setdefault(key.rpartition(".")[2], []).append(key)
+    near = [name] if name in by_name else get_close_matches(name, by_name, n=2, cutoff=0.75)
+    return [key for one in near for key in by_name[one]][:MOST_MEANT]
+
+
+def keys_of(config: Any, path: str = "") -> Iterator[str]:
+    """The keys below a node, Hydra's own left out."""
+    if not isinstance(config, DictConfig) or config._is_none() or config._is_missing():
+        return
+    for name in config:
+        key = f"{path}{name!s}"
+        if key != "hydra":
+            yield key
+            yield from keys_of(config._get_node(name), f"{key}.")
 
 
 def folded(text: str) -> str:

@@ -48,7 +48,11 @@ ROOT = Path(__file__).parents[2]
             "binarize=1 names no option of binarize; valid are all, attention",
         ),
         ("train", ["-m", "values=1,2"], "values=1,2 names no option of values; valid are 01, pm1"),
-        ("train", ["data.lenght=3"], "there is no data.lenght; valid are data.name, data.dir"),
+        (
+            "train",
+            ["data.lenght=3"],
+            "there is no data.lenght; did you mean data.length or measure.length? valid are data.name",
+        ),
         ("train", ["binarize"], "binarize cannot be read: missing EQUAL"),
         ("train", ["optimizer.lr=${nope}"], "optimizer.lr: Interpolation key 'nope' not found"),
         ("train", ["optimizer.lr=inf"], "optimizer.lr=inf is no finite number"),

@@ -33,6 +33,24 @@ def test_a_line_says_what_and_where_and_the_valid_values(override: str, line: st
     assert str(one_line(caught.value)) == line
 
 
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("max_steps=10", "fine_tuning.max_steps or trainer.max_steps"),
+        ("lr=1e-3", "fine_tuning.lr or optimizer.lr"),
+        ("trainer.devises=2", "trainer.devices"),
+        ("mask_sed=3", "mask_seed or mask_sets"),
+        ("data.split_=test", "data.split"),
+    ],
+)
+def test_a_key_that_is_not_there_names_the_one_that_was_meant(override: str, meant: str) -> None:
+    with pytest.raises(HydraException) as caught:
+        composed("train", override)
+    key = override.partition("=")[0]
+    line = str(one_line(caught.value))
+    assert line.startswith(f"there is no {key}; did you mean {meant}? valid are ")
+
+
 def test_a_line_is_printable_and_not_endless() -> None:
     error = ConfigCompositionException(
         "first\n\tsecond \x1b[31m" + "x" * 5000 + "\n  full_key: seed"
