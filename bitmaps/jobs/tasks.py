@@ -231,6 +231,7 @@ class SentenceClasses(TaskJob[LabeledSentences, ScoredClasses]):
     def found(self, scorer: ScoredClasses, split: Split) -> Found:
         results: dict[str, Any] = {n: defined(value) for n, value in scorer.results.items()}
         loss, sentences = results.pop("loss"), int(results.pop("sentences"))
+        del results["score"]  # which is one of the others
         if self.data.labels:
             results["cross_entropy"] = loss
         return Found(Scores(sentences=sentences, **results))

@@ -37,7 +37,8 @@ class ScoredClasses(Scored):
     Attributes:
         results: ``loss`` (``classification_error``) and ``sentences``. With classes ``accuracy``,
             ``f1`` and ``matthews``; F1 is that of class 1 of two, and the mean over more than two.
-            With scores ``spearman`` and ``pearson`` times 100.
+            With scores ``spearman`` and ``pearson`` times 100. ``score`` is the accuracy, or
+            Spearman's correlation: the one that says which checkpoint is the best.
     """
 
     def __init__(self, model: Bert) -> None:
@@ -84,6 +85,7 @@ class ScoredClasses(Scored):
         for name, value in self.metrics.compute().items():
             one = value[1] if value.ndim else value  # F1 of both classes
             results[name] = (1 if self.model.config.labels else 100) * one.item()
+        results["score"] = results["accuracy" if self.model.config.labels else "spearman"]
         for metric in (self.mean_loss, self.sentences, self.metrics):
             metric.reset()
         return results

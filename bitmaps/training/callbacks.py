@@ -29,6 +29,7 @@ MONITORS = {
     },
     Task.sentence_embedding: {"val/cosine": "max", "val/recall_at_10": "max"},
     Task.classification: {
+        "val/score": "max",
         "val/loss": "min",
         **{f"val/{name}": "max" for name in ("accuracy", "f1", "matthews", "spearman", "pearson")},
     },

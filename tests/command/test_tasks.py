@@ -105,4 +105,4 @@ def test_a_training_keeps_the_checkpoint_that_its_task_calls_best() -> None:
     found = {task: config("train", f"task={task}").callbacks["best"] for task in map(str, Task)}
     assert found["masked_lm"]["monitor"] == "val/cross_entropy"
     assert (found["sentence_embedding"]["monitor"], found["sentence_embedding"]["mode"]) == ("val/recall_at_10", "max")  # fmt: skip
-    assert (found["classification"]["monitor"], found["classification"]["mode"]) == ("val/loss", "min")  # fmt: skip
+    assert (found["classification"]["monitor"], found["classification"]["mode"]) == ("val/score", "max")  # fmt: skip
