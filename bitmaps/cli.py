@@ -23,6 +23,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from bitmaps import __version__
 from bitmaps.command.inherit import Request, inherit
 from bitmaps.command.mistakes import MISTAKES, one_line
 from bitmaps.command.overrides import (
@@ -58,6 +59,9 @@ def evaluate() -> None:
 def main(command: str | None = None) -> None:
     """Run ``conf/<command>.yaml`` with the overrides of the command line, once or at every point of
     a sweep. Without a command, Hydra's own ``--config-name`` names one."""
+    if "--version" in sys.argv[1:]:
+        print(f"bitmaps {__version__}")
+        return
     logging.setLogRecordFactory(TextRecord)
     end_with_launcher()
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)

@@ -19,6 +19,10 @@ HUB_FILES = (
 )
 
 
+class NotOnHubError(InputError):
+    """What is no folder, and neither the Hub nor its cache has it, or the Hub is out of reach."""
+
+
 def locate(source: str) -> Path:
     """The folder that ``source`` names.
 
@@ -58,7 +62,8 @@ def download(source: str) -> Path:
     """The folder of a Hub id in the Hub's cache, downloaded if it is not there yet.
 
     Raises:
-        InputError: when the id is invalid, or neither the Hub nor its cache has it.
+        InputError: when the id is invalid.
+        NotOnHubError: when neither the Hub nor its cache has it.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -68,10 +73,9 @@ def download(source: str) -> Path:
     except HFValidationError as error:
         raise InputError(f"{source!r} is neither a folder nor a Hub id: {error}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
+        raise NotOnHubError(
             f"{source!r} is not a folder here, and the Hub did not provide it "
-            f"({type(error).__name__}). Without the Hub use model=minilm (weights from the package "
-            "index), model=hub model.source=<folder>, or model.weights=random"
+            f"({type(error).__name__})"
         ) from error
 
 

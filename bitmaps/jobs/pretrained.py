@@ -10,7 +10,7 @@ import torch
 from bitmaps import ADAPTERS
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.bert.checkpoint import config_of, load
-from bitmaps.bert.finding import check_sha256, locate
+from bitmaps.bert.finding import NotOnHubError, check_sha256, locate
 from bitmaps.command.parts import Model
 from bitmaps.data.tokenizing import check_fit, tokenizer_of
 from bitmaps.errors import InputError
@@ -58,9 +58,9 @@ class Pretrained:
                     "model.random_tokenizer is missing"
                 )
             shape = replace(BertConfig.from_dict(sizes), task=task)
-            folder = locate(settings.random_tokenizer)
+            folder = located(settings.random_tokenizer)
         else:
-            folder = locate(str(settings.source))
+            folder = located(str(settings.source))
             shape = config_of(folder, task)
             check_task(folder, shape)
             if settings.sha256 and not random:
@@ -133,6 +133,21 @@ class Pretrained:
             task=self.shape.task,
             labels=self.labels,
         )
+
+
+def located(source: str) -> Path:
+    """``locate``, with what a command offers instead.
+
+    Raises:
+        InputError: when there is no such model.
+    """
+    try:
+        return locate(source)
+    except NotOnHubError as error:
+        raise InputError(
+            f"{error}. Without the Hub use model=minilm (weights from the package index), "
+            "model=hub model.source=<folder>, or model.weights=random"
+        ) from error
 
 
 def has_classifier(folder: Path) -> bool:

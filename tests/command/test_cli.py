@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from command.commands import HALF, Commands, contents, metrics, read
 
+from bitmaps import __version__, load
+from bitmaps.errors import InputError
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -86,6 +89,18 @@ def test_a_user_may_see_the_traceback_of_hydra(
     assert code == 1
     assert "Traceback" in err
     assert "Value 'abc' of type 'str' could not be converted to Integer" in err
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_the_version_is_that_of_the_package(command: Commands, name: str) -> None:
+    assert command(name, "--version") == (0, f"bitmaps {__version__}\n", "")
+
+
+def test_a_command_names_its_own_options_for_a_model_that_is_not_there(command: Commands) -> None:
+    found = command.refused("evaluate", "model=hub", "model.source=no_such/model")
+    assert "Without the Hub use model=minilm" in found
+    with pytest.raises(InputError, match=r"'no_such/model' is not a folder here.*Error\)$"):
+        load("no_such/model")
 
 
 def test_a_home_is_a_tilde(trained: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
