@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bitmaps.bert import Bert
 from bitmaps.bert.checkpoint import load, save
-from bitmaps.bert.finding import check_sha256, locate
+from bitmaps.bert.finding import NotOnHubError, check_sha256, locate
 from bitmaps.errors import InputError
 
 
