@@ -18,7 +18,7 @@ from bitmaps.errors import InputError
 from bitmaps.report import intervals
 from bitmaps.report.comparison import compare
 from bitmaps.report.intervals import Interval, Results, compare_with, differences
-from bitmaps.runs.records import score_names
+from bitmaps.runs.records import measures, score_names
 
 Array = NDArray[np.float64]
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -321,6 +321,24 @@ def test_the_documents_have_the_figures_of_the_committed_results(budget: str) ->
         assert documented == figures, f"{label} in docs/recipes.md"
     labels = {line.label for line in results.lines}
     assert not [label for label, width in shown if label in labels and width > 2]
+
+
+@pytest.mark.parametrize(("task", "lines"), [("sts", 7), ("sst2", 6)])
+def test_the_page_of_tasks_has_the_figures_of_the_committed_results(task: str, lines: int) -> None:
+    results = intervals.read(DOCS / "results" / "tasks" / f"{task}.json")
+    assert len(results.lines) == lines
+    section = {"sts": "Sentence vectors", "sst2": "Sentiment"}[task]
+    text = (
+        (DOCS / "tasks.md").read_text(encoding="utf-8").split(f"## {section}")[1].split("\n## ")[0]
+    )
+    shown = [cells(line)[1:] for line in text.splitlines() if line.startswith("|")]
+    names = {"sts": ("cosine", "recall_at_10", "spearman", "pearson"),
+             "sst2": ("cross_entropy", "accuracy", "f1")}[task]  # fmt: skip
+    for line in results.lines:
+        figures = [f"{line.scores[name]:{measures()[name].format}}" for name in names]
+        assert figures in [row[: len(names)] for row in shown], f"{line.label} in docs/tasks.md"
+        assert line.facts.command.startswith("python ")
+        assert re.fullmatch("[0-9a-f]{40}", str(line.facts.commit))
 
 
 def test_the_committed_results_have_what_made_them() -> None:
