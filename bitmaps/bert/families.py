@@ -1,13 +1,13 @@
 """The architectures whose layers are a BERT's, under names of their own.
 
 Each is a row of a table. A folder is translated into a BERT's names when it is read, and back when
-it is written, so that nothing else of this package knows of them.
+it is written. In between it is a BERT, whose configuration remembers the row.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,15 +80,14 @@ class Family:
         Raises:
             InputError: when two tensors that differ have the same name then.
         """
-        found: dict[str, Tensor] = {}
         to_bert = {own: bert for bert, own in self.modules.items()}
-        for name, tensor in tensors.items():
-            if "bert.pooler.dense" in self.modules and name.startswith(f"{self.prefix}.pooler."):
-                continue  # which its classifier does not use
-            bert = renamed(name, to_bert, self.prefix, "bert")
-            if bert in found and not torch.equal(found[bert], tensor):
-                raise InputError(f"the checkpoint has two different tensors for {bert}")
-            found[bert] = tensor
+        # a pooler that its classifier does not use
+        unused = f"{self.prefix}.pooler." if "bert.pooler.dense" in self.modules else None
+        found = by_name(
+            (renamed(name, to_bert, self.prefix, "bert"), tensor)
+            for name, tensor in tensors.items()
+            if unused is None or not name.startswith(unused)
+        )
         if POSITIONS in found:
             found[POSITIONS] = found[POSITIONS][self.first_position(pad) :]
             if not self.token_types and found[POSITIONS].ndim == 2:
@@ -159,6 +158,20 @@ def parts_of(name: str) -> tuple[str, str, str]:
 def joined(module: str, number: str, tensor: str) -> str:
     """The inverse of ``parts_of``."""
     return f"{module.format(number)}.{tensor}"
+
+
+def by_name(pairs: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors by their names.
+
+    Raises:
+        InputError: when two that differ have the same name.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in pairs:
+        if name in found and not torch.equal(found[name], tensor):
+            raise InputError(f"the checkpoint has two different tensors for {name}")
+        found[name] = tensor
+    return found
 
 
 def renamed(name: str, modules: Mapping[str, str], prefix: str, new: str) -> str:

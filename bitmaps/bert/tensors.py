@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bitmaps.bert.config import BertConfig
-from bitmaps.bert.families import Family
+from bitmaps.bert.families import Family, by_name
 from bitmaps.errors import InputError
 
 WRAPPERS = re.compile(r"((module|_orig_mod|model)\.)*")
@@ -92,17 +92,14 @@ def under_present_names(tensors: dict[str, Tensor], family: Family) -> dict[str,
         InputError: when two tensors that differ have the same name then.
     """
     prefix = common_wrapper(tensors)
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
+
+    def present_name(name: str) -> str:
         present = name.removeprefix(prefix)
         present = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", present)
         present = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", present)
-        if present.startswith(family.body):
-            present = f"{family.prefix}.{present}"
-        if present in found and not torch.equal(found[present], tensor):
-            raise InputError(f"the checkpoint has two different tensors for {present}")
-        found[present] = tensor
-    return found
+        return f"{family.prefix}.{present}" if present.startswith(family.body) else present
+
+    return by_name((present_name(name), tensor) for name, tensor in tensors.items())
 
 
 def common_wrapper(names: Iterable[str]) -> str:
