@@ -55,7 +55,7 @@ def packed_layer(linear: nn.Linear, act: Act) -> PackedLinear:
     """A ``two_valued`` layer in one bit per weight."""
     weight = one_bit(linear.weight)
     assert weight is not None, "two values a row"
-    return PackedLinear(weight, linear.bias.detach(), act)
+    return PackedLinear(weight.arranged(act), linear.bias.detach(), act)
 
 
 def packed(linear: nn.Linear, x: Tensor) -> dict[str, Run]:

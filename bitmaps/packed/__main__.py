@@ -47,14 +47,17 @@ def info() -> None:
     print(f"in use        {found.name if found else native.REFERENCE}")
     if found is not None and found.name == native.AUTO:
         for act in Act:
-            print(f"  {act:<4}        {', '.join(choices(act))}")
+            chosen = choices(act, found.reads_tiles(act))
+            print(f"  {act:<4}        {', '.join(chosen)}")
     if found is not None:
         print(f"calls         {'from C' if found.linear else f'through ctypes, slower: {from_c}'}")
     print(f"threads       {torch.get_num_threads()}")
 
 
-def choices(act: Act) -> list[str]:
-    """Which kernel is used from how many tokens on."""
+def choices(act: Act, tiled: bool) -> list[str]:
+    """Which kernel is used from how many tokens on. Tiles are read by one, for any number."""
+    if tiled:
+        return [native.choice(act, MOST_TOKENS)]
     kernels = [native.choice(act, tokens) for tokens in range(1, MOST_TOKENS)]
     changes = [
         (tokens, name)

@@ -35,7 +35,7 @@ def binary_linears(
 
 @binary_linears.register_fake
 def _(x, weights, highs, lows, biases, columns, act):  # type: ignore[no-untyped-def]
-    return [x.new_empty((*x.shape[:-1], weight.shape[0])) for weight in weights]
+    return [x.new_empty((*x.shape[:-1], high.shape[0])) for high in highs]
 
 
 @torch.library.custom_op("bitmaps::binary_linear_norm", mutates_args=())

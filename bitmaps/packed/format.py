@@ -22,6 +22,7 @@ from bitmaps.bert.head import Head
 from bitmaps.bert.model import on_meta
 from bitmaps.errors import InputError
 from bitmaps.packed import kernels as native
+from bitmaps.packed import tiles
 from bitmaps.packed.belonging import canonical, check_keys, check_sizes, shaping_keys
 from bitmaps.packed.discover import fewest_bits
 from bitmaps.packed.encoder import PackedEncoder
@@ -89,7 +90,7 @@ def tensors_of(name: str, part: PackedWeight | Tensor) -> dict[str, Tensor]:
     if isinstance(part, Tensor):
         return {name: part.contiguous()}
     suffix = {Storage.bit: ".bits", Storage.fp16: ""}.get(part.storage, f".{part.storage}")
-    found = {name + suffix: part.data}
+    found = {name + suffix: part.in_rows}
     if part.storage != Storage.bit:
         return found if part.high is None else found | {f"{name}.scale": part.high}
     assert part.high is not None
@@ -300,7 +301,8 @@ def default_activations(config: BertConfig) -> Activations:
 def load(folder: Path, act: Act | None) -> Bert:
     """Open a packed folder in evaluation mode.
 
-    Nothing is unpacked: weights stay in the file's pages, which processes share.
+    Nothing is unpacked: weights stay in the file's pages, which processes share. Where kernels read
+    bits in tiles (``bitmaps.packed.tiles``), each process has its own copy of the bits instead.
 
     Args:
         act: what activations are rounded to before they are multiplied with one-bit matrices
@@ -329,7 +331,12 @@ def load(folder: Path, act: Act | None) -> Bert:
             raise InputError(f"no BERT of its config.json has: {', '.join(left[:5])}")
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return assemble(config, parts, act or default_activations(config).act)
+    model = assemble(config, parts, act or default_activations(config).act)
+    used = {id(buffer) for buffer in model.buffers()}
+    for part in parts.values():
+        if isinstance(part, PackedWeight) and id(part.data) not in used:
+            tiles.discard(part.data)
+    return model
 
 
 def without_numbers(config: BertConfig) -> Bert:
@@ -370,7 +377,8 @@ def place(model: Bert, name: str, part: PackedWeight | Tensor, act: Act) -> None
         if own == "word" and model.config.tie_word_embeddings and isinstance(model.head, Head):
             model.head.decoder = PackedLinear(part, model.head.decoder.bias, act)  # type: ignore[assignment]
     else:
-        setattr(model.get_submodule(above), own, PackedLinear(part, module.bias, act))
+        linear = PackedLinear(part.arranged(act), module.bias, act)
+        setattr(model.get_submodule(above), own, linear)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from bitmaps.errors import InputError
+from bitmaps.packed import tiles
 from bitmaps.vocabulary import Act
 
 Part = tuple[
@@ -46,7 +47,7 @@ class Matrix(ctypes.Structure):
     _fields_ = [
         ("weight", ctypes.c_void_p), ("high", ctypes.c_void_p), ("low", ctypes.c_void_p),
         ("bias", ctypes.c_void_p), ("column", ctypes.c_void_p), ("n", ctypes.c_int64),
-        ("k", ctypes.c_int64), ("kind", ctypes.c_int32),
+        ("k", ctypes.c_int64), ("kind", ctypes.c_int32), ("tiled", ctypes.c_int32),
     ]  # fmt: skip
 
 
@@ -93,6 +94,10 @@ class Kernels:
     attends: bool
     linear: Callable[[Part, int, int, int, object], Call] | None
 
+    def reads_tiles(self, act: Act) -> bool:
+        """Whether products with this rounding are fastest with bits in tiles."""
+        return bool(self.library.bitmaps_reads_tiles(self.number, ACTS.index(act)))
+
 
 def library_file() -> Path | None:
     """The library that was built with the package; ``None`` if it was not (``left_out``)."""
@@ -135,6 +140,7 @@ def library() -> ctypes.CDLL | None:
         loaded.bitmaps_ffnn.argtypes = [pointer, pointer, *inputs, pointer, *norm]
         loaded.bitmaps_attends.argtypes = [ctypes.c_int]
         loaded.bitmaps_choice.argtypes = [ctypes.c_int, ctypes.c_int64]
+        loaded.bitmaps_reads_tiles.argtypes = [ctypes.c_int, ctypes.c_int]
         sizes: list[Any] = [ctypes.c_int64, ctypes.c_int64]  # length, heads
         attention: list[Any] = [pointer, pointer, *inputs, pointer, pointer, *sizes, *norm]
         loaded.bitmaps_attention.argtypes = attention
@@ -220,6 +226,19 @@ def kernels() -> Kernels | None:
     return chosen(os.environ.get(VARIABLE, AUTO))
 
 
+class Form:
+    """An array of ``struct matrix``, and the tensors that it points to."""
+
+    def __init__(self, tensors: Sequence[Part], k: int) -> None:
+        self.tensors = tensors
+        self.array = (Matrix * len(tensors))()
+        for into, (weight, high, *rest) in zip(self.array, tensors, strict=True):
+            into.weight, into.high = weight.data_ptr(), high.data_ptr()
+            into.low, into.bias, into.column = (None if t is None else t.data_ptr() for t in rest)
+            into.n, into.k = len(high), k
+            into.kind, into.tiled = weight.dtype == torch.int8, tiles.is_tiled(weight)
+
+
 class Packed:
     """Matrices that read the same inputs, in the library's form.
 
@@ -227,9 +246,10 @@ class Packed:
 
     Args:
         parts: weight, high, low, bias and column of each matrix. The weight is uint8
-            (n, ceil(k / 8)), bits, the lowest first, or int8 (n, k). High, low and bias are fp32
-            (n). Column, which the inputs are multiplied by first, is fp32 (k). Low, bias and column
-            may be ``None``. Without ``low`` bits mean -high and high; int8 never has ``low``.
+            (n, ceil(k / 8)), bits, the lowest first; or these in tiles; or int8 (n, k). High, low
+            and bias are fp32 (n). Column, which the inputs are multiplied by first, is fp32 (k).
+            Low, bias and column may be ``None``. Without ``low`` bits mean -high and high; int8
+            never has ``low``.
         k: the number of inputs.
 
     Raises:
@@ -246,12 +266,13 @@ class Packed:
             bits = weight.dtype == torch.uint8
             if not bits and weight.dtype != torch.int8:
                 raise ValueError(f"weights of {weight.dtype}; valid are uint8 (bits) and int8")
-            if weight.ndim != 2 or weight.shape[1] != ((k + 7) // 8 if bits else k):
+            rows = tiles.in_rows(weight)
+            if rows.ndim != 2 or rows.shape[1] != ((k + 7) // 8 if bits else k):
                 raise ValueError(f"weights of shape {tuple(weight.shape)} do not have {k} inputs")
             for tensor, size in (
-                (high, len(weight)),
-                (low, len(weight)),
-                (bias, len(weight)),
+                (high, len(rows)),
+                (low, len(rows)),
+                (bias, len(rows)),
                 (column, k),
             ):
                 if tensor is not None and (
@@ -270,23 +291,28 @@ class Packed:
         self.is_cpu = devices.pop().type == "cpu"
         # torch.jit.trace compares two traces; the second must not reuse what the first has made
         self.is_traced = torch._C._get_tracing_state() is not None
-        self.k, self.sizes = k, [len(weight) for weight, *_ in parts]
-        kinds = [int(weight.dtype == torch.int8) for weight, *_ in parts]
-        self.acts = (Act.a8,) if any(kinds) else ACTS
+        self.k, self.sizes = k, [len(high) for _, high, *_ in parts]
+        is_int8 = any(weight.dtype == torch.int8 for weight, *_ in parts)
+        self.acts = (Act.a8,) if is_int8 else ACTS
         # own tensors, so that the addresses stay valid when a tensor is given other ``data``
         self.tensors = [
             cast(Part, tuple(None if t is None else t.detach().contiguous() for t in part))
             for part in parts
         ]
-        pointers = [[None if t is None else t.data_ptr() for t in part] for part in self.tensors]
-        self.array = (Matrix * len(parts))(
-            *(
-                Matrix(*pointer, n, k, kind)
-                for pointer, n, kind in zip(pointers, self.sizes, kinds, strict=True)
-            )
-        )
+        self.given = Form(self.tensors, k)
+        self.rows: Form | None = None
         self.plans: dict[tuple[int, Act], Plan] = {}
         self.calls: dict[Act, Call] = {}
+
+    def form(self, found: Kernels, act: Act) -> Form:
+        """The matrices in an order of bits that these kernels read: in rows, all of them do."""
+        weights = [weight for weight, *_ in self.tensors]
+        if found.reads_tiles(act) or not any(map(tiles.is_tiled, weights)):
+            return self.given
+        if self.rows is None:
+            parts: Any = [(tiles.in_rows(weight), *rest) for weight, *rest in self.tensors]
+            self.rows = Form(parts, self.k)
+        return self.rows
 
     def plan(self, found: Kernels, act: Act) -> int:
         """The address of the settings that all calls with these kernels and this rounding share.
@@ -296,12 +322,13 @@ class Packed:
         """
         key = found.number, act
         if (plan := self.plans.get(key)) is None:
+            form = self.form(found, act)
             # a second thread takes the plan of the first, which others may already hold
             plan = self.plans.setdefault(
-                key, Plan(self.array, len(self.sizes), found.number, ACTS.index(act))
+                key, Plan(form.array, len(self.sizes), found.number, ACTS.index(act))
             )
             if found.linear is not None and len(self.sizes) == 1:
-                address, owners = ctypes.addressof(plan), (plan, self.tensors)
+                address, owners = ctypes.addressof(plan), (plan, form)
                 self.calls[act] = found.linear(
                     self.parts[0], address, self.k, self.sizes[0], owners
                 )

@@ -30,6 +30,7 @@ from bitmaps.bert.activations import SignedGELU
 from bitmaps.packed import kernels as native
 from bitmaps.packed.activations import LARGEST, round_activations
 from bitmaps.packed.kernels import Packed, Part
+from bitmaps.packed.tiles import in_rows
 from bitmaps.vocabulary import Act
 
 OUT_OF_MEMORY = "the kernels could not get memory"
@@ -54,6 +55,7 @@ def pack(bits: Tensor) -> Tensor:
 def reference_linear(x: Tensor, part: Part, act: Act) -> Tensor:
     """One matrix, without the kernels: (..., k) -> (..., n), in fp32 even under ``autocast``."""
     weight, high, low, bias, column = part
+    weight = in_rows(weight)
     k, is_bits = x.shape[-1], weight.dtype == torch.uint8
     q, scale = round_activations(x if column is None else x * column, act)
     if act != Act.f32:  # in a type that holds every sum exactly

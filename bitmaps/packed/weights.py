@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitmaps.packed import kernels as native
+from bitmaps.packed import tiles
 from bitmaps.packed.operations import pack, unpack
-from bitmaps.vocabulary import Storage
+from bitmaps.vocabulary import Act, Storage
 
 
 def to_integers(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -33,8 +35,8 @@ class PackedWeight(nn.Module):
 
     Attributes:
         storage: which of these.
-        data: uint8 (rows, ceil(columns / 8)), the lowest bit first; int8; uint8 (rows,
-            ceil(columns / 2)); or float16.
+        data: uint8 (rows, ceil(columns / 8)), the lowest bit first, or that in tiles
+            (``arranged``); int8; uint8 (rows, ceil(columns / 2)); or float16.
         high, low: fp32 (rows) or ``None``.
         column: fp32 (columns) or ``None``.
     """
@@ -85,9 +87,37 @@ class PackedWeight(nn.Module):
         nibbles = F.pad((data + 8).to(torch.uint8), (0, columns % 2)).unflatten(-1, (-1, 2))
         return cls(storage, columns, nibbles[..., 0] | nibbles[..., 1] << 4, high)
 
+    def arranged(self, act: Act) -> PackedWeight:
+        """The same matrix with its bits in the order that is fastest for this rounding here.
+
+        Tiles (``bitmaps.packed.tiles``) are a copy. In a module's state the bits are in rows.
+        """
+        found = native.kernels()
+        fits = self.storage == Storage.bit and tiles.fits(self.data) and self.data.is_cpu
+        if found is None or not fits or not found.reads_tiles(act):
+            return self
+        data = tiles.in_tiles(self.data)
+        return PackedWeight(self.storage, self.columns, data, self.high, self.low, self.column)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}data"] = tiles.in_rows(destination[f"{prefix}data"])
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *arguments: Any) -> None:
+        if tiles.is_tiled(self.data) and (data := state.get(f"{prefix}data")) is not None:
+            fits = data.ndim == 2 and tiles.fits(data)
+            state = {**state, f"{prefix}data": tiles.in_tiles(data) if fits else data}
+        super()._load_from_state_dict(state, prefix, *arguments)
+
+    @property
+    def in_rows(self) -> Tensor:
+        """``data``, as a file has it."""
+        return tiles.in_rows(self.data)
+
     @property
     def shape(self) -> tuple[int, int]:
-        return len(self.data), self.columns
+        rows = len(self.data) * (tiles.ROWS if tiles.is_tiled(self.data) else 1)
+        return rows, self.columns
 
     @property
     def nbytes(self) -> int:
@@ -99,7 +129,7 @@ class PackedWeight(nn.Module):
         def pick(table: Tensor) -> Tensor:  # `embedding` rejects rows that do not exist, and -1
             return table[rows] if isinstance(rows, slice) else F.embedding(rows, table)
 
-        data = pick(self.data)
+        data = pick(self.in_rows)
         if self.storage == Storage.fp16:
             return data.float()
         assert self.high is not None

@@ -4,7 +4,7 @@
  *
  *     driver <seed> <rounds> <largest product, tokens * rows * columns>
  *
- * Prints what fails and how many products it made. */
+ * Prints what fails, how many products it made, and how many matrices were in tiles. */
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -24,6 +24,7 @@ extern int bitmaps_linear_norm(const struct plan *plan, int threads, const float
 extern int bitmaps_ffnn(const struct plan *expand, const struct plan *contract, int threads, const float *x, int64_t m, float *y,
                         const float *gain, const float *shift, float epsilon);
 extern int bitmaps_attends(int isa);
+extern int bitmaps_reads_tiles(int isa, int act);
 extern int bitmaps_attention(const struct plan *project, const struct plan *output, int threads, const float *x, int64_t m, float *y,
                              const uint8_t *mask, int64_t length, int64_t heads, const float *gain, const float *shift, float epsilon);
 
@@ -45,7 +46,7 @@ struct state {
     uint64_t random;
     struct array arrays[MOST_ARRAYS];
     int array_count;
-    long products, failures;
+    long products, tiled, failures;
 };
 
 static uint32_t next(struct state *s)
@@ -110,7 +111,7 @@ static float *outputs(struct state *s, int64_t n) /* NaN, so that what is left o
 
 static struct matrix random_matrix(struct state *s, int64_t n, int64_t k, int kind, const float *column, int bias)
 {
-    struct matrix w = {NULL, NULL, NULL, NULL, column, n, k, kind};
+    struct matrix w = {NULL, NULL, NULL, NULL, column, n, k, kind, 0};
     const int64_t bytes = row_bytes(&w);
     const float scale = 1.0f / sqrtf((float)k) / (kind == INT8 ? 64 : 1);
     uint8_t *weight = array(s, n * bytes);
@@ -122,6 +123,22 @@ static struct matrix random_matrix(struct state *s, int64_t n, int64_t k, int ki
     w.high = numbers(s, n, scale);
     w.low = kind == BITS && below(s, 2) ? numbers(s, n, scale) : NULL;
     w.bias = bias ? numbers(s, n, 1) : NULL;
+    return w;
+}
+
+/* The matrix with its bits in tiles, if the kernel reads them and it has whole ones. */
+static struct matrix arranged(struct state *s, struct matrix w, int isa, int act)
+{
+    const int64_t bytes = row_bytes(&w);
+    if (w.kind != BITS || w.n % 16 || bytes % 4 || !bitmaps_reads_tiles(isa, act))
+        return w;
+    uint8_t *weight = array(s, w.n * bytes);
+    for (int64_t r = 0; r < w.n; r++)
+        for (int64_t b = 0; b < bytes; b++)
+            weight[r / 16 * 16 * bytes + b / 4 * 64 + r % 16 * 4 + b % 4] = w.weight[r * bytes + b];
+    w.weight = weight;
+    w.tiled = 1;
+    s->tiled++;
     return w;
 }
 
@@ -160,9 +177,12 @@ static void linears(struct state *s, int64_t m)
     for (int i = 0; i < count; i++)
         w[i] = random_matrix(s, other_size(s, m, k), k, act == A8 && below(s, 2) ? INT8 : BITS, columns[below(s, 3)], below(s, 2) != 0);
     for (int j = 0; j < isa_count; j++) {
-        for (int i = 0; i < count; i++)
+        struct matrix own[MOST_MATRICES];
+        for (int i = 0; i < count; i++) {
             y[j][i] = outputs(s, m * w[i].n);
-        const struct plan plan = {w, count, isas[j], act};
+            own[i] = arranged(s, w[i], isas[j], act);
+        }
+        const struct plan plan = {own, count, isas[j], act};
         if (bitmaps_linears(&plan, threads, x, m, y[j]))
             abort();
         s->products += count;
@@ -217,7 +237,8 @@ static void linear_norm(struct state *s, int64_t m)
     float *y[MOST_ISAS];
     for (int j = 0; j < isa_count; j++) {
         y[j] = outputs(s, m * n);
-        const struct plan plan = {&w, 1, isas[j], act};
+        const struct matrix own = arranged(s, w, isas[j], act);
+        const struct plan plan = {&own, 1, isas[j], act};
         if (bitmaps_linear_norm(&plan, threads, x, m, y[j], residual, gain, shift, 0.1f))
             abort();
         s->products++;
@@ -238,7 +259,8 @@ static void ffnn(struct state *s, int64_t m)
     float *y[MOST_ISAS];
     for (int j = 0; j < isa_count; j++) {
         y[j] = outputs(s, m * k);
-        const struct plan first_plan = {&expand, 1, isas[j], act}, second_plan = {&contract, 1, isas[j], act};
+        const struct matrix first_own = arranged(s, expand, isas[j], act), second_own = arranged(s, contract, isas[j], act);
+        const struct plan first_plan = {&first_own, 1, isas[j], act}, second_plan = {&second_own, 1, isas[j], act};
         if (bitmaps_ffnn(&first_plan, &second_plan, threads, x, m, y[j], gain, shift, 0.1f))
             abort();
         s->products += 2;
@@ -292,7 +314,10 @@ static void attention(struct state *s, int64_t some, int64_t length)
         mask[i] = below(s, 4) != 0;
     float *y[MOST_ISAS], *parts[3], *context = outputs(s, m * k), *expected = outputs(s, m * k);
     for (int j = 0; j < isa_count; j++) {
-        const struct plan project = {w, 3, isas[j], act}, last = {&output, 1, isas[j], act};
+        struct matrix own[4];
+        for (int i = 0; i < 4; i++)
+            own[i] = arranged(s, i < 3 ? w[i] : output, isas[j], act);
+        const struct plan project = {own, 3, isas[j], act}, last = {own + 3, 1, isas[j], act};
         y[j] = bitmaps_attends(isas[j]) ? outputs(s, m * k) : NULL;
         if (y[j] && bitmaps_attention(&project, &last, threads, x, m, y[j], mask, length, heads, gain, shift, 0.1f))
             abort();
@@ -357,7 +382,7 @@ int main(int count, char **arguments)
 {
     const uint64_t seed = count > 1 ? strtoull(arguments[1], NULL, 10) : 0;
     const int times = count > 2 ? atoi(arguments[2]) : 10;
-    long products = 0, failures = 0;
+    long products = 0, tiled = 0, failures = 0;
     largest = count > 3 ? atoll(arguments[3]) : INT64_MAX;
     for (int i = 0; bitmaps_isa_name(i) && isa_count < MOST_ISAS; i++)
         if (bitmaps_isa_runs(i))
@@ -373,11 +398,12 @@ int main(int count, char **arguments)
         for (int i = 0; i < 2; i++) {
             pthread_join(threads[i].id, NULL);
             products += threads[i].state.products;
+            tiled += threads[i].state.tiled;
             failures += threads[i].state.failures;
         }
     }
     for (int i = 0; i < isa_count; i++)
         printf("%s ", bitmaps_isa_name(isas[i]));
-    printf("%ld products, %ld failures\n", products, failures);
+    printf("%ld products, %ld tiled, %ld failures\n", products, tiled, failures);
     return failures ? 1 : 0;
 }

@@ -37,7 +37,7 @@ def part(n: int, k: int, seed: int = 0) -> Part:
 def pointers(packed: Packed) -> list[int | None]:
     return [
         getattr(m, name)
-        for m in packed.array
+        for m in packed.given.array
         for name in ("weight", "high", "low", "bias", "column")
     ]
 

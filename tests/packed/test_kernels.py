@@ -240,6 +240,7 @@ def test_failures_of_the_library_are_raised(
     code += "\nvoid bitmaps_use_openmp(void) {}\nint bitmaps_isa_runs(int i) { return !i; }\n"
     code += "int bitmaps_attends(int i) { return 1; }\n"
     code += "int bitmaps_choice(int act, long long tokens) { return 0; }\n"
+    code += "int bitmaps_reads_tiles(int isa, int act) { return 0; }\n"
     code += 'const char *bitmaps_isa_name(int i) { return i ? 0 : "generic"; }\n'
     (tmp_path / "full.c").write_text(code, encoding="utf-8")
     compiled("-shared", "-fPIC", tmp_path / "full.c", "-o", tmp_path / "full.so")

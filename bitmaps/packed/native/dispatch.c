@@ -2,6 +2,7 @@
 #include <stddef.h>
 
 #include "kernels.h"
+#include "tables.h"
 
 static const struct isa *const ISAS[] = { /* a plan names one by its place */
 #if defined(HAVE_AMX)
@@ -95,6 +96,10 @@ const struct isa *isa_of(const struct plan *plan, int64_t tokens)
 {
     if (plan->isa != AUTO)
         return ISAS[plan->isa];
+    /* what is the fastest for many tokens reads tiles, and then it is for any number */
+    for (int i = 0; i < plan->count; i++)
+        if (plan->w[i].tiled)
+            tokens = MANY;
     const struct choice *c = CHOICES;
     while (!fits(c, plan->act, tokens))
         c++;
@@ -112,6 +117,14 @@ EXPORT int bitmaps_choice(int act, int64_t tokens)
 {
     const struct plan plan = {.isa = AUTO, .act = act};
     return number_of(isa_of(&plan, tokens));
+}
+
+/* Whether it is the fastest, for products with `act`, to keep bits in tiles. Any number of tokens
+ * is then multiplied by the kernel for many. */
+EXPORT int bitmaps_reads_tiles(int isa, int act)
+{
+    const struct plan plan = {.isa = isa, .act = act};
+    return has_tables(act, BITS) && isa_of(&plan, MANY)->tiles;
 }
 
 /* Whether bitmaps_attention works with the i-th, or with AUTO. */

@@ -51,13 +51,15 @@ enum {
 
 /* A packed matrix. bitmaps/packed/native.py has the same fields. */
 struct matrix {
-    const uint8_t *weight; /* INT8: (n, k). BITS: (n, (k + 7) / 8), lowest first, padded with 0 */
+    const uint8_t *weight; /* INT8: (n, k). BITS: (n, (k + 7) / 8), lowest first, padded with 0;
+                            * if it is `tiled`, (n / 16, k / 32, 16, 4) */
     const float *high;     /* (n); INT8: the scale */
     const float *low;      /* (n), or NULL: -high for BITS, 0 for INT8 */
     const float *bias;     /* (n), or NULL */
     const float *column;   /* (k), or NULL: factors of the inputs, applied before rounding */
     int64_t n, k;
     int32_t kind;
+    int32_t tiled;         /* bitmaps/packed/tiles.py */
 };
 
 /* What all calls with the same matrices share. bitmaps/packed/native.py has the same fields. */
@@ -89,7 +91,7 @@ struct rows {
     const float *x;    /* F32: the numbers, k a row */
     uint8_t *q;        /* otherwise: see `struct layout`; padded with zeros */
     float *scale, *sum; /* of each row */
-    int32_t *base;     /* of each row, for tables only: the least of its numbers */
+    int32_t *base;     /* of each row, for tables only: what is added to their sums */
 };
 
 /* A block of outputs: tokens m0 to m1 - 1 (at most ROWS), outputs n0 to n1 - 1 of each. */
@@ -151,6 +153,7 @@ struct isa {
     void (*multiply)(const struct block *, void *scratch);
     const struct row_operations *rows;
     const struct attention *attention; /* NULL: PyTorch's is as fast */
+    int tiles;             /* whether it reads tiles, for products with tables */
 };
 
 extern const struct isa bitmaps_generic;

@@ -3,12 +3,13 @@
  * Four weights choose one of sixteen sums of four activations. So a token's activations become
  * tables, and four weights an index:
  *
- *     table[g][i]  = sum over b < 4 of (bit b of i) * u[4 g + b]
- *     dot(bits, u) = sum over g of table[g][bits 4 g to 4 g + 3]
+ *     table[g][i]  = sum over b < 4 of (bit b of i is set ? q[4 g + b] : 0)
+ *     dot(bits, q) = sum over g of table[g][bits 4 g to 4 g + 3]
  *
- * A sum has to be a byte, so u has six bits, 0 to 63. It is q less the token's least number, and
- * with more than six bits it is cut into planes of six, the highest first. The kernels add
- * least * (set bits of the row) to dot(bits, u), which gives dot(bits, q). */
+ * A sum has to be a byte. So the least number of the token is subtracted from each number, from the
+ * zeros of clear bits too: six bits, 0 to 63, remain. More than six bits are cut into planes of
+ * six, the highest first. Every row of weights has as many bits, set or clear. So all outputs of a
+ * token lack the same, `base_of_tables`. */
 #ifndef BITMAPS_TABLES_H
 #define BITMAPS_TABLES_H
 
@@ -24,6 +25,12 @@ enum {
 static inline int has_tables(enum act act, enum kind kind)
 {
     return act != F32 && act != A1 && kind == BITS;
+}
+
+/* What the sums of all tables lack, if these are of so many inputs. */
+static inline int32_t base_of_tables(int32_t least, int64_t inputs)
+{
+    return least * (int32_t)inputs;
 }
 
 static inline struct layout layout_of_tables(enum act act, enum kind kind, int64_t k)

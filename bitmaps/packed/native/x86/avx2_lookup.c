@@ -21,10 +21,10 @@ enum {
 
 /* -- tables -- */
 
-/* Two tables from eight activations. */
-INLINE void write_tables(const uint8_t *u, uint8_t *to)
+/* Two tables from eight activations. `clear` is what clear bits add. */
+INLINE void write_tables(const uint8_t *u, __m256i clear, uint8_t *to)
 {
-    /* byte i of a half is activation b of its group where bit b of i is set, otherwise 0 */
+    /* byte i of a half is activation b of its group where bit b of i is set */
     const __m256i bytes = _mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0,
                                            1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m256i eight = _mm256_set1_epi64x(*(const long long __attribute__((may_alias)) *)u);
@@ -37,7 +37,7 @@ INLINE void write_tables(const uint8_t *u, uint8_t *to)
         const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
         const __m256i from = _mm256_add_epi8(groups, _mm256_set1_epi8((char)b));
         const __m256i activation = _mm256_shuffle_epi8(eight, from);
-        sum = _mm256_add_epi8(sum, _mm256_and_si256(activation, set));
+        sum = _mm256_add_epi8(sum, _mm256_blendv_epi8(clear, activation, set));
     }
     _mm256_storeu_si256((__m256i *)to, sum);
 }
@@ -60,13 +60,14 @@ static void tabulate(const float *x, const struct rows *rows, int64_t m)
             total += q;
             numbers[j] = (uint8_t)(u >> shift & PLANE_LARGEST);
         }
-        memset(numbers + k, 0, padded - k);
+        const uint8_t clear = (uint8_t)(-rounding.least >> shift & PLANE_LARGEST);
+        memset(numbers + k, clear, padded - k);
         for (int64_t j = 0; j < padded; j += 8)
-            write_tables(numbers + j, tables + TABLE_BYTES * j);
+            write_tables(numbers + j, _mm256_set1_epi8((char)clear), tables + TABLE_BYTES * j);
     }
     rows->scale[m] = rounding.scale;
     rows->sum[m] = (float)total;
-    rows->base[m] = rounding.least;
+    rows->base[m] = base_of_tables(rounding.least, (k + 7) / 8 * 8);
 }
 
 static void round_or_tabulate(const float *x, const struct rows *rows, int64_t m)
@@ -83,7 +84,6 @@ static void round_or_tabulate(const float *x, const struct rows *rows, int64_t m
 struct panel {
     __m256i *indices;  /* for every four inputs, a byte for each row: see `fill` */
     int64_t groups;    /* of four inputs */
-    int32_t *set;      /* the set bits of each row */
 };
 
 /* Bytes `at` to `at` + 15 of row n, padded with zeros, as are rows that are not there. */
@@ -129,15 +129,6 @@ static void fill(const struct block *b, struct panel *p)
         for (int i = 0; i < BYTES && at + i < bytes; i++) {
             p->indices[2 * (at + i)] = _mm256_and_si256(r[i], nibble);
             p->indices[2 * (at + i) + 1] = _mm256_and_si256(_mm256_srli_epi16(r[i], 4), nibble);
-        }
-    }
-    for (int i = 0; i < ROWS_ABREAST; i++) {
-        p->set[i] = 0;
-        for (int64_t at = 0; b->n0 + i < b->n1 && at < bytes; at += 8) {
-            uint64_t bits = 0;
-            const uint8_t *from = b->w->weight + (b->n0 + i) * bytes + at;
-            memcpy(&bits, from, bytes - at < 8 ? bytes - at : 8);
-            p->set[i] += __builtin_popcountll(bits);
         }
     }
     p->groups = 2 * bytes;
@@ -233,15 +224,13 @@ static void tile(const struct block *b, int64_t m, int height, const struct pane
     for (int v = 0; v < ROWS_ABREAST / 8 && b->n0 + 8 * v < b->n1; v++)
         for (int i = 0; i < height; i++) {
             const __m256i base = _mm256_set1_epi32(x->base[m + i]);
-            const __m256i least = _mm256_mullo_epi32(load_256(p->set + 8 * v), base);
-            write_outputs(b, m + i, b->n0 + 8 * v, _mm256_add_epi32(s[i][v], least));
+            write_outputs(b, m + i, b->n0 + 8 * v, _mm256_add_epi32(s[i][v], base));
         }
 }
 
 void avx2_lookup(const struct block *block, void *scratch)
 {
-    struct panel p = {.set = scratch};
-    p.indices = (__m256i *)(p.set + ROWS_ABREAST);
+    struct panel p = {.indices = scratch};
     struct block b = *block;
     for (b.n0 = block->n0; b.n0 < block->n1; b.n0 += ROWS_ABREAST) {
         b.n1 = b.n0 + ROWS_ABREAST < block->n1 ? b.n0 + ROWS_ABREAST : block->n1;

@@ -10,6 +10,9 @@
 
 enum { TILE = 6 }; /* tokens */
 
+/* Inputs that are looked up; those from k on are zeros. */
+INLINE int64_t inputs_of(int64_t k) { return (k + 31) / 32 * 32; }
+
 /* -- tables -- */
 
 /* Byte i of the result is `first` + `step` * (i / 4). */
@@ -22,14 +25,16 @@ INLINE __m512i every_fourth(int first, int step)
     return _mm512_loadu_si512(bytes);
 }
 
-/* The two tables of 32 activations, which are the bytes from `at` on of q. In the first, group g
- * has activations 8 g to 8 g + 3; in the second, the four after them: see `write_indices`. */
-INLINE void write_tables(__m512i q, const int at, __m512i to[2])
+/* The two tables of 32 activations, which are the bytes from `at` on of u. In the first, group g
+ * has activations 8 g to 8 g + 3; in the second, the four after them: see `write_indices`. `clear`
+ * is what clear bits add. */
+INLINE void write_tables(__m512i u, __m512i clear, const int at, __m512i to[2])
 {
     /* pairs[4 p + c]: of activations 2 p and 2 p + 1 those that bits 0 and 1 of c choose */
-    const __m512i first = _mm512_maskz_permutexvar_epi8(0xaaaaaaaaaaaaaaaa, every_fourth(at, 2), q);
+    const __m512i first
+        = _mm512_mask_permutexvar_epi8(clear, 0xaaaaaaaaaaaaaaaa, every_fourth(at, 2), u);
     const __m512i second
-        = _mm512_maskz_permutexvar_epi8(0xcccccccccccccccc, every_fourth(at + 1, 2), q);
+        = _mm512_mask_permutexvar_epi8(clear, 0xcccccccccccccccc, every_fourth(at + 1, 2), u);
     const __m512i pairs = _mm512_add_epi8(first, second);
     int8_t low[64], high[64];
 #pragma GCC unroll 64
@@ -48,19 +53,22 @@ INLINE void write_tables(__m512i q, const int at, __m512i to[2])
 }
 
 /* The tables of 64 numbers, in each plane. */
-INLINE void tabulate(const __m512i u[4], const int planes, uint8_t *to, int64_t plane)
+INLINE void tabulate(const __m512i u[4], int32_t clear, const int planes, uint8_t *to,
+                     int64_t plane)
 {
 #pragma GCC unroll 3
     for (int p = 0; p < planes; p++) {
+        const int shift = PLANE_BITS * (planes - 1 - p);
+        const __m512i of_clear = _mm512_set1_epi8((char)(clear >> shift & PLANE_LARGEST));
         __m512i part[4];
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++)
-            part[i] = _mm512_and_si512(_mm512_srli_epi32(u[i], PLANE_BITS * (planes - 1 - p)),
+            part[i] = _mm512_and_si512(_mm512_srli_epi32(u[i], shift),
                                        _mm512_set1_epi32(PLANE_LARGEST));
         const __m512i bytes = bytes_of(part);
         __m512i *tables = (__m512i *)(to + p * plane);
-        write_tables(bytes, 0, tables);
-        write_tables(bytes, 32, tables + 2);
+        write_tables(bytes, of_clear, 0, tables);
+        write_tables(bytes, of_clear, 32, tables + 2);
     }
 }
 
@@ -85,11 +93,11 @@ INLINE void tabulate_row(const float *x, const struct rows *rows, int64_t m, con
             total = _mm512_add_epi32(total, q);
             u[i] = _mm512_sub_epi32(q, least);
         }
-        tabulate(u, planes, to, rows->plane);
+        tabulate(u, -rounding.least, planes, to, rows->plane);
     }
     rows->scale[m] = rounding.scale;
     rows->sum[m] = (float)_mm512_reduce_add_epi32(total);
-    rows->base[m] = rounding.least;
+    rows->base[m] = base_of_tables(rounding.least, inputs_of(k));
 }
 
 static void round_or_tabulate(const float *x, const struct rows *rows, int64_t m)
@@ -106,25 +114,39 @@ static void round_or_tabulate(const float *x, const struct rows *rows, int64_t m
 
 /* -- indices -- */
 
-/* The two indices of 32 inputs: bits 0 to 3 of each byte of the weights, and bits 4 to 7. Of the
- * four bytes of a row, each looks up in a group of its own. */
-INLINE void write_indices(__m512i bits, __m512i *to)
+/* The indices of 16 inputs: bits 4 `half` to 4 `half` + 3 of each byte of the weights. Of the four
+ * bytes of a row, each looks up in a group of its own. */
+INLINE __m512i indices_of(__m512i bits, const int half)
 {
     const __m512i nibbles = _mm512_set1_epi8(0x0f), groups = _mm512_set1_epi32(0x30201000);
-    const __m512i upper = _mm512_srli_epi32(bits, 4);
     enum { A_AND_B_OR_C = 0xea };
-    _mm512_store_si512(to, _mm512_ternarylogic_epi32(bits, nibbles, groups, A_AND_B_OR_C));
-    _mm512_store_si512(to + VECTORS,
-                       _mm512_ternarylogic_epi32(upper, nibbles, groups, A_AND_B_OR_C));
+    return _mm512_ternarylogic_epi32(half ? _mm512_srli_epi32(bits, 4) : bits, nibbles, groups,
+                                     A_AND_B_OR_C);
 }
 
-/* The indices of a block's weights: for every 16 inputs a vector for each 16 outputs. `set` counts
- * the set bits of each output. */
-static void fill_indices(const struct block *b, __m512i *to, int32_t *set)
+/* The first tile of outputs n to n + 15, a multiple of 16. The next one has the next 32 inputs. */
+INLINE const __m512i *tile_of(const struct matrix *w, int64_t n)
+{
+    return (const __m512i *)(w->weight + n * row_bytes(w));
+}
+
+INLINE void store_indices(__m512i bits, __m512i *to)
+{
+    _mm512_store_si512(to, indices_of(bits, 0));
+    _mm512_store_si512(to + VECTORS, indices_of(bits, 1));
+}
+
+/* The indices of a block's weights: for every 16 inputs a vector for each 16 outputs. */
+static void fill_indices(const struct block *b, __m512i *to)
 {
     const struct source source = {b->w, b->n0, b->n1, 0, row_bytes(b->w)};
     for (int v = 0; v < VECTORS; v++) {
-        __m512i count = _mm512_setzero_si512();
+        if (b->w->tiled) {
+            const __m512i *bits = tile_of(b->w, b->n0 + 16 * v);
+            for (int64_t i = 0; b->n0 + 16 * v < b->n1 && i < source.bytes / 4; i++)
+                store_indices(_mm512_loadu_si512(bits + i), to + 2 * i * VECTORS + v);
+            continue;
+        }
         for (int64_t at = 0; at < source.bytes; at += 64) {
             __m512i r[16];
             load_rows(&source, b->n0 + 16 * v, at, r);
@@ -134,11 +156,9 @@ static void fill_indices(const struct block *b, __m512i *to, int32_t *set)
             for (int i = 0; i < 16; i++) {
                 if (4 * i >= source.bytes - at)
                     break;
-                write_indices(r[i], from + 2 * i * VECTORS);
-                count = _mm512_add_epi32(count, _mm512_popcnt_epi32(r[i]));
+                store_indices(r[i], from + 2 * i * VECTORS);
             }
         }
-        _mm512_store_si512(set + 16 * v, count);
     }
 }
 
@@ -147,7 +167,6 @@ static void fill_indices(const struct block *b, __m512i *to, int32_t *set)
 /* The weights of a block. */
 struct panel {
     const __m512i *indices;
-    const int32_t *set;
     int64_t steps; /* of 16 inputs each */
 };
 
@@ -177,6 +196,14 @@ INLINE void tile_sums(const uint8_t *const a[TILE], const struct rows *x, const 
     }
 }
 
+/* Write outputs n to n + 15 of token m from the sums of its tables. */
+INLINE void finish_sums(__m512i sums, const struct block *b, struct epilogue e, int64_t m,
+                        int64_t n)
+{
+    const __m512i dots = _mm512_add_epi32(sums, _mm512_set1_epi32(b->x->base[m]));
+    finish(dots, BIT, b->w, e, b->x, m, _mm512_setzero_si512(), b->y + m * b->ldy + n);
+}
+
 /* Tokens m to m + height - 1. */
 INLINE void tile(const struct block *b, int64_t m, const struct panel *p, const int height)
 {
@@ -189,13 +216,9 @@ INLINE void tile(const struct block *b, int64_t m, const struct panel *p, const 
     for (int v = 0; v < VECTORS; v++) {
         const int64_t n = b->n0 + 16 * v;
         const struct epilogue e = epilogue_of(b->w, n, b->n1);
-        const __m512i set = _mm512_loadu_si512(p->set + 16 * v);
 #pragma GCC unroll 6
-        for (int i = 0; i < height; i++) {
-            const __m512i base = _mm512_mullo_epi32(set, _mm512_set1_epi32(x->base[m + i]));
-            finish(_mm512_add_epi32(c[i][v], base), BIT, b->w, e, x, m + i,
-                   _mm512_setzero_si512(), b->y + (m + i) * b->ldy + n);
-        }
+        for (int i = 0; i < height; i++)
+            finish_sums(c[i][v], b, e, m + i, n);
     }
 }
 
@@ -232,6 +255,60 @@ static NOINLINE void tile_6(const struct block *b, int64_t m, const struct panel
     tile(b, m, p, TILE);
 }
 
+/* -- tiled weights, one token -- */
+
+/* 16 `vectors` outputs from n on, without a panel: an index is used once. */
+INLINE void single(const struct block *b, int64_t n, const int vectors, const int planes)
+{
+    const __m512i ones = _mm512_set1_epi8(1);
+    const __m512i *tables = (const __m512i *)(b->x->q + b->m0 * b->x->stride);
+    const int64_t words = row_bytes(b->w) / 4, plane = b->x->plane / 64;
+    const __m512i *bits = tile_of(b->w, n);
+    __m512i c[3][VECTORS];
+#pragma GCC unroll 3
+    for (int p = 0; p < planes; p++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++)
+            c[p][v] = _mm512_setzero_si512();
+    for (int64_t i = 0; i < words; i++, bits++, tables += 2)
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            __m512i indices[VECTORS];
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++)
+                indices[v] = indices_of(_mm512_loadu_si512(bits + v * words), half);
+#pragma GCC unroll 3
+            for (int p = 0; p < planes; p++) {
+                const __m512i table = _mm512_load_si512(tables + p * plane + half);
+#pragma GCC unroll 4
+                for (int v = 0; v < vectors; v++)
+                    c[p][v] = dot4(c[p][v], _mm512_permutexvar_epi8(indices[v], table), ones);
+            }
+        }
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) {
+        __m512i sums = c[0][v];
+#pragma GCC unroll 3
+        for (int p = 1; p < planes; p++)
+            sums = _mm512_add_epi32(_mm512_slli_epi32(sums, PLANE_BITS), c[p][v]);
+        finish_sums(sums, b, epilogue_of(b->w, n + 16 * v, b->n1), b->m0, n + 16 * v);
+    }
+}
+
+INLINE void singles(const struct block *block, const int planes)
+{
+    const struct block b = *block;
+    int64_t n = b.n0;
+    for (; n + AVX512_COLUMNS <= b.n1; n += AVX512_COLUMNS)
+        single(&b, n, VECTORS, planes);
+    for (; n < b.n1; n += 16)
+        single(&b, n, 1, planes);
+}
+
+static NOINLINE void singles_1(const struct block *b) { singles(b, 1); }
+static NOINLINE void singles_2(const struct block *b) { singles(b, 2); }
+static NOINLINE void singles_3(const struct block *b) { singles(b, 3); }
+
 static void multiply(const struct block *b, void *scratch)
 {
     static run_tile *const tiles[TILE + 1] = {NULL, tile_1, tile_2, tile_3, tile_4, tile_5, tile_6};
@@ -239,13 +316,16 @@ static void multiply(const struct block *b, void *scratch)
         avx512_multiply(b, scratch);
         return;
     }
-    int32_t *set = scratch;
-    __m512i *indices = (__m512i *)(set + AVX512_COLUMNS);
-    const struct panel p = {indices, set, (b->w->k + 31) / 32 * 2};
+    if (b->w->tiled && b->m1 - b->m0 == 1) {
+        (b->x->planes == 1 ? singles_1 : b->x->planes == 2 ? singles_2 : singles_3)(b);
+        return;
+    }
+    __m512i *indices = scratch;
+    const struct panel p = {indices, inputs_of(b->w->k) / 16};
     struct block part = *b;
     for (part.n0 = b->n0; part.n0 < b->n1; part.n0 += AVX512_COLUMNS) {
         part.n1 = part.n0 + AVX512_COLUMNS < b->n1 ? part.n0 + AVX512_COLUMNS : b->n1;
-        fill_indices(&part, indices, set);
+        fill_indices(&part, indices);
         for (int64_t m = b->m0; m < b->m1; m += TILE)
             tiles[b->m1 - m < TILE ? b->m1 - m : TILE](&part, m, &p);
     }
@@ -270,6 +350,7 @@ const struct isa bitmaps_avx512_lookup = {
     .multiply = multiply,
     .rows = &ROW_OPERATIONS,
     .attention = &avx512_attention,
+    .tiles = 1,
 };
 END_TARGET
 #endif
