@@ -32,6 +32,14 @@ INLINE void load_rows(const struct source *of, int64_t n, int64_t b, __m512i r[1
         r[i] = _mm512_maskz_loadu_epi8(n + i < of->n1 ? mask : 0, from + i * row);
 }
 
+/* Fetch bytes b to b + 63 of sixteen rows from n on, which need not be there. */
+INLINE void prefetch_rows(const struct source *of, int64_t n, int64_t b)
+{
+    const int64_t row = row_bytes(of->w);
+    for (int i = 0; i < 16; i++)
+        __builtin_prefetch(of->w->weight + (n + i) * row + of->start + b);
+}
+
 /* Add 128 times the sums of four vectors to the corrections of 16 outputs. */
 INLINE void add_correction(const __m512i total[4], int32_t *correction)
 {
@@ -57,6 +65,8 @@ INLINE void fill_panel(const struct source *of, const int vectors, const enum pr
         for (int64_t b = 0; b < of->bytes; b += 64) {
             __m512i r[16];
             load_rows(of, of->n0 + 16 * v, b, r);
+            if (product == BYTE) /* a table is large, and no prefetcher follows sixteen rows */
+                prefetch_rows(of, of->n0 + 16 * (v + 1), b);
             transpose(r);
             __m512i *to = out + b / 4 * expanded * vectors + v;
 #pragma GCC unroll 16
