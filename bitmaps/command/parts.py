@@ -246,8 +246,8 @@ class Devices:
 
 @dataclass
 class Trainer(Devices):
-    max_steps: int = 240  # steps of the optimizer; a multiple of val_check_interval
-    val_check_interval: int = 120  # steps between validations
+    max_steps: int = 240  # steps of the optimizer
+    val_check_interval: int = 120  # steps between validations; the last step has one, too
     accumulate_grad_batches: int = 1  # batches a step
     gradient_clip_val: float | None = 1.0  # largest norm of the gradient; null is no limit
     log_every_n_steps: int = 10  # steps between points of the curves
@@ -265,11 +265,6 @@ class Trainer(Devices):
         at_least(0, self, "trainer.", "gradient_clip_val")
         if self.compile and self.strategy == SHARDED:
             raise InputError(f"trainer.compile=true: trainer.strategy={SHARDED} takes only false")
-        if self.max_steps % self.validation_steps:
-            raise InputError(
-                f"trainer.max_steps={self.max_steps} is no multiple of trainer.val_check_interval="
-                f"{self.val_check_interval}: the last steps would never be scored"
-            )
 
 
 def check_targets(parts: Mapping[str, Any]) -> None:

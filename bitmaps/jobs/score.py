@@ -19,6 +19,7 @@ from bitmaps.scoring.measure import (
     resident_mib,
     sentences_per_second,
 )
+from bitmaps.scoring.progress import ShowsProgress
 from bitmaps.vocabulary import Split, Task
 
 QUIET: dict[str, Any] = {
@@ -48,7 +49,12 @@ def score(
             that does.
     """
     # in fp32 whatever is timed: bf16 rounds close logits to ties, which count against a model
-    scorer = Trainer(**devices | {"precision": "32-true"}, **QUIET, use_distributed_sampler=False)
+    scorer = Trainer(
+        **devices | {"precision": "32-true"},
+        **QUIET,
+        use_distributed_sampler=False,
+        callbacks=[ShowsProgress(str(facts.row))],
+    )
     module = task.scorer(model, split)
     run = scorer.test if split is Split.test else scorer.validate
     run(module, datamodule=task.data, verbose=False)

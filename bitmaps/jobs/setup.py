@@ -3,7 +3,7 @@ model becomes a row."""
 
 from __future__ import annotations
 
-import sys
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +37,8 @@ from bitmaps.vocabulary import (
     Scope,
     Storage,
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ class Setup:
             return 0
         batches = self.task.data.first_batches(self.config.calibrate)
         if not already:
+            log.info("calibrating on %d sentences", self.config.calibrate)
             calibrate(model, self.original(), batches)
         return sum(len(batch["input_ids"]) for batch in batches)
 
@@ -199,7 +202,7 @@ def check_devices(devices: Devices) -> tuple[dict[str, Any], int, bool]:
         # only a training has parts of a model
         "strategy": "ddp" if devices.strategy == SHARDED else devices.strategy,
         "precision": devices.precision,
-        "enable_progress_bar": sys.stdout.isatty(),
+        "enable_progress_bar": False,  # ShowsProgress
     }
     trainer = make_trainer(**arguments, logger=False)
     strategy, processes = trainer.strategy, trainer.num_devices * trainer.num_nodes

@@ -14,7 +14,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import OmegaConf
@@ -40,10 +40,12 @@ from bitmaps.quantize.rounding import input_quantizers
 from bitmaps.runs.files import draft_of
 from bitmaps.runs.folder import RunFolder, has_checkpoint
 from bitmaps.runs.records import Facts
+from bitmaps.scoring.progress import ShowsProgress
 from bitmaps.training.callbacks import (
     RoundedInputs,
     StaysStopped,
     StopsAtOnce,
+    ValidatesLastStep,
     best_checkpoint,
     check_moments,
     check_monitors,
@@ -112,7 +114,7 @@ class Training:
             "num_sanity_val_steps": 0,
             "use_distributed_sampler": False,
             "enable_model_summary": False,
-            "enable_progress_bar": arguments["enable_progress_bar"] or self.has_bar(),
+            "enable_progress_bar": self.has_bar(),
         }
 
     def has_bar(self) -> bool:
@@ -205,14 +207,15 @@ class Training:
             InputError: when there is none, or it has more steps than are asked for.
         """
         files, last = CheckpointFiles(), checkpoints / "last.ckpt"
-        callbacks = [*self.callbacks, StaysStopped(), StopsAtOnce(), LastCheckpoint(last, files)]
+        ours = [ValidatesLastStep(), StaysStopped(), StopsAtOnce(), LastCheckpoint(last, files)]
+        callbacks = [*self.callbacks, *ours]
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(checkpoints)
         if inputs := input_quantizers(module.model):
             callbacks.append(RoundedInputs(inputs, self.config.activations_from))
-        if self.setup.trainer["enable_progress_bar"] and not self.has_bar():
-            callbacks.append(RichProgressBar())
+        if not self.has_bar():
+            callbacks.append(ShowsProgress())
         trainer = make_trainer(
             **self.arguments(), logger=loggers, callbacks=callbacks, plugins=[files]
         )

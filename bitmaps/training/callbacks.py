@@ -70,6 +70,14 @@ class RoundedInputs(Callback):
         self.set_shares(1.0, 1.0)
 
 
+class ValidatesLastStep(Callback):
+    """Validates after the last step, whatever ``val_check_interval`` is: it may be the best one."""
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step >= trainer.max_steps:
+            trainer.should_stop = True  # before it stops, Lightning validates, once
+
+
 class StaysStopped(Callback):
     """Lets a run that early stopping has ended stay so when it is resumed. Lightning forgets that.
     A larger ``patience``, or the removal of the callback, lets the run go on."""

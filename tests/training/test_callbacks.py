@@ -13,7 +13,7 @@ from bitmaps.bert import Bert
 from bitmaps.quantize.convert import make_trainable, round_activations
 from bitmaps.quantize.quantizer import Quantization
 from bitmaps.quantize.rounding import InputQuantizer, input_quantizers
-from bitmaps.training.callbacks import RoundedInputs
+from bitmaps.training.callbacks import RoundedInputs, ValidatesLastStep
 from bitmaps.training.module import MaskedLanguageModel
 from bitmaps.vocabulary import Act, Activations, Component
 
@@ -91,6 +91,34 @@ def test_a_share_is_a_mixture_of_floats_and_signs() -> None:
         RoundedInputs([quantizer]).set_shares(share, 1.0)
         assert quantizer(x).tolist() == [expected]
     assert not quantizer.state_dict()  # nothing of it is in a checkpoint
+
+
+class Validations(Callback):
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_validation_end(self, trainer: Any, *_: Any) -> None:
+        self.steps.append(trainer.global_step)
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "batches", "expected"),
+    [(5, 2, 1, [2, 4, 5]), (4, 2, 1, [2, 4]), (1, 3, 1, [1]), (3, 2, 2, [2, 3])],
+)
+def test_the_last_step_is_validated_once(
+    steps: int, every: int, batches: int, expected: list[int]
+) -> None:
+    module = MaskedLanguageModel(
+        student().train(), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01)
+    )
+    seen = Validations()
+    trainer(
+        max_steps=steps,
+        val_check_interval=every * batches,
+        accumulate_grad_batches=batches,
+        callbacks=[ValidatesLastStep(), seen],
+    ).fit(module, datamodule=Sentences())
+    assert seen.steps == expected
 
 
 @pytest.mark.parametrize(("start", "int8"), [(0.0, 1.0), (0.25, 1.0), (0.26, 0.0), (1.0, 0.0)])
