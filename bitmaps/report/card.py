@@ -3,7 +3,7 @@ explains itself wherever it is copied."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -19,7 +19,7 @@ from bitmaps.errors import InputError, as_text
 from bitmaps.packed import format as packed
 from bitmaps.report.comparison import Entry, comparison_of, shown_values
 from bitmaps.report.files import markdown, plain
-from bitmaps.runs.records import Facts, Row, score_names
+from bitmaps.runs.records import Facts, Row, Timing, score_names
 from bitmaps.vocabulary import Task, Weights
 
 FILE = "README.md"
@@ -36,8 +36,8 @@ A {kind}, {how} by bitmaps and stored in {stored}.
 ## Scores
 
 On the {split} split of {data}, with {scored_on}. The last row is this model in floats, before it
-was packed. {columns} ms is the milliseconds per sequence. MiB is a pseudo size: that of the weights
-if two values are stored as bits. To score the model as it is stored:
+was packed. {columns} MiB is a pseudo size: that of the weights if two values are stored as bits. To
+score the model as it is stored:
 
     python evaluate.py checkpoint=<this folder>{more}
 
@@ -160,7 +160,8 @@ def write_card(folder: Path, rows: list[Row], model: Model, data: Data) -> None:
     licence = license_of(str(model.source)) if model.weights is Weights.pretrained else {}
     words = str((shape.bitmaps or {}).get("embeddings", own.facts.embeddings))
     front = front_matter(own, model, data, words, licence)
-    comparison = comparison_of(Entry.of(row, folder) for row in rows)
+    # times belong to a machine, and to what else ran on it
+    comparison = comparison_of(Entry.of(replace(row, timing=Timing()), folder) for row in rows)
     with on_meta():
         as_floats = 4 * sum(parameter.numel() for parameter in Bert(shape).parameters())
     on_disk = (folder / packed.FILE).stat().st_size

