@@ -106,6 +106,19 @@ def print_outcome(outcome: Outcome, config: Train | Evaluate, folder: RunFolder)
     if found := terminal.kept([one.row for one in outcome.scored]):
         terminal.say(found)
     terminal.say(f"{folder.path}: metrics.json, results.html")
+    if (folder.path / "packed").is_dir():
+        for line in next_commands(folder.path):
+            terminal.say(line)
+
+
+def next_commands(run: Path) -> list[str]:
+    """What to type after a training, with what it does."""
+    packed = shlex.join(["python", "evaluate.py", f"checkpoint={run / 'packed'}"])
+    others = f"python -m bitmaps.report {shlex.quote(str(run.parent))}/* --output report"
+    return [
+        f"to score it in real bits: {packed}",
+        f"to set it beside your other runs: {others}",
+    ]
 
 
 def repetition(folder: Path, config: Train | Evaluate) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -56,6 +57,17 @@ def test_it_writes_a_run_folder_that_transformers_opens(command: Commands) -> No
             assert all(len(values.unique()) <= 2 and values.min() == 0 for values in weight)
     tokenizer = transformers.AutoTokenizer.from_pretrained("r/model")
     assert tokenizer.tokenize("the cat") == ["the", "cat"]
+
+
+def test_it_ends_with_what_to_type_next(command: Commands) -> None:
+    out = command.ok("train", "binarize=ffnn", ALONE, *SHORT, "hydra.run.dir=some runs/r")
+    score, report = (line.partition(": ")[2] for line in out.splitlines()[-2:])
+    program, script, *overrides = shlex.split(score)
+    assert (program, script) == ("python", "evaluate.py")
+    command.ok("evaluate", *overrides, ALONE, "measure=none", "hydra.run.dir=e")
+    assert metrics("e")["row"] == "packed"
+    runs = Path("some runs").resolve()
+    assert report == f"python -m bitmaps.report '{runs}'/* --output report"
 
 
 def test_with_nothing_binarized_it_is_plain_finetuning(command: Commands) -> None:
