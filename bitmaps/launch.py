@@ -154,6 +154,9 @@ def show_sweep(folder: Path) -> list[Status]:
     written = write_results(comparison, folder)
     page.write_page(comparison, folder / "results.html")
     terminal.print_table(comparison)
+    for line in page.lines_of(comparison):
+        if line.analysis is not None and line.analysis.has_collapsed:
+            terminal.say(f"{line.label}: {line.verdict}")
     terminal.say(f"{folder}: results.html, {', '.join(written)}")
     return [entry.status for entry in comparison.entries]
 

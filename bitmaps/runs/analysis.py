@@ -107,3 +107,8 @@ class Analysis:
     masked_tokens: int | None = None
     entropy: float | None = None
     mean_entropy: float | None = None
+
+    @property
+    def has_collapsed(self) -> bool:
+        """Whether the model says one thing whatever it is asked, as the verdict has it."""
+        return self.verdict.endswith(": collapsed")

@@ -9,8 +9,9 @@ import matplotlib.image
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from report.examples import analysis, facts, row
+from report.examples import analysis, facts, finished, row
 
+from bitmaps.launch import show_sweep
 from bitmaps.report.comparison import Comparison, Entry, comparison_of
 from bitmaps.report.files import draw_measures, markdown, write_results
 from bitmaps.report.terminal import (
@@ -122,6 +123,18 @@ def test_the_terminal_shows_what_each_model_predicts(capsys: pytest.CaptureFixtu
     assert shown.count("0.2500") == 4  # where a subset is empty, the cell is
     assert "unbinarized: predicts much\n" in shown
     assert "naive: [collapsed]\n" in shown
+
+
+def test_a_sweep_names_the_token_of_each_collapsed_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fine = {RowKind.unbinarized: analysis("cat", verdict="predicts 9 distinct tokens")}
+    finished(tmp_path / "none", row("none", "unbinarized"), analyses=fine)
+    finished(tmp_path / "all", row("all"))
+    show_sweep(tmp_path)
+    shown = capsys.readouterr().out
+    assert "\nall {-1,1} naive: predicts '.': collapsed\n" in shown
+    assert "distinct" not in shown
 
 
 def test_the_terminal_shows_sentences_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
