@@ -29,6 +29,19 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 SHARDED = "fsdp"  # the strategy that trains parts of a model
 
 
+def check_seed(name: str, seed: int, more: int = 0) -> None:
+    """
+    Args:
+        more: how many of the seeds that follow are used as well.
+
+    Raises:
+        InputError: for a seed that numpy does not take.
+    """
+    largest = 2**32 - 1 - more
+    if not 0 <= seed <= largest:
+        raise InputError(f"{name}={seed} is no seed; valid is 0 to {largest}")
+
+
 def at_least(minimum: float, part: object, prefix: str, *names: str) -> None:
     """Raises:
     InputError: when one of these fields of a part is smaller. ``None`` passes."""
@@ -190,9 +203,11 @@ class FineTuning:
     folder: str = "runs/teachers"
     lr: float = 5e-5
     max_steps: int = 600
+    seed: int = 0
 
     def check(self) -> None:
         at_least(1, self, "fine_tuning.", "max_steps")
+        check_seed("fine_tuning.seed", self.seed)
         if not (0 < self.lr < math.inf):
             raise InputError(f"fine_tuning.lr={self.lr} is no rate; valid is a number above 0")
 

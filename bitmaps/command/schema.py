@@ -27,6 +27,7 @@ from bitmaps.command.parts import (
     Trainer,
     at_least,
     check_logger,
+    check_seed,
     check_targets,
     finite,
     flat,
@@ -148,14 +149,9 @@ class Common:
         self.check_task()
         self.check_objective()
         at_least(1, self, "", "limit", "mask_sets")
-        at_least(0, self, "", "seed", "mask_seed", "calibrate")
-        for name, seed, more in (
-            ("seed", self.seed, 0),
-            ("mask_seed", self.mask_seed, self.mask_sets - 1),
-        ):
-            if seed + more >= 2**32:
-                largest = 2**32 - 1 - more
-                raise InputError(f"{name}={seed} is too large; valid is 0 to {largest}")
+        at_least(0, self, "", "calibrate")
+        check_seed("seed", self.seed)
+        check_seed("mask_seed", self.mask_seed, self.mask_sets - 1)
         if (
             Component.embeddings in self.binarize.components
             and self.word_table() is not Storage.bit
@@ -293,7 +289,8 @@ class Train(Common):
         if self.task is not Task.sentence_embedding:
             del found["loss.vectors"]
         if self.task is Task.classification and self.binarize.components:
-            own = {"lr": self.fine_tuning.lr, "max_steps": self.fine_tuning.max_steps}
+            own = asdict(self.fine_tuning)
+            del own["folder"]
             given = {"teacher": self.teacher}
             found |= flat(own, "fine_tuning") if self.teacher is None else given
         return super().settings() | {k: v for k, v in found.items() if k not in facts}

@@ -28,6 +28,7 @@ def teacher_config(config: Train) -> Train:
         schedule["num_training_steps"] = steps
     return replace(
         config,
+        seed=config.fine_tuning.seed,
         binarize=Binarize(scope=config.binarize.scope),
         embeddings=None,
         activations=Activations.float,

@@ -226,7 +226,7 @@ def test_a_bad_value_is_named(override: str, named: tuple[str, ...]) -> None:
         ("evaluate", "measure.repeats=-1", "measure.repeats=-1 .* 0 or more"),
         ("evaluate", "measure.budget_s=-1", "measure.budget_s=-1"),
         ("evaluate", "trainer.num_nodes=0", "trainer.num_nodes=0 "),
-        ("evaluate", "seed=-1", "seed=-1 .* 0 or more"),
+        ("evaluate", "seed=-1", "seed=-1 is no seed; valid is 0 to 4294967295"),
         ("evaluate", "mask_seed=-1", "mask_seed=-1 "),
         ("evaluate", "seed=4294967296", "seed=4294967296 .* 0 to 4294967295"),
         ("evaluate", "mask_seed=4294967296", "mask_seed=4294967296 "),

@@ -55,6 +55,8 @@ def test_what_a_task_does_not_have_is_refused(command: str, overrides: str, mess
         ("task=sentence_embedding loss=tokens", "loss=tokens learns from labels, and task=sentence_embedding has none"),
         ("task=sentence_embedding loss.logits=0 loss.hidden=0 loss.directions=0 loss.vectors=0", "loss=common learns from labels, and task=sentence_embedding has none"),
         (f"task=classification {LABELED} fine_tuning.max_steps=0", "fine_tuning.max_steps=0"),
+        (f"task=classification {LABELED} fine_tuning.seed=-1", "fine_tuning.seed=-1 is no seed"),
+        (f"task=classification {LABELED} fine_tuning.seed=4294967296", "valid is 0 to 4294967295"),
         *(
             (f"task=classification {LABELED} fine_tuning.lr={lr}", "valid is a number above 0")
             for lr in ("0", "-1", "nan", "inf")
