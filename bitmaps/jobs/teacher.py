@@ -23,6 +23,7 @@ def teacher_config(config: Train) -> Train:
     """The configuration of the run that fine-tunes the classifier: labels alone, and a linear rate
     as in ``config.fine_tuning``."""
     steps = config.fine_tuning.max_steps
+    parts = VALIDATIONS if steps % VALIDATIONS == 0 else 1
     schedule = dict(config.schedule)
     if "num_training_steps" in schedule:
         schedule["num_training_steps"] = steps
@@ -37,9 +38,7 @@ def teacher_config(config: Train) -> Train:
         loss=Loss(name="tokens", cross_entropy=1.0),
         optimizer=dict(config.optimizer) | {"lr": config.fine_tuning.lr},
         schedule=schedule,
-        trainer=replace(
-            config.trainer, max_steps=steps, val_check_interval=max(1, steps // VALIDATIONS)
-        ),
+        trainer=replace(config.trainer, max_steps=steps, val_check_interval=steps // parts),
         callbacks={name: one for name, one in config.callbacks.items() if name != "signs"},
         references=False,
         packed=False,
