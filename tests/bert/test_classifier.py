@@ -89,7 +89,10 @@ def test_any_shape_gives_the_logits_of_transformers(
         found = model(**data)
         assert found.shape == (3, max(1, classes))
         same(found, opened_by_transformers(folder)(**data).logits)
-        assert torch.equal(load(folder)(**data), found)
+        again = load(folder)
+        torch.testing.assert_close(again(**data), found, atol=1e-6, rtol=1e-6)
+        for weight, other in zip(again.parameters(), model.parameters(), strict=True):
+            assert torch.equal(weight, other)  # products of few numbers depend on their addresses
 
 
 def test_the_labels_keep_their_order_and_transformers_reads_them(tmp_path: Path) -> None:
