@@ -152,10 +152,10 @@ def show_sweep(folder: Path) -> list[Status]:
 
     comparison = compare(run_folders(folder))
     written = write_results(comparison, folder)
-    page.write_page(comparison, folder / "results.html")
+    lines = page.write_page(comparison, folder / "results.html")
     terminal.print_table(comparison)
-    for line in page.lines_of(comparison):
-        if line.analysis is not None and line.analysis.has_collapsed:
+    for line in lines:
+        if line.analysis is not None and line.analysis.predicted[0].is_collapse:
             terminal.say(f"{line.label}: {line.verdict}")
     terminal.say(f"{folder}: results.html, {', '.join(written)}")
     return [entry.status for entry in comparison.entries]

@@ -266,13 +266,13 @@ class Packed:
             bits = weight.dtype == torch.uint8
             if not bits and weight.dtype != torch.int8:
                 raise ValueError(f"weights of {weight.dtype}; valid are uint8 (bits) and int8")
-            rows = tiles.in_rows(weight)
-            if rows.ndim != 2 or rows.shape[1] != ((k + 7) // 8 if bits else k):
+            n, *width = tiles.shape_in_rows(weight) or (0,)
+            if width != [(k + 7) // 8 if bits else k]:
                 raise ValueError(f"weights of shape {tuple(weight.shape)} do not have {k} inputs")
             for tensor, size in (
-                (high, len(rows)),
-                (low, len(rows)),
-                (bias, len(rows)),
+                (high, n),
+                (low, n),
+                (bias, n),
                 (column, k),
             ):
                 if tensor is not None and (

@@ -21,7 +21,13 @@ def fits(data: Tensor) -> bool:
 
 
 def is_tiled(data: Tensor) -> bool:
-    return data.ndim == 4
+    return data.ndim == 4 and data.shape[2:] == (ROWS, BYTES)
+
+
+def shape_in_rows(data: Tensor) -> tuple[int, ...]:
+    """The shape of ``in_rows``, without a copy."""
+    shape = tuple(data.shape)
+    return (shape[0] * ROWS, shape[1] * BYTES) if is_tiled(data) else shape
 
 
 def in_tiles(data: Tensor) -> Tensor:

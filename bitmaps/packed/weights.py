@@ -116,8 +116,7 @@ class PackedWeight(nn.Module):
 
     @property
     def shape(self) -> tuple[int, int]:
-        rows = len(self.data) * (tiles.ROWS if tiles.is_tiled(self.data) else 1)
-        return rows, self.columns
+        return tiles.shape_in_rows(self.data)[0], self.columns
 
     @property
     def nbytes(self) -> int:

@@ -87,7 +87,8 @@ class Origin:
     runs: list[Entry]
 
 
-def write_page(comparison: Comparison, path: Path) -> None:
+def write_page(comparison: Comparison, path: Path) -> list[PageLine]:
+    """Write the page. Returns the lines of its table."""
     from bitmaps.report import charts  # altair takes a second to import
 
     lines = lines_of(comparison)
@@ -110,6 +111,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
         origins=origins_of(comparison),
     )
     replace_text(path, text)
+    return lines
 
 
 @cache

@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+# A model has collapsed to a token that it predicts more often than this share of the time, and more
+# than twice as often as the token is true.
+COLLAPSED = 0.25
+
 
 @dataclass(frozen=True)
 class FrequentToken:
@@ -25,6 +29,11 @@ class FrequentToken:
     true_share: float
     confidence: float
     confidence_std: float = 0.0
+
+    @property
+    def is_collapse(self) -> bool:
+        """Whether the model that predicts it most says it whatever it is asked."""
+        return self.share > max(COLLAPSED, 2 * self.true_share)
 
 
 @dataclass(frozen=True)
@@ -107,8 +116,3 @@ class Analysis:
     masked_tokens: int | None = None
     entropy: float | None = None
     mean_entropy: float | None = None
-
-    @property
-    def has_collapsed(self) -> bool:
-        """Whether the model says one thing whatever it is asked, as the verdict has it."""
-        return self.verdict.endswith(": collapsed")

@@ -31,9 +31,6 @@ from bitmaps.runs.analysis import (
     Subset,
 )
 
-# A model has collapsed to a token that it predicts more often than this share of the time, and more
-# than twice as often as the token is true.
-COLLAPSED = 0.25
 BINS = 20  # of confidences
 LISTED = 20  # predictions, most frequent first
 TOP = 5
@@ -186,7 +183,7 @@ def verdict(most: FrequentToken, distinct: int) -> str:
     "predicts 272 distinct tokens; most often 'the' (14.1 % of predictions, 7.2 % of targets)"
     """
     token, share = repr(most.token), percent(most.share)
-    if most.share > max(COLLAPSED, 2 * most.true_share):
+    if most.is_collapse:
         return (
             f"predicts {token} for {share} of masked tokens "
             f"with mean confidence {most.confidence:.3f}: collapsed"

@@ -38,6 +38,10 @@ class Work:
         seconds = (time.monotonic() - self._start) / new * max(0, self.total - self.done)
         return f"{duration(seconds)} left"
 
+    def words(self, of: str, detail: str) -> str:
+        parts = [f"{self.unit} {self.done}{of}{self.total}", detail, self.left()]
+        return ", ".join(filter(None, parts))
+
 
 def duration(seconds: float) -> str:
     """
@@ -81,8 +85,7 @@ class Lines:
         """A line would say nothing yet."""
 
     def show(self, work: Work, detail: str) -> None:
-        parts = [f"{work.unit} {work.done} of {work.total}", detail, work.left()]
-        log.info("%s: %s", work.name, ", ".join(filter(None, parts)))
+        log.info("%s: %s", work.name, work.words(" of ", detail))
 
     def end(self, work: Work) -> None:
         """Whoever did the work says what came of it."""
@@ -118,8 +121,7 @@ class Bars:
 
     def show(self, work: Work, detail: str) -> None:
         assert self.progress is not None, "it has begun"
-        parts = [f"{work.unit} {work.done}/{work.total}", detail, work.left()]
-        text = ", ".join(filter(None, parts))
+        text = work.words("/", detail)
         self.progress.update(self.tasks[work], completed=work.done, text=text, refresh=True)
 
     def end(self, work: Work) -> None:
@@ -141,7 +143,7 @@ class ShowsProgress(Callback):
     """
 
     def __init__(self, scored: str = "") -> None:
-        self.scored = scored
+        self.name = f"scoring {scored}".rstrip()
         self.display: Display = Bars() if Console().is_interactive else Lines()
         self.training: Work | None = None
         self.scoring: Work | None = None
@@ -165,12 +167,12 @@ class ShowsProgress(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         fitting = trainer.state.fn is TrainerFn.FITTING
-        name = "validation" if fitting else f"scoring {self.scored}".rstrip()
+        name = "validation" if fitting else self.name
         self.scoring = self.begin(trainer, name, "batch", int(sum(trainer.num_val_batches)))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total = int(sum(trainer.num_test_batches))
-        self.scoring = self.begin(trainer, f"scoring {self.scored}".rstrip(), "batch", total)
+        self.scoring = self.begin(trainer, self.name, "batch", total)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **more: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -20,6 +21,7 @@ from bitmaps.report.terminal import (
     print_sentences,
     print_table,
 )
+from bitmaps.runs.analysis import FrequentToken
 from bitmaps.runs.records import Row
 from bitmaps.vocabulary import RowKind, Status
 
@@ -128,8 +130,11 @@ def test_the_terminal_shows_what_each_model_predicts(capsys: pytest.CaptureFixtu
 def test_a_sweep_names_the_token_of_each_collapsed_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fine = {RowKind.unbinarized: analysis("cat", verdict="predicts 9 distinct tokens")}
-    finished(tmp_path / "none", row("none", "unbinarized"), analyses=fine)
+    fine = replace(
+        analysis(verdict="predicts 9 distinct tokens"),
+        predicted=[FrequentToken("cat", 0.2, 0.1, 0.5)],
+    )
+    finished(tmp_path / "none", row("none", "unbinarized"), analyses={RowKind.unbinarized: fine})
     finished(tmp_path / "all", row("all"))
     show_sweep(tmp_path)
     shown = capsys.readouterr().out
