@@ -1,4 +1,4 @@
-"""The two commands, ``train.py`` and ``evaluate.py``.
+"""The commands ``train`` and ``evaluate``: ``train.py`` and ``evaluate.py`` in a checkout.
 
 Hydra composes a configuration, a job runs it, the run folder stores its outcome, and the observers
 show it: the terminal, the page, the model card and the tracker. What a user got wrong ends the
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +23,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from bitmaps import __version__
+from bitmaps.calling import COMPLETION, called
+from bitmaps.command.completion import QUERY, path_matches
 from bitmaps.command.inherit import Request, inherit
 from bitmaps.command.mistakes import MISTAKES, one_line
 from bitmaps.command.overrides import (
@@ -47,12 +48,12 @@ log = logging.getLogger(__name__)
 
 
 def train() -> None:
-    """``python train.py``."""
+    """``bitmaps train``, or ``python train.py``."""
     main("train")
 
 
 def evaluate() -> None:
-    """``python evaluate.py``."""
+    """``bitmaps evaluate``, or ``python evaluate.py``."""
     main("evaluate")
 
 
@@ -61,6 +62,9 @@ def main(command: str | None = None) -> None:
     a sweep. Without a command, Hydra's own ``--config-name`` names one."""
     if "--version" in sys.argv[1:]:
         print(f"bitmaps {__version__}")
+        return
+    if asks_for_words() and (found := path_matches(os.environ.get("COMP_LINE", ""))) is not None:
+        print("\n".join(found))
         return
     logging.setLogRecordFactory(TextRecord)
     end_with_launcher()
@@ -79,6 +83,12 @@ def main(command: str | None = None) -> None:
         if shown or has_begun(error):
             raise
         refuse(one_line(error))
+
+
+def asks_for_words() -> bool:
+    """Whether it is the script of a shell that calls, to complete a line."""
+    flag, *words = [*sys.argv[1:], ""]
+    return flag in COMPLETION and words[0].startswith(QUERY)
 
 
 class TextRecord(logging.LogRecord):
@@ -195,7 +205,7 @@ def how_to_go_on(request: Request) -> str:
     if not has_checkpoint(request.folder):
         return ""
     resumes = any(key_of(override) == "resume" for override in request.overrides)
-    resume = shlex.join(["python", "train.py", f"resume={request.folder}"])
+    resume = called("train", f"resume={request.folder}")
     return f"; to go on from its last checkpoint: {request.command if resumes else resume}"
 
 

@@ -11,14 +11,15 @@ import re
 import wandb
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
+from bitmaps.calling import as_called, called
 from bitmaps.errors import InputError, refuse
 from bitmaps.tracking import workspace
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bitmaps.dashboard",
-        description=__doc__,
+        prog=called("dashboard"),
+        description=as_called(str(__doc__), "dashboard"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

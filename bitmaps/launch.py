@@ -7,7 +7,6 @@ tracker. An observer that fails costs a warning, and nothing else.
 from __future__ import annotations
 
 import logging
-import shlex
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from bitmaps.calling import called
 from bitmaps.command.inherit import Request
 from bitmaps.command.processes import name_launcher
 from bitmaps.command.schema import Evaluate, Train
@@ -91,7 +91,7 @@ def show(
     attempt("tracker", folder, summarize, again)
     if not folder.writes or in_sweep:
         return
-    report = shlex.join(["python", "-m", "bitmaps.report", str(folder.path)])
+    report = called("report", str(folder.path))
     attempt("page", folder, partial(write_page, folder.path), report)
     attempt("table", folder, partial(print_outcome, outcome, config, folder), report)
 
@@ -113,8 +113,8 @@ def print_outcome(outcome: Outcome, config: Train | Evaluate, folder: RunFolder)
 
 def next_commands(run: Path) -> list[str]:
     """What to type after a training, with what it does."""
-    packed = shlex.join(["python", "evaluate.py", f"checkpoint={run / 'packed'}"])
-    others = f"python -m bitmaps.report {shlex.quote(str(run.parent))}/* --output report"
+    packed = called("evaluate", f"checkpoint={run / 'packed'}")
+    others = f"{called('report', str(run.parent))}/* --output report"
     return [
         f"to score it in real bits: {packed}",
         f"to set it beside your other runs: {others}",
@@ -124,7 +124,7 @@ def next_commands(run: Path) -> list[str]:
 def repetition(folder: Path, config: Train | Evaluate) -> str:
     """What shows a stored outcome again: it scores the model, and trains no step."""
     if isinstance(config, Train):
-        return shlex.join(["python", "train.py", f"resume={folder}"])
+        return called("train", f"resume={folder}")
     return "the same command with another hydra.run.dir"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bitmaps.bert import Bert, checkpoint
 from bitmaps.bert.finding import locate
+from bitmaps.calling import called
 from bitmaps.errors import InputError
 from bitmaps.packed import format as packed
 from bitmaps.quantize.convert import restore_activations
@@ -44,7 +45,7 @@ def load(
         if act is not None:
             raise InputError(
                 f"act={act} is for packed models, and {folder} is not packed: "
-                "python -m bitmaps.packed <run folder>"
+                f"{called('pack')} <run folder>"
             )
         model = checkpoint.load(source, adapter=adapter, head=HeadSource(head))
         return restore_activations(model)

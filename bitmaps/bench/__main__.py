@@ -44,6 +44,7 @@ from bitmaps.bench import footprint, kernels, linear, model, picture, quality, t
 from bitmaps.bench.deployments import Deployment, installed, left_out
 from bitmaps.bench.results import Results, print_tables, read
 from bitmaps.bench.timing import Ratio, Request, keep_memory
+from bitmaps.calling import as_called, called
 from bitmaps.errors import InputError, refuse, while_somebody_reads
 from bitmaps.packed.kernels import VARIABLE
 from bitmaps.runs.files import write_json
@@ -62,8 +63,8 @@ AVX2 = {  # restricts torch, the libraries that it calls, and the kernels
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
-        prog="python -m bitmaps.bench",
-        description=__doc__,
+        prog=called("bench"),
+        description=as_called(str(__doc__), "bench"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = found.add_argument

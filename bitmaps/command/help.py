@@ -14,6 +14,8 @@ from pathlib import Path
 
 import yaml
 
+from bitmaps.calling import as_called
+
 # a command in a comment, at the start of a line or after two spaces
 COMMAND = re.compile(r"(?:^|  )(python \S.*)$")
 KEY = re.compile(r"# ?(.*)$")
@@ -161,7 +163,7 @@ def help_text(conf: Path, command: str) -> str:
         ),
         f'Shell completion: eval "$(python {command}.py -sc install=bash)"',
     ]
-    return "\n".join(lines).replace("$", "$$")
+    return as_called("\n".join(lines), "train", "evaluate").replace("$", "$$")
 
 
 def wrapped(text: str, first: str = "", indent: int = 0) -> list[str]:

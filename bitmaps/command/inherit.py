@@ -13,6 +13,7 @@ from hydra.conf import HydraConf
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from bitmaps.calling import called
 from bitmaps.command.mistakes import found_in
 from bitmaps.command.overrides import as_typed, key_of
 from bitmaps.command.parts import Devices
@@ -58,7 +59,7 @@ class Request:
         overrides = as_typed(hydra.overrides.task)
         sweep = Path(os.path.abspath(hydra.sweep.dir))  # noqa: PTH100 (as Hydra makes `folder`)
         return cls(
-            command=shlex.join(["python", f"{hydra.job.config_name}.py", *overrides]),
+            command=called(str(hydra.job.config_name), *overrides),
             overrides=overrides,
             folder=Path(hydra.runtime.output_dir),
             sweep=sweep if hydra.mode is RunMode.MULTIRUN else None,

@@ -258,6 +258,7 @@ class Train(Common):
     callbacks: dict[str, Any] = field(default_factory=dict)
     resume: str | None = None
     packed: bool = True
+    packed_embeddings: Storage = Storage.int8
     trainer: Trainer = field(default_factory=Trainer)
 
     def facts(self) -> Facts:
@@ -312,6 +313,11 @@ class Train(Common):
             raise InputError(
                 f"activations_from={self.activations_from} needs rounded activations: "
                 "valid are activations=int8, int6 and bit"
+            )
+        if self.packed_embeddings is Storage.bit:
+            raise InputError(
+                "packed_embeddings=bit rounds without training: embeddings=bit trains the word "
+                "table in one bit; valid are fp32, fp16, int8, int4"
             )
         warmup = self.schedule.get("num_warmup_steps")
         if warmup is not None and not (isinstance(warmup, int | float) and warmup >= 0):

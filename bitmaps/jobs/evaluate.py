@@ -7,7 +7,6 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 
-from bitmaps.bert import Bert
 from bitmaps.bert.checkpoint import load
 from bitmaps.bert.finding import locate
 from bitmaps.command.schema import Evaluate
@@ -93,7 +92,7 @@ class Evaluation:
         config, components = self.config, self.config.binarize.components
         model = load(path)
         asked = facts
-        facts = replace(trained_facts(facts, model), row=RowKind.trained)
+        facts = replace(facts.with_model(model.config.bitmaps or {}), row=RowKind.trained)
         references = self.setup.references(facts)
         if config.embeddings is not None:
             store_words(model, config.embeddings, config.values)
@@ -109,18 +108,10 @@ class Evaluation:
 
     def packed_model(self, path: Path, facts: Facts) -> Outcome:
         """A packed model, beside the floats that it stands for."""
-        model = packed.load(path, self.config.activations.act)
-        facts = replace(trained_facts(facts, model), row=RowKind.packed)
-        needed = model.config.needed_activations()
-        if needed is not Activations.bit:
-            facts = replace(facts, activations=self.config.activations)
-        references = self.setup.references(facts)
+        scored, model = self.setup.score_packed(path, facts, self.config.activations)
+        references = self.setup.references(scored.row.facts)
         if self.config.references:
-            floats = replace(facts, row=RowKind.trained, activations=needed)
+            needed = model.config.needed_activations()
+            floats = replace(scored.row.facts, row=RowKind.trained, activations=needed)
             references.append(self.setup.score(restore_activations(packed.to_float(model)), floats))
-        return Outcome([*references, self.setup.score(model, facts)], model)
-
-
-def trained_facts(facts: Facts, model: Bert) -> Facts:
-    """These facts, with what the model says of its own training."""
-    return facts.with_model(model.config.bitmaps or {})
+        return Outcome([*references, scored], model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from transformers import PreTrainedTokenizerBase
 
-from bitmaps.bert import Bert
+from bitmaps.bert import Bert, BertConfig
 from bitmaps.command.parts import SHARDED, Devices, Model
 from bitmaps.command.schema import Common
 from bitmaps.data.classified import classes_of
@@ -23,6 +24,7 @@ from bitmaps.errors import InputError
 from bitmaps.jobs.pretrained import Pretrained
 from bitmaps.jobs.score import score
 from bitmaps.jobs.tasks import JOBS, TaskJob, source_of
+from bitmaps.packed import format as packed
 from bitmaps.quantize.calibrate import calibrate
 from bitmaps.quantize.convert import binarize_naive
 from bitmaps.quantize.rotate import rotate_heads
@@ -71,6 +73,7 @@ class Setup:
         trainer: the arguments of Lightning's ``Trainer`` that say where it runs.
         processes: how many take part.
         starts_processes: whether Lightning starts the command again for further processes.
+        on_cpu: whether models are trained and scored on the CPU.
     """
 
     config: Common
@@ -80,6 +83,7 @@ class Setup:
     trainer: dict[str, Any]
     processes: int
     starts_processes: bool
+    on_cpu: bool
 
     @classmethod
     def check(
@@ -108,15 +112,34 @@ class Setup:
         if new_classifier and isinstance(source, LabeledSource):
             pretrained = pretrained.with_classifier(classes_of(source))
         # what is wrong with the devices is found before the text is read
-        arguments, processes, starts_processes = check_devices(devices)
+        arguments, processes, starts_processes, on_cpu = check_devices(devices)
         task = JOBS[config.task](config, pretrained, {*splits, data.split})
         tokenizer = tokenizer_of(str(pretrained.folder))
-        return cls(config, pretrained, task, tokenizer, arguments, processes, starts_processes)
+        where = (arguments, processes, starts_processes, on_cpu)
+        return cls(config, pretrained, task, tokenizer, *where)
 
     def score(self, model: Bert, facts: Facts) -> ScoredRow:
         """A row of the table, with what it is made of."""
         config, split = self.config, self.config.data.split
         return score(model, facts, self.task, split, config.measure, self.trainer)
+
+    def score_packed(
+        self, folder: Path, facts: Facts, activations: Activations | None = None
+    ) -> tuple[ScoredRow, Bert]:
+        """The row of a packed model, and the model.
+
+        Args:
+            facts: of the command; the folder says what the model is.
+            activations: what a model without one-bit inputs rounds its activations to; by default
+                what ``bitmaps.load`` chooses.
+        """
+        shape = BertConfig.from_file(folder / "config.json")
+        activations = activations or packed.default_activations(shape)
+        model = packed.load(folder, activations.act)
+        facts = replace(facts.with_model(shape.bitmaps or {}), row=RowKind.packed)
+        if shape.needed_activations() is not Activations.bit:
+            facts = replace(facts, activations=activations)
+        return self.score(model, facts), model
 
     def original(self) -> Bert:
         """The model that is binarized, its heads rotated if it will be calibrated for {-1,1}."""
@@ -188,9 +211,9 @@ def make_trainer(**arguments: Any) -> Trainer:
         raise InputError(f"trainer: {error}") from error
 
 
-def check_devices(devices: Devices) -> tuple[dict[str, Any], int, bool]:
-    """The arguments of Lightning's ``Trainer`` for scoring, the number of processes, and whether it
-    starts the command again for further ones.
+def check_devices(devices: Devices) -> tuple[dict[str, Any], int, bool, bool]:
+    """The arguments of Lightning's ``Trainer`` for scoring, and the rest of where a job runs:
+    ``processes``, ``starts_processes`` and ``on_cpu`` of ``Setup``.
 
     Raises:
         InputError: for devices that are not there, or a strategy that is not supported.
@@ -220,4 +243,4 @@ def check_devices(devices: Devices) -> tuple[dict[str, Any], int, bool]:
             f"trainer.accelerator={devices.accelerator} is {kind} here; "
             "valid are cpu, and gpu with CUDA"
         )
-    return arguments, processes, starts_processes
+    return arguments, processes, starts_processes, kind == "cpu"

@@ -38,7 +38,7 @@ from bitmaps.quantize.convert import make_trainable, round_activations, to_float
 from bitmaps.quantize.quantizer import Quantization
 from bitmaps.quantize.rounding import input_quantizers
 from bitmaps.runs.files import draft_of
-from bitmaps.runs.folder import RunFolder, has_checkpoint
+from bitmaps.runs.folder import RunFolder, ScoredRow, has_checkpoint
 from bitmaps.runs.records import Facts
 from bitmaps.scoring.progress import ShowsProgress
 from bitmaps.training.callbacks import (
@@ -157,8 +157,8 @@ class Training:
         )
         if trainer.is_global_zero:
             self.write_model(model, effective, folder, facts)
-        rows = [*self.setup.references(facts), self.setup.score(effective, facts)]
-        return Outcome(rows, effective)
+        own = self.setup.score(effective, facts)
+        return Outcome([*self.setup.references(facts), *self.packed(folder, facts), own], effective)
 
     def needs_teacher(self) -> bool:
         """Whether a classifier is fine-tuned in full precision before it is binarized."""
@@ -250,7 +250,16 @@ class Training:
         if self.config.packed and in_bits:
             draft = draft_of(folder / "packed")
             shutil.rmtree(draft, ignore_errors=True)
-            packed.save(model, draft, self.setup.tokenizer)
+            packed.save(model, draft, self.setup.tokenizer, self.config.packed_embeddings)
+
+    def packed(self, folder: Path, facts: Facts) -> list[ScoredRow]:
+        """The row of the model in real bits, where there is one and kernels run it: in one process,
+        on the CPU."""
+        draft = draft_of(folder / "packed")
+        if not self.setup.on_cpu or self.setup.processes > 1 or not draft.is_dir():
+            return []
+        scored, _ = self.setup.score_packed(draft, facts)
+        return [scored]
 
 
 def fine_tune(config: Train, run: RunFolder, asked: Facts) -> None:

@@ -1,6 +1,6 @@
 """Pack a trained run, turn a packed model back into floats, or list the kernels that run here.
 
-    python -m bitmaps.packed <run folder> [<folder>] [--embeddings int8] [--head int8]
+    python -m bitmaps.packed <run folder> [<folder>] [--embeddings fp32] [--head int8]
     python -m bitmaps.packed to_float <packed folder> <folder>
     python -m bitmaps.packed info
 
@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from bitmaps.bert import checkpoint
 from bitmaps.bert.finding import locate
+from bitmaps.calling import as_called, called
 from bitmaps.command.mistakes import found_in
 from bitmaps.command.saved import FILE, load_config
 from bitmaps.command.schema import Train
@@ -28,7 +29,7 @@ from bitmaps.packed import format as folder
 from bitmaps.packed import kernels as native
 from bitmaps.report.card import write_card
 from bitmaps.runs.folder import read_rows
-from bitmaps.vocabulary import Act, Storage
+from bitmaps.vocabulary import Act, RowKind, Storage
 
 MOST_TOKENS = 256  # beyond, the same kernel is used for any number
 
@@ -67,13 +68,13 @@ def choices(act: Act, tiled: bool) -> list[str]:
     return [name if tokens == 1 else f"from {tokens} tokens on {name}" for tokens, name in changes]
 
 
-def pack(run: Path, to: Path, embeddings: Storage | None, head: Storage | None) -> None:
+def pack(run: Path, to: Path, embeddings: Storage, head: Storage | None) -> None:
     source = locate(str(run))
     if folder.is_packed(source):
         raise InputError(f"{source} is packed already")
     trained = (run / "rows.json").is_file()
     if trained:  # read first what the card will say, so that no folder is left without one
-        rows = read_rows(run)
+        rows = [row for row in read_rows(run) if row.kind is not RowKind.packed]  # another folder
         saved = load_config(run, Train)
         with found_in(run / FILE):
             config = cast(Train, OmegaConf.to_object(saved))
@@ -106,8 +107,8 @@ def to_float(packed: Path, to: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bitmaps.packed",
-        description=__doc__,
+        prog=called("pack"),
+        description=as_called(str(__doc__), "pack"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", help="a run folder (or a model's), to_float, or info")
@@ -116,8 +117,8 @@ def main() -> None:
     )
     parser.add_argument(
         "--embeddings",
-        choices=("fp16", "int8", "int4"),
-        help="round the word, position and type tables to it",
+        choices=("fp32", "fp16", "int8", "int4"),
+        help="storage of the word, position and type tables that have more bits (default: int8)",
     )
     parser.add_argument("--head", choices=("fp16", "int8"), help="round the head's transform to it")
     arguments = parser.parse_args()
@@ -133,7 +134,7 @@ def main() -> None:
             pack(
                 Path(what),
                 folders[0] if folders else Path(what) / "packed",
-                arguments.embeddings and Storage(arguments.embeddings),
+                Storage(arguments.embeddings or "int8"),
                 arguments.head and Storage(arguments.head),
             )
         else:

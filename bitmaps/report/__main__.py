@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bitmaps.calling import as_called, called
 from bitmaps.errors import InputError, refuse
 from bitmaps.report import intervals
 from bitmaps.report.comparison import Comparison, compare, run_folders
@@ -48,8 +49,8 @@ def main() -> None:
 
 def arguments_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m bitmaps.report",
-        description=__doc__,
+        prog=called("report"),
+        description=as_called(str(__doc__), "report"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

@@ -20,7 +20,7 @@ from bitmaps.packed import format as packed
 from bitmaps.report.comparison import Entry, comparison_of, shown_values
 from bitmaps.report.files import markdown, plain
 from bitmaps.runs.records import Facts, Row, Timing, score_names
-from bitmaps.vocabulary import Task, Weights
+from bitmaps.vocabulary import RowKind, Task, Weights
 
 FILE = "README.md"
 MIB = 2**20
@@ -35,9 +35,8 @@ A {kind}, {how} by bitmaps and stored in {stored}.
 {facts}
 ## Scores
 
-On the {split} split of {data}, with {scored_on}. The last row is this model in floats, before it
-was packed. {columns} MiB is a pseudo size: that of the weights if two values are stored as bits. To
-score the model as it is stored:
+On the {split} split of {data}, with {scored_on}. The last row is this model {last}. {columns}
+MiB is a pseudo size: that of the weights if two values are stored as bits. To score it again:
 
     python evaluate.py checkpoint=<this folder>{more}
 
@@ -56,6 +55,11 @@ score the model as it is stored:
 
 {licence}
 """
+
+LAST = {
+    RowKind.trained: "in floats, before it was packed",
+    RowKind.packed: "as it is stored",
+}
 
 OPEN = """import bitmaps
 from transformers import {names}
@@ -153,9 +157,10 @@ def write_card(folder: Path, rows: list[Row], model: Model, data: Data) -> None:
     """Write the card of a packed folder.
 
     Args:
-        rows: of the run that trained it; the last one is its own.
+        rows: of the run that trained it, and of the packed model if it was scored.
         model, data: what that run started from, and what it was trained on.
     """
+    rows = sorted(rows, key=lambda row: list(RowKind).index(row.kind))
     own, shape = rows[-1], BertConfig.from_file(folder / "config.json")
     licence = license_of(str(model.source)) if model.weights is Weights.pretrained else {}
     words = str((shape.bitmaps or {}).get("embeddings", own.facts.embeddings))
@@ -184,6 +189,7 @@ def write_card(folder: Path, rows: list[Row], model: Model, data: Data) -> None:
             mask_seed=own.facts.mask_seed,
             sentences=own.scores.sentences,
         ),
+        last=LAST[own.kind],
         columns=about.columns,
         more=about.more,
         use=about.use,

@@ -48,12 +48,13 @@ def say(line: str) -> None:
 
 
 def kept(rows: Sequence[Row]) -> str:
-    """What the last row keeps of the quality of the unbinarized one, in words; empty where there is
-    none to compare with.
+    """What the packed row, or else the last one, keeps of the quality of the unbinarized one, in
+    words; empty where there is none to compare with.
 
     Of masked words it is the accuracy that is compared, which has the same zero for all models.
     """
-    own, whole = rows[-1], rows[0]
+    whole = rows[0]
+    own = next((row for row in rows if row.kind is RowKind.packed), rows[-1])
     if own.facts.values is None or whole.kind is not RowKind.unbinarized:
         return ""
     name = "accuracy" if own.facts.task is Task.masked_lm else headline([own, whole])
@@ -61,11 +62,14 @@ def kept(rows: Sequence[Row]) -> str:
     if not theirs or ours is None:
         return ""
     what = own.facts.components if own.facts.components != "none" else "word table"
-    return (
+    found = (
         f"{what} in {VALUE_SETS[own.facts.values]}, {own.kind}: {100 * ours / theirs:.1f} % of "
         f"full precision by {columns()[name].heading}, in {own.size.memory_mib:.1f} of "
         f"{whole.size.memory_mib:.1f} MiB"
     )
+    if own.kind is RowKind.packed and own.timing.inference_ms and whole.timing.inference_ms:
+        found += f", {whole.timing.inference_ms / own.timing.inference_ms:.1f} times as fast"
+    return found
 
 
 def print_table(comparison: Comparison) -> None:

@@ -21,6 +21,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from bitmaps.bert import Bert
 from bitmaps.errors import InputError
@@ -28,10 +29,14 @@ from bitmaps.report import card
 from bitmaps.report.comparison import identity
 from bitmaps.runs.analysis import Analysis
 from bitmaps.runs.folder import ScoredRow
-from bitmaps.runs.records import Facts, Row, measures
+from bitmaps.runs.records import Facts, Row, headline, measures
 from bitmaps.training.sign_watch import values_of
 
 log = logging.getLogger(__name__)
+
+
+CURVES = ("train/", "trainer/", "flips/", "outside/", "high/", "lr-", "epoch")
+"""How the names of curves begin whose last value says little: W&B puts it into the summary."""
 
 
 @dataclass(frozen=True)
@@ -69,32 +74,28 @@ class WandbTracking(Tracking):
         """Log to Weights & Biases.
 
         - config: what was run;
-        - summary: every measure of the run's own row, and the five measures of each other row, such
-          as ``unbinarized/accuracy``;
-        - the table ``predictions``, and the histograms ``confidence`` and ``scales/<matrix>``;
+        - summary: every measure of the run's own row, and of each other row the score that tables
+          compare first, such as ``unbinarized/cross_entropy``;
+        - the tables ``rows``, ``predictions`` and ``scales``, and the histogram ``confidence``;
         - the packed model as an artifact, with its card.
         """
         run = self.logger.experiment  # type: ignore[attr-defined]
-        own, facts = scored[-1].row, asdict(scored[-1].row.facts)
+        rows = [one.row for one in scored]
+        own, first = rows[-1], headline(rows)
         run.config.update(config_of(own.facts, label(own.flat())), allow_val_change=True)
         run.tags += (str(own.kind),)
-        flat = own.flat()
-        summary = {n: v for n, v in flat.items() if n not in facts and v is not None}
-        for other in scored[:-1]:
-            found = other.row.flat()
-            summary |= {
-                f"{other.row.kind}/{n}": found[n] for n in measures() if found[n] is not None
-            }
-        logged: dict[str, Any] = {}
+        summary = measured(own) | {f"{row.kind}/{first}": row.flat()[first] for row in rows[:-1]}
+        logged: dict[str, Any] = {"rows": wandb.Table(*table_of(rows))}
         if (analysis := scored[-1].analysis) is not None:
             summary |= summary_of(analysis)
             logged["confidence"] = confidence_of(analysis)
             analyses = {str(one.row.kind): one.analysis for one in scored if one.analysis}
             logged["predictions"] = wandb.Table(*predictions(analyses))
-        for name, values in values_of(model).items() if model is not None else ():
-            histogram = np.histogram(values.numpy(), bins=64)
-            logged[f"scales/{name}"] = wandb.Histogram(np_histogram=histogram)
+        if model is not None and (values := values_of(model)):
+            logged["scales"] = wandb.Table(*scales(values))
         run.log(logged)
+        for name in [name for name in run.summary.keys() if name.startswith(CURVES)]:  # noqa: SIM118
+            del run.summary[name]
         run.summary.update(summary)
         if packed.is_dir():
             self.log_packed(own, packed)
@@ -135,6 +136,29 @@ def config_of(facts: Facts, label: str) -> dict[str, Any]:
     plain = json.loads(json.dumps(asdict(facts)))  # enums as text, which every tracker stores
     settings, versions = plain.pop("settings"), plain.pop("versions")
     return {**plain, **settings, **versions, "label": label}
+
+
+def measured(row: Row) -> dict[str, float]:
+    """The measures that a row has."""
+    flat = row.flat()
+    return {name: flat[name] for name in measures() if flat[name] is not None}
+
+
+def table_of(rows: Sequence[Row]) -> tuple[list[str | int], list[list[Any]]]:
+    """Rows as a table: columns, and a line a row."""
+    names = [name for name in measures() if any(name in measured(row) for row in rows)]
+    return ["row", *names], [[row.kind, *(row.flat()[name] for name in names)] for row in rows]
+
+
+def scales(values: Mapping[str, Tensor]) -> tuple[list[str | int], list[list[Any]]]:
+    """The two values of the rows of one-bit matrices (``values_of``) as a table: columns, and for
+    each matrix its quantiles."""
+    shares = (0.0, 0.25, 0.5, 0.75, 1.0)
+    lines = [
+        [name, *np.quantile(found.double().numpy(), shares).tolist()]
+        for name, found in values.items()
+    ]
+    return ["matrix", "least", "lower quartile", "median", "upper quartile", "greatest"], lines
 
 
 def summary_of(analysis: Analysis) -> dict[str, Any]:

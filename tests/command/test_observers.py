@@ -55,7 +55,10 @@ def test_a_training_is_recorded_with_all_that_the_dashboard_shows(
     assert lines
     assert found.summary["verdict"] == analyses_of("r")["trained"]["verdict"]
     assert sum(found.summary["confidence"]["values"]) == row["masked_tokens"]
-    assert len([name for name in found.summary if name.startswith("scales/")]) == 4
+    assert len(found.tables["scales"][1]) == 4
+    assert [line[0] for line in found.tables["rows"][1]] == [*rows_of("r")]
+    assert len([name for name in found.summary if not name.startswith("_")]) <= 30
+    assert not [name for name in found.summary if name.startswith(("flips/", "train/"))]
     (artifact,) = (one for one in found.artifacts.values() if one["type"] == "model")
     packed = {path.name for path in Path("r/packed").iterdir()}
     assert {file["path"] for file in artifact["manifest"]["contents"]} == packed
@@ -84,7 +87,7 @@ def test_every_row_has_its_analysis(trained: Commands) -> None:
         assert list(analyses) == list(rows)
         for kind, row in rows.items():
             assert_analysis_fits(analyses[kind], row)
-    assert [len(analyses_of(folder)) for folder in ("r", "c", "p")] == [1, 3, 4]
+    assert [len(analyses_of(folder)) for folder in ("r", "c", "p")] == [2, 3, 4]
     shown = [
         [sentence["text"] for sentence in analyses_of("p")[kind]["sentences"]]
         for kind in ("trained", "packed")

@@ -64,7 +64,7 @@ def refused(found: tuple[Any, str, str], named: str) -> None:
 
 
 def test_a_run_is_packed_beside_its_model(packed: Run, run_folder: Path, ids: Tensor) -> None:
-    code, out, err = packed(run_folder)
+    code, out, err = packed(run_folder, "--embeddings", "fp32")
     assert (code, err) == (0, "")
     assert is_packed(run_folder / "packed")
     sizes = [(run_folder / name / FILE).stat().st_size for name in ("model", "packed")]
@@ -93,7 +93,7 @@ def test_what_stays_in_floats_may_be_rounded(
     packed: Run, run_folder: Path, tmp_path: Path, embeddings: str, head: str | None
 ) -> None:
     options = ["--embeddings", embeddings, *(["--head", head] if head else [])]
-    assert packed(run_folder)[0] == 0
+    assert packed(run_folder, "--embeddings", "fp32")[0] == 0
     assert packed(run_folder, tmp_path / "rounded", *options)[0] == 0
     found = bitmaps.load(tmp_path / "rounded")
     tables = [getattr(found.embeddings, name).weight for name in ("word", "position", "token_type")]
@@ -104,6 +104,11 @@ def test_what_stays_in_floats_may_be_rounded(
         (folder / FILE).stat().st_size for folder in (tmp_path / "rounded", run_folder / "packed")
     ]
     assert sizes[0] < sizes[1]
+
+
+def test_tables_are_in_int8_unless_it_is_said(packed: Run, run_folder: Path) -> None:
+    assert packed(run_folder)[0] == 0
+    assert bitmaps.load(run_folder / "packed").embeddings.word.weight.storage == "int8"
 
 
 def test_back_to_floats_is_a_checkpoint_that_transformers_opens(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bitmaps.report.terminal import kept
-from bitmaps.runs.records import Facts, Row, Scores, Size
+from bitmaps.runs.records import Facts, Row, Scores, Size, Timing
 from bitmaps.vocabulary import RowKind, Task, ValueSet
 
 
@@ -52,6 +52,18 @@ def test_it_is_the_share_of_the_score_that_a_task_is_about(
 ) -> None:
     rows = [row(RowKind.unbinarized, 80.0, task, **whole), row(RowKind.trained, 20.0, task, **ours)]
     assert kept(rows) == f"ffnn in {{-1,1}}, trained: {said}, in 20.0 of 80.0 MiB"
+
+
+def test_the_packed_model_is_told_with_its_speed() -> None:
+    scores = {"cross_entropy": 4.0, "accuracy": 0.4, "mrr": 0.5}
+    whole, trained = row(RowKind.unbinarized, 80.0, **scores), row(RowKind.trained, 20.0, **scores)
+    packed = replace(row(RowKind.packed, 10.0, **scores), scores=Scores(4.1, 0.39, 0.4))
+    said = "ffnn in {-1,1}, packed: 97.5 % of full precision by accuracy, in 10.0 of 80.0 MiB"
+    assert kept([whole, packed, trained]) == said
+    timed = [
+        replace(one, timing=Timing(inference_ms=ms)) for one, ms in ((whole, 9.0), (packed, 2.0))
+    ]
+    assert kept([*timed, trained]) == f"{said}, 4.5 times as fast"
 
 
 def test_nothing_is_said_where_nothing_can_be_compared() -> None:

@@ -209,8 +209,12 @@ def test_a_wandb_run_records_the_whole_outcome(
     assert (run["display_name"], run["run_group"], run["job_type"]) == ("mine", "ours", "try")
     assert found.config == plain(TRAINED.facts) | {"label": label(TRAINED.flat())}
     check_summary(found.summary)
-    check_scales(found.summary, tiny)
+    check_scales(found.tables["scales"], tiny)
     check_table(found.tables["predictions"])
+    assert found.tables["rows"] == (
+        ["row", "cross_entropy", "accuracy", "mrr", "memory_mib"],
+        [["unbinarized", 4.5, 0.75, 0.5, 60.5], ["trained", 4.5, 0.25, 0.5, 60.5]],
+    )
     artifact = found.artifacts[f"packed-{label(TRAINED.flat())}"]
     assert artifact["type"] == "model"
     assert artifact["description"].strip() == "# the card"
@@ -222,32 +226,28 @@ def test_a_wandb_run_records_the_whole_outcome(
 def check_summary(summary: Mapping[str, Any]) -> None:
     wanted = {
         "cross_entropy": 4.5, "accuracy": 0.25, "mrr": 0.5, "memory_mib": 60.5,
-        "masked_tokens": 7, "device": "cpu",
-        "unbinarized/cross_entropy": 4.5, "unbinarized/accuracy": 0.75,
+        "unbinarized/cross_entropy": 4.5,
         "verdict": "collapsed", "predicted": ".", "predicted_share": 0.75,
         "confidence_mean": 0.5, "confidence_std": 0.125,
     }  # fmt: skip
     assert {name: summary.get(name) for name in wanted} == wanted
-    assert summary["known"]["mrr"] == 1.0
-    others = {name for name in summary if name.startswith("unbinarized/")}
-    measured = ("cross_entropy", "accuracy", "mrr", "memory_mib")
-    assert others == {f"unbinarized/{name}" for name in measured}
-    assert not {"seed", "settings", "inference_ms", "row"} & set(summary)
+    seen = {name for name in summary if not name.startswith("_")}
+    assert seen - set(wanted) == {"confidence", "rows", "predictions", "scales"}
     confidence = summary["confidence"]
     assert confidence["values"] == [0, 3, *[0] * 17, 4]
     assert confidence["bins"] == pytest.approx([n / 20 for n in range(21)])
 
 
-def check_scales(summary: Mapping[str, Any], model: Bert) -> None:
+def check_scales(table: tuple[list[str], list[list[Any]]], model: Bert) -> None:
+    columns, lines = table
+    assert columns[:2] == ["matrix", "least"]
     names = [f"encoder.layers.{n}.ffnn.{name}" for n in (0, 1) for name in ("expand", "contract")]
-    assert {name for name in summary if name.startswith("scales/")} == {
-        f"scales/{name}" for name in names
-    }
-    for name in names:
-        weight, histogram = model.get_parameter(f"{name}.weight"), summary[f"scales/{name}"]
-        assert sum(histogram["values"]) == 2 * len(weight)  # the two values of each row
-        ends = histogram["bins"][0], histogram["bins"][-1]
-        assert ends == pytest.approx((weight.min().item(), weight.max().item()))
+    assert [line[0] for line in lines] == names
+    for name, *quantiles in lines:
+        weight = model.get_parameter(f"{name}.weight").detach()
+        both = np.concatenate([weight.amin(1).numpy(), weight.amax(1).numpy()])  # of each row
+        expected = [both.min(), *np.percentile(both, (25, 50, 75)), both.max()]
+        assert quantiles == pytest.approx(expected)
 
 
 def check_table(table: tuple[list[str], list[list[Any]]]) -> None:
