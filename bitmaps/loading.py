@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bitmaps.bert import Bert, checkpoint
 from bitmaps.bert.finding import locate
@@ -11,6 +13,9 @@ from bitmaps.errors import InputError
 from bitmaps.packed import format as packed
 from bitmaps.quantize.convert import restore_activations
 from bitmaps.vocabulary import Act, HeadSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def load(
@@ -48,9 +53,20 @@ def load(
                 f"{called('pack')} <run folder>"
             )
         model = checkpoint.load(source, adapter=adapter, head=HeadSource(head))
-        return restore_activations(model)
+        return with_tokenizer(restore_activations(model), folder)
     if adapter is not None or head != HeadSource.checkpoint:
         raise InputError(f"{folder} is packed: it takes neither an adapter nor a new head")
     if act is not None and act not in list(Act):
         raise InputError(f"act={act!r} is unknown; valid are {', '.join(Act)}")
-    return packed.load(folder, None if act is None else Act(act))
+    return with_tokenizer(packed.load(folder, None if act is None else Act(act)), folder)
+
+
+def with_tokenizer(model: Bert, folder: Path) -> Bert:
+    model.open_tokenizer = partial(read_tokenizer, str(folder))
+    return model
+
+
+def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    from bitmaps.data.tokenizing import tokenizer_of  # imports transformers, which takes seconds
+
+    return tokenizer_of(folder)

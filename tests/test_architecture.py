@@ -16,7 +16,7 @@ PACKAGE = ROOT / "bitmaps"
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 # the rows of the table of rooms, from the bottom of the house to the top
 ROOMS = re.findall(r"^\| `(\w+)/` \|", PAGE, re.M)
-SHARED = ["__init__", "vocabulary", "errors", "metrics"]
+SHARED = ["__init__", "vocabulary", "errors", "calling", "metrics"]
 
 
 def imports_of(path: Path) -> set[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from bitmaps.bert.pooling import SentenceVector
 from bitmaps.errors import InputError
 from bitmaps.vocabulary import Task
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 class Bert(nn.Module):
     """Embeddings, encoder and the head of its task: ``head(encoder(embeddings(ids)))``.
@@ -28,9 +31,13 @@ class Bert(nn.Module):
     ``SentenceTransformer``. The same holds for the other rows of ``FAMILIES``, if padding comes
     last.
 
+    A model that was opened from a folder has its tokenizer, too.
+
     Parameters start as BERT's do: matrices from N(0, ``initializer_range``), biases at 0, LayerNorm
     gains at 1 and shifts at 0.
     """
+
+    open_tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -46,6 +53,17 @@ class Bert(nn.Module):
             self.head = Classifier(config)
         self.tie()
         self.reset_parameters()
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the folder that the model was opened from. It is read when it is needed.
+
+        Raises:
+            InputError: when the model was not opened from a folder, or the folder has none.
+        """
+        if self.open_tokenizer is None:
+            raise InputError("the model was not opened from a folder: pass a tokenizer")
+        return self.open_tokenizer()
 
     def tie(self) -> None:
         """Make the word embeddings the decoder's matrix, where they are one."""

@@ -5,7 +5,8 @@ Both steps are in closed form and take a few hundred sentences.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Collection, Sequence
 from typing import TypedDict, cast
 
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from bitmaps.bert import Bert
 from bitmaps.bert.encoder import Layer
 from bitmaps.bert.head import Head
+from bitmaps.quantize.convert import make_trainable, to_float
 from bitmaps.quantize.layers import QuantizedLinear
-from bitmaps.quantize.quantizer import Quantizer, units
-from bitmaps.vocabulary import ZERO_ONE
+from bitmaps.quantize.quantizer import Quantization, Quantizer, units
+from bitmaps.quantize.rotate import rotate_heads
+from bitmaps.vocabulary import PLUS_MINUS_ONE, ZERO_ONE, Component
 
 # The share of the inputs' mean square that is added to each (Frantar et al. 2022, section 3.3)
 DAMPING = 0.01
@@ -28,6 +31,23 @@ class Tokens(TypedDict):
 
     input_ids: Tensor
     attention_mask: Tensor
+
+
+def binarize_calibrated(
+    original: Bert,
+    components: Collection[str],
+    quantization: Quantization,
+    batches: Sequence[Tokens],
+) -> Bert:
+    """A copy of a model, in floats, whose components take two values: binarized and calibrated.
+
+    For {-1,1} the heads of attention are rotated first.
+    """
+    original = copy.deepcopy(original)
+    if quantization.values is PLUS_MINUS_ONE and Component.attention in components:
+        rotate_heads(original, quantization.scale)
+    model = make_trainable(copy.deepcopy(original), components, quantization)
+    return to_float(calibrate(model, original, batches))
 
 
 @torch.no_grad()
