@@ -3,7 +3,7 @@
 For example: ``python evaluate.py -m binarize=none,all,layers``.
 """
 
-from bitmaps.cli import evaluate
+from bitmaps.__main__ import evaluate
 
 if __name__ == "__main__":
     evaluate()

@@ -3,7 +3,7 @@
 Every choice is a file in ``conf/``.
 """
 
-from bitmaps.cli import train
+from bitmaps.__main__ import train
 
 if __name__ == "__main__":
     train()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -20,13 +21,13 @@ class Command:
     Attributes:
         purpose: what ``--help`` says.
         module, function: where it is; imported only when it is called.
-        arguments: what comes before those that are typed.
+        extra: of the package, with which the command is installed.
     """
 
     purpose: str
     module: str
     function: str = "main"
-    arguments: tuple[str, ...] = ()
+    extra: str = "train"
 
 
 COMMANDS = {
@@ -34,9 +35,7 @@ COMMANDS = {
     "evaluate": Command("score a BERT as it is, binarized or trained", "bitmaps.cli", "evaluate"),
     "report": Command("show runs and sweeps as one page", "bitmaps.report.__main__"),
     "pack": Command("store a run in real bits, or turn it back", "bitmaps.packed.__main__"),
-    "info": Command(
-        "list the kernels that run here", "bitmaps.packed.__main__", arguments=("info",)
-    ),
+    "info": Command("list the kernels that run here", "bitmaps.packed.info"),
     "bench": Command("time packed models beside others", "bitmaps.bench.__main__"),
     "dashboard": Command("save a comparison as a workspace of W&B", "bitmaps.dashboard"),
 }
@@ -50,32 +49,58 @@ def main() -> None:
     The second word of a line is completed here, and Hydra completes the rest of it.
     """
     given = sys.argv[1:]
+    if not given or given[0] in ("-h", "--help"):
+        print(help_text())
+    elif given[0] == "--version":
+        print(f"bitmaps {__version__}")
+    elif given[0] in COMPLETION:
+        complete(given)
+    else:
+        call(given[0], given[1:])
+
+
+def train() -> None:
+    """``python train.py``."""
+    call("train", sys.argv[1:])
+
+
+def evaluate() -> None:
+    """``python evaluate.py``."""
+    call("evaluate", sys.argv[1:])
+
+
+def call(name: str, arguments: list[str]) -> None:
+    """Run a command with these arguments. A name that no command has ends in one line, and so does
+    a command that needs an extra of the package."""
     try:
-        if not given or given[0] in ("-h", "--help"):
-            print(help_text())
-        elif given[0] == "--version":
-            print(f"bitmaps {__version__}")
-        elif given[0] in COMPLETION:
-            complete(given)
-        else:
-            call(find(given[0]), given[1:])
+        function = function_of(name)
     except InputError as error:
         refuse(error)
+    sys.argv[1:] = arguments
+    function()
 
 
-def find(name: str) -> Command:
-    """Raises:
-    InputError: for a name that no command has."""
-    if name in COMMANDS:
-        return COMMANDS[name]
-    near = difflib.get_close_matches(name, COMMANDS, 1)
-    meant = f"; probably {near[0]} is meant" if near else ""
-    raise InputError(f"there is no command {name}{meant}; valid are {', '.join(COMMANDS)}")
+def function_of(name: str) -> Callable[[], None]:
+    """What a command calls.
 
-
-def call(command: Command, arguments: list[str]) -> None:
-    sys.argv[1:] = [*command.arguments, *arguments]
-    getattr(import_module(command.module), command.function)()
+    Raises:
+        InputError: for a name that no command has, and where its extra is not installed.
+    """
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        meant = f"; probably {near[0]} is meant" if near else ""
+        raise InputError(f"there is no command {name}{meant}; valid are {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    try:
+        found: Callable[[], None] = getattr(import_module(command.module), command.function)
+    except ModuleNotFoundError as error:
+        if str(error.name).split(".")[0] == "bitmaps":
+            raise
+        raise InputError(
+            f"bitmaps {name} needs {error.name}, which is not installed: "
+            f"pip install 'bitmaps[{command.extra}]'"
+        ) from error
+    return found
 
 
 def complete(given: list[str]) -> None:
@@ -88,7 +113,7 @@ def complete(given: list[str]) -> None:
     name = words[0] if words else "train"  # without a line, the script is asked for
     if name in HYDRA:
         os.environ["COMP_LINE"] = " ".join(words)
-        call(COMMANDS[name], given)
+        call(name, given)
 
 
 def help_text() -> str:

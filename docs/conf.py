@@ -12,7 +12,13 @@ author = "The bitmaps authors"
 project_copyright = "2026, the bitmaps maintainers"
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "configuration_reference"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "configuration_reference",
+]
 exclude_patterns = ["results"]
 
 myst_enable_extensions = ["deflist"]
@@ -24,5 +30,7 @@ autodoc_inherit_docstrings = False
 
 html_theme = "furo"  # loads nothing from other sites, so pages and search work from a disk
 html_title = "bitmaps"
+html_static_path = ["static"]
+html_css_files = ["wide.css"]
 html_copy_source = False
 html_show_sourcelink = False

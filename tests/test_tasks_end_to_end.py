@@ -111,9 +111,12 @@ def test_a_sentence_encoder_is_trained_and_its_bits_are_scored(
     encoder: Path, text: Path, pairs: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    run("train.py", *encoded(encoder, text), f"similarity={pairs}", f"hydra.run.dir={folder}")
+    run(
+        "train.py", *encoded(encoder, text), "packed_embeddings=fp32", f"similarity={pairs}",
+        f"hydra.run.dir={folder}",
+    )  # fmt: skip
     table = rows_of(folder)
-    assert set(table) == {"unbinarized", "naive", "trained"}
+    assert set(table) == {"unbinarized", "naive", "packed", "trained"}
     assert scores(table["unbinarized"], "cosine", "recall_at_10") == pytest.approx([1, 1])
     assert table["unbinarized"]["spearman"] > 30  # sentences that share words are alike
     assert table["trained"]["cosine"] < 1
@@ -183,7 +186,7 @@ def test_jobs_of_a_classification_share_their_teacher(
     assert contents(teacher) == before
 
     table, original = rows_of(first), rows_of(teacher)["trained"]
-    assert set(table) == {"unbinarized", "naive", "trained"}
+    assert set(table) == {"unbinarized", "naive", "packed", "trained"}
     assert table["unbinarized"]["accuracy"] == original["accuracy"]
     assert {row["sentences"] for row in table.values()} == {20}
     config = json.loads((first / "model" / "config.json").read_text(encoding="utf-8"))

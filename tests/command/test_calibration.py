@@ -95,7 +95,7 @@ def test_a_training_may_begin_where_calibration_ends(command: Commands) -> None:
     command.ok("train", *CALIBRATED, *still, "hydra.run.dir=r")
     rows = rows_of("r")
     calibrated_on = {kind: row["calibrated_on"] for kind, row in rows.items()}
-    assert calibrated_on == {"unbinarized": 0, "naive": 0, "trained": 8}
+    assert calibrated_on == {"unbinarized": 0, "naive": 0, "packed": 8, "trained": 8}
     assert metrics("plain")["calibrated_on"] == 0
     assert (rows["trained"]["steps"], rows["trained"]["recipe"]) == (4, "bitmaps")
     options = ("scale=rank_one", "data.batch_size=8", ALONE)

@@ -66,7 +66,11 @@ def test_random_weights_need_no_checkpoint(command: Commands) -> None:
     [
         ("evaluate", ["binarize=none"], {"unbinarized"}),
         ("evaluate", ["binarize=all", "mask_sets=2"], {"naive"}),
-        ("train", ["binarize=ffnn", *SHORT, "mask_sets=3"], {"unbinarized", "naive", "trained"}),
+        (
+            "train",
+            ["binarize=ffnn", *SHORT, "mask_sets=3"],
+            {"unbinarized", "naive", "packed", "trained"},
+        ),
         ("train", ["binarize=none", *SHORT], {"unbinarized", "trained"}),
     ],
 )

@@ -65,7 +65,7 @@ def test_a_training_is_recorded_with_all_that_the_dashboard_shows(
     assert {"README.md", "config.json", "model.safetensors"} <= packed
     card = ModelCard.load("r/packed/README.md")
     results = {one.metric_type: one.metric_value for one in card.data.eval_results or []}
-    assert list(results.values()) == scores(row)
+    assert list(results.values()) == scores(rows_of("r")["packed"])
 
 
 def assert_analysis_fits(analysis: dict[str, Any], row: Row) -> None:

@@ -38,7 +38,7 @@ IDS = torch.tensor([[2, 7, 4, 9, 3]])
 def test_it_writes_a_run_folder_that_transformers_opens(command: Commands) -> None:
     command.made("r", "train", "binarize=ffnn", "values=01", "scale=row", *SHORT)
     row, rows = metrics("r"), rows_of("r")
-    assert list(rows) == ["unbinarized", "naive", "trained"]
+    assert list(rows) == ["unbinarized", "naive", "packed", "trained"]
     names = ("row", "steps", "recipe", "scale", "scope")
     assert [row[name] for name in names] == ["trained", 4, "bitmaps", "row", "matrices"]
     assert rows["trained"]["memory_mib"] < rows["unbinarized"]["memory_mib"]

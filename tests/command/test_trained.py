@@ -32,10 +32,10 @@ import bitmaps
 def test_it_scores_as_it_did_in_its_training(command: Commands) -> None:
     command.made("r", "train", "binarize=layers", *SHORT)
     command.ok("evaluate", "checkpoint=r", "hydra.run.dir=e")
-    trained, again = read("r", "rows"), read("e", "rows")
+    trained, again = [row for row in read("r", "rows") if row["row"] != "packed"], read("e", "rows")
     assert [row["row"] for row in again] == ["unbinarized", "naive", "trained"]
-    for kind, sums in sums_of("r").items():
-        np.testing.assert_allclose(sums, sums_of("e")[kind], rtol=1e-5, atol=1e-6)
+    for kind, sums in sums_of("e").items():
+        np.testing.assert_allclose(sums_of("r")[kind], sums, rtol=1e-5, atol=1e-6)
     facts = ("components", "values", "scale", "recipe", "loss", "steps", "memory_mib")
     for name in (*SCORES, *facts):
         assert [row[name] for row in trained] == pytest.approx([row[name] for row in again]), name
