@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 
 from bitmaps import __version__
 from bitmaps.calling import COMPLETION
@@ -21,7 +22,7 @@ class Command:
     Attributes:
         purpose: what ``--help`` says.
         module, function: where it is; imported only when it is called.
-        extra: of the package, with which the command is installed.
+        extra: of the package, with which the command is installed; empty if it needs none.
     """
 
     purpose: str
@@ -35,10 +36,12 @@ COMMANDS = {
     "evaluate": Command("score a BERT as it is, binarized or trained", "bitmaps.cli", "evaluate"),
     "report": Command("show runs and sweeps as one page", "bitmaps.report.__main__"),
     "pack": Command("store a run in real bits, or turn it back", "bitmaps.packed.__main__"),
-    "info": Command("list the kernels that run here", "bitmaps.packed.info"),
+    "info": Command("list the kernels that run here", "bitmaps.packed.info", extra=""),
     "bench": Command("time packed models beside others", "bitmaps.bench.__main__"),
     "dashboard": Command("save a comparison as a workspace of W&B", "bitmaps.dashboard"),
 }
+BROUGHT = {"train": "lightning"}
+"""A module that each extra brings, and nothing else does."""
 HYDRA = ("train", "evaluate")
 """The commands whose arguments Hydra reads, and completes."""
 
@@ -91,15 +94,12 @@ def function_of(name: str) -> Callable[[], None]:
         meant = f"; probably {near[0]} is meant" if near else ""
         raise InputError(f"there is no command {name}{meant}; valid are {', '.join(COMMANDS)}")
     command = COMMANDS[name]
-    try:
-        found: Callable[[], None] = getattr(import_module(command.module), command.function)
-    except ModuleNotFoundError as error:
-        if str(error.name).split(".")[0] == "bitmaps":
-            raise
+    if command.extra and find_spec(BROUGHT[command.extra]) is None:
         raise InputError(
-            f"bitmaps {name} needs {error.name}, which is not installed: "
+            f"bitmaps {name} needs the extra {command.extra}: "
             f"pip install 'bitmaps[{command.extra}]'"
-        ) from error
+        )
+    found: Callable[[], None] = getattr(import_module(command.module), command.function)
     return found
 
 

