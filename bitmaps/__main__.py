@@ -35,12 +35,13 @@ COMMANDS = {
     "train": Command("binarize a BERT, train it and score it", "bitmaps.cli", "train"),
     "evaluate": Command("score a BERT as it is, binarized or trained", "bitmaps.cli", "evaluate"),
     "report": Command("show runs and sweeps as one page", "bitmaps.report.__main__"),
+    "show": Command("try models on a local page", "bitmaps.show.__main__", extra="show"),
     "pack": Command("store a run in real bits, or turn it back", "bitmaps.packed.__main__"),
     "info": Command("list the kernels that run here", "bitmaps.packed.info", extra=""),
     "bench": Command("time packed models beside others", "bitmaps.bench.__main__"),
     "dashboard": Command("save a comparison as a workspace of W&B", "bitmaps.dashboard"),
 }
-BROUGHT = {"train": "lightning"}
+BROUGHT = {"train": "lightning", "show": "streamlit"}
 """A module that each extra brings, and nothing else does."""
 HYDRA = ("train", "evaluate")
 """The commands whose arguments Hydra reads, and completes."""

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,6 +18,9 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.packed import format as folder
 from bitmaps.vocabulary import Storage
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 Pack = Callable[..., Path]
 
@@ -58,6 +63,24 @@ def pack(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Pack:
         return target
 
     return write
+
+
+def chromium() -> str | None:
+    names = [os.environ.get("BITMAPS_CHROME"), "chromium", "chromium-browser", "google-chrome"]
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = chromium()
+    if path is None:
+        pytest.skip("no Chromium on PATH, nor named by BITMAPS_CHROME")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 @dataclass

@@ -109,5 +109,5 @@ def test_a_command_names_the_extra_that_it_needs(command: str, site: Path) -> No
 
 
 def test_the_extras_that_run_commands_bring_what_training_needs() -> None:
-    for extra in ("offline", "bench", "launchers", "ray"):
+    for extra in ("offline", "bench", "show", "launchers", "ray"):
         assert "bitmaps[train]" in PROJECT["optional-dependencies"][extra], extra

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from bitmaps.command.parts import Model
 from bitmaps.data.tokenizing import check_fit, tokenizer_of
 from bitmaps.errors import InputError
 from bitmaps.packed.format import is_packed
-from bitmaps.vocabulary import Activations, HeadSource, Task, Weights
+from bitmaps.quantize.convert import binarize_naive
+from bitmaps.vocabulary import Activations, HeadSource, Task, ValueSet, Weights
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,10 @@ class Pretrained:
             task=self.shape.task,
             labels=self.labels,
         )
+
+    def naive(self, components: Iterable[str], values: ValueSet) -> Bert:
+        """The model naively binarized, as in the blog post. Every call reads it anew."""
+        return binarize_naive(self.load(), components, values)
 
 
 def located(source: str) -> Path:

@@ -26,7 +26,6 @@ from bitmaps.jobs.score import score
 from bitmaps.jobs.tasks import JOBS, TaskJob, source_of
 from bitmaps.packed import format as packed
 from bitmaps.quantize.calibrate import calibrate
-from bitmaps.quantize.convert import binarize_naive
 from bitmaps.quantize.rotate import rotate_heads
 from bitmaps.runs.folder import ScoredRow
 from bitmaps.runs.records import Facts
@@ -197,8 +196,7 @@ class Setup:
             naive = replace(
                 plain, row=RowKind.naive, scale=Scale.none, scope=Scope.all, embeddings=words
             )
-            model = binarize_naive(self.pretrained.load(), components, config.values)
-            rows.append(self.score(model, naive))
+            rows.append(self.score(self.pretrained.naive(components, config.values), naive))
         return rows
 
 

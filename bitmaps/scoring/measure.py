@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from bitmaps.packed.discover import fewest_bits, scales_per_row
 from bitmaps.vocabulary import Storage
 
 MIB = 2**20
+T = TypeVar("T")
 
 
 def pseudo_bits(weight: Tensor, table: bool = True) -> int:
@@ -93,6 +95,22 @@ def _time(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
+def timed_calls(
+    run: Callable[[], T], device: torch.device, repeats: int, budget_s: float
+) -> tuple[T, list[float]]:
+    """What a first call returns, which warms up, and the seconds of further ones.
+
+    At least one further call is timed. No other starts after ``budget_s``, counted from the
+    beginning of the first.
+    """
+    start = time.monotonic()
+    found = run()
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < repeats and time.monotonic() - start < budget_s):
+        seconds.append(_time(run, device))
+    return found, seconds
+
+
 @torch.inference_mode()
 def inference_time(model: Bert, timed: Measure, masked_only: bool = False) -> Timing:
     """Time forward passes after one to warm up; at least one batch is timed.
@@ -110,13 +128,9 @@ def inference_time(model: Bert, timed: Measure, masked_only: bool = False) -> Ti
     )
     training = model.training
     model.eval()
-    start = time.monotonic()
-    model(ids, positions=positions)
-    seconds: list[float] = []
-    while not seconds or (
-        len(seconds) < timed.repeats and time.monotonic() - start < timed.budget_s
-    ):
-        seconds.append(_time(lambda: model(ids, positions=positions), device))
+    _, seconds = timed_calls(
+        lambda: model(ids, positions=positions), device, timed.repeats, timed.budget_s
+    )
     model.train(training)
     return Timing(1000 * median(seconds) / timed.batch_size, len(seconds))
 

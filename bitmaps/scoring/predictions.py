@@ -215,23 +215,26 @@ def chosen_sentences(examples: list[Example], seed: int, count: int = 8) -> list
     return [first[numbers[i]] for i in order]
 
 
-def sentence_of(text: str, tokenizer: PreTrainedTokenizerBase, positions: int) -> Example:
+def sentence_of(
+    text: str, tokenizer: PreTrainedTokenizerBase, positions: int, said: str | None = None
+) -> Example:
     """A user's own sentence. The true tokens are unknown, so the labels of its masks are [MASK].
+
+    Args:
+        said: what messages call it, ``text=...`` unless given.
 
     Raises:
         InputError: when it has no mask, or is longer than the model's ``positions``.
     """
-    mask = tokenizer.mask_token
+    mask, said = tokenizer.mask_token, said or f"text={text!r}"
     if not text.strip():
-        raise InputError(f"text={text!r} is empty: give it a sentence with {mask}")
+        raise InputError(f"{said} is empty: give it a sentence with {mask}")
     ids = np.array(tokenizer(text, verbose=False)["input_ids"])
     if not (ids == tokenizer.mask_token_id).any():
-        raise InputError(
-            f"text={text!r} has nothing to fill in: put {mask} where a word is missing"
-        )
+        raise InputError(f"{said} has nothing to fill in: put {mask} where a word is missing")
     if len(ids) > positions:
         raise InputError(
-            f"text={text!r} has {len(ids)} pieces, more than the model's {positions} positions"
+            f"{said} has {len(ids)} pieces, more than the model's {positions} positions"
         )
     return -1, ids, np.where(ids == tokenizer.mask_token_id, ids, IGNORE)
 
@@ -241,20 +244,28 @@ def fill(
     model: Bert, examples: list[Example], tokenizer: PreTrainedTokenizerBase
 ) -> list[Sentence]:
     """Fill in the masked tokens of each sentence: the five most probable tokens of each."""
-    training, device = model.training, next(model.parameters()).device
+    training = model.training
     model.eval()
-    found = []
-    for example in examples:
-        batch = collate([example], tokenizer.pad_token_id)
-        kept = batch["labels"] != IGNORE
-        logits = model(
-            batch["input_ids"].to(device),
-            batch["attention_mask"].to(device),
-            positions=kept.to(device),
-        )
-        found.append(filled(example, logits, tokenizer))
+    found = [
+        filled(example, logits_at_masks(model, example, tokenizer.pad_token_id), tokenizer)
+        for example in examples
+    ]
     model.train(training)
     return found
+
+
+def logits_at_masks(model: Bert, example: Example, pad: int) -> Tensor:
+    """The logits at the masked tokens of a sentence, (n, vocabulary).
+
+    Args:
+        pad: the id of the padding token.
+    """
+    device, batch = next(model.parameters()).device, collate([example], pad)
+    return model(
+        batch["input_ids"].to(device),
+        batch["attention_mask"].to(device),
+        positions=(batch["labels"] != IGNORE).to(device),
+    )
 
 
 def filled(example: Example, logits: Tensor, tokenizer: PreTrainedTokenizerBase) -> Sentence:

@@ -61,7 +61,7 @@ def test_the_version_is_ours(
     assert capsys.readouterr().out == f"bitmaps {bitmaps.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["report", "pack", "bench", "dashboard"])
+@pytest.mark.parametrize("command", ["report", "show", "pack", "bench", "dashboard"])
 def test_help_names_the_command_that_was_called(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
