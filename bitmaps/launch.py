@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -29,7 +30,7 @@ from bitmaps.report.files import write_results
 from bitmaps.runs.folder import RunFolder, read_scored
 from bitmaps.runs.records import Facts, Row
 from bitmaps.tracking.tracking import Tracking, tracking
-from bitmaps.vocabulary import Status
+from bitmaps.vocabulary import Status, Task
 
 log = logging.getLogger(__name__)
 
@@ -107,18 +108,22 @@ def print_outcome(outcome: Outcome, config: Train | Evaluate, folder: RunFolder)
         terminal.say(found)
     terminal.say(f"{folder.path}: metrics.json, results.html")
     if (folder.path / "packed").is_dir():
-        for line in next_commands(folder.path):
+        for line in next_commands(folder.path, config.task):
             terminal.say(line)
 
 
-def next_commands(run: Path) -> list[str]:
+def next_commands(run: Path, task: Task) -> list[str]:
     """What to type after a training, with what it does."""
-    packed = called("evaluate", f"checkpoint={run / 'packed'}")
+    checkpoint = f"checkpoint={run / 'packed'}"
+    if find_spec("streamlit") is not None:  # of the extra show
+        ask = f"to try it on a local page: {called('show', str(run))}"
+    elif task is Task.masked_lm:
+        text = 'text="the [MASK] of england"'
+        ask = f"to let it fill in a sentence: {called('evaluate', checkpoint, text)}"
+    else:
+        ask = f"to score it in real bits: {called('evaluate', checkpoint)}"
     others = f"{called('report', str(run.parent))}/* --output report"
-    return [
-        f"to score it in real bits: {packed}",
-        f"to set it beside your other runs: {others}",
-    ]
+    return [ask, f"to set it beside your other runs: {others}"]
 
 
 def repetition(folder: Path, config: Train | Evaluate) -> str:

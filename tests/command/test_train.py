@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 import shutil
 from pathlib import Path
@@ -59,15 +60,24 @@ def test_it_writes_a_run_folder_that_transformers_opens(command: Commands) -> No
     assert tokenizer.tokenize("the cat") == ["the", "cat"]
 
 
-def test_it_ends_with_what_to_type_next(command: Commands) -> None:
+@pytest.mark.parametrize("page", [False, True])
+def test_it_ends_with_what_to_type_next(
+    page: bool, command: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec("shlex") if page else None
+    monkeypatch.setattr("bitmaps.launch.find_spec", lambda name: found)
     out = command.ok("train", "binarize=ffnn", ALONE, *SHORT, "hydra.run.dir=some runs/r")
-    score, report = (line.partition(": ")[2] for line in out.splitlines()[-2:])
-    program, script, *overrides = shlex.split(score)
-    assert (program, script) == ("python", "evaluate.py")
-    command.ok("evaluate", *overrides, ALONE, "measure=none", "hydra.run.dir=e")
-    assert metrics("e")["row"] == "packed"
+    ask, report = (line.partition(": ")[2] for line in out.splitlines()[-2:])
     runs = Path("some runs").resolve()
     assert report == f"python -m bitmaps.report '{runs}'/* --output report"
+    if page:
+        assert ask == f"python -m bitmaps.show '{runs}/r'"
+        return
+    program, script, *overrides = shlex.split(ask)
+    assert (program, script) == ("python", "evaluate.py")
+    out = command.ok("evaluate", *overrides, ALONE, "measure=none", "hydra.run.dir=e")
+    assert metrics("e")["row"] == "packed"
+    assert "the [MASK]" in out
 
 
 def test_with_nothing_binarized_it_is_plain_finetuning(command: Commands) -> None:
