@@ -46,7 +46,8 @@ def test_it_is_scored_beside_what_it_was_made_of(trained: Commands) -> None:
     assert rows["unbinarized"]["cross_entropy"] == pytest.approx(plain, rel=1e-5)
     assert rows["packed"]["cross_entropy"] == pytest.approx(packed, rel=1e-3)
     assert 0 < abs(rows["packed"]["cross_entropy"] - rows["trained"]["cross_entropy"]) < 0.05
-    assert rows["packed"]["memory_mib"] == pytest.approx(rows["trained"]["memory_mib"], rel=1e-6)
+    # in floats, tables of positions and types in int8 count as floats
+    assert rows["packed"]["memory_mib"] < rows["trained"]["memory_mib"] < before["memory_mib"]
     assert rows["packed"]["resident_mib"] < rows["trained"]["resident_mib"] / 2
     for kind, row in rows.items():
         assert_sums_give(sums_of("e")[kind], row)
