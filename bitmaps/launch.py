@@ -25,7 +25,8 @@ from bitmaps.jobs.setup import Outcome
 from bitmaps.jobs.train import Training
 from bitmaps.report import terminal
 from bitmaps.report.card import write_card
-from bitmaps.report.comparison import compare, run_folders
+from bitmaps.report.comparison import compare
+from bitmaps.report.entries import run_folders
 from bitmaps.report.files import write_results
 from bitmaps.runs.folder import RunFolder, read_scored
 from bitmaps.runs.records import Facts, Row
@@ -98,14 +99,14 @@ def show(
 
 
 def print_outcome(outcome: Outcome, config: Train | Evaluate, folder: RunFolder) -> None:
-    terminal.print_table(compare([folder.path]))
+    comparison = compare([folder.path])
+    terminal.print_table(comparison)
     analyses = {one.row.kind: one.analysis for one in outcome.scored if one.analysis is not None}
     if config.analysis:
         terminal.print_analyses(analyses)
     if config.analysis or config.text is not None:
         terminal.print_sentences(analyses, None if config.analysis else 1)
-    if found := terminal.kept([one.row for one in outcome.scored]):
-        terminal.say(found)
+    terminal.print_finding(comparison)
     terminal.say(f"{folder.path}: metrics.json, results.html")
     if (folder.path / "packed").is_dir():
         for line in next_commands(folder.path, config.task):
@@ -162,6 +163,7 @@ def show_sweep(folder: Path) -> list[Status]:
     for line in lines:
         if line.analysis is not None and line.analysis.predicted[0].is_collapse:
             terminal.say(f"{line.label}: {line.verdict}")
+    terminal.print_finding(comparison)
     terminal.say(f"{folder}: results.html, {', '.join(written)}")
     return [entry.status for entry in comparison.entries]
 

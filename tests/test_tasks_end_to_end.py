@@ -122,6 +122,7 @@ def test_a_sentence_encoder_is_trained_and_its_bits_are_scored(
     assert table["trained"]["cosine"] < 1
     assert {row["task"] for row in table.values()} == {"sentence_embedding"}
     assert {row["sentences"] for row in table.values()} == {60}
+    assert {row["guessing"] for row in table.values()} == {0.0}  # Spearman's correlation
 
     beside, alone = tmp_path / "beside", tmp_path / "alone"
     run(
@@ -168,6 +169,7 @@ def test_the_bits_of_an_encoder_that_was_a_masked_language_model_are_scored(
     )  # fmt: skip
     packed, trained = rows_of(tmp_path / "packed")["packed"], rows_of(folder)["trained"]
     assert packed["cosine"] == pytest.approx(trained["cosine"], abs=0.02)
+    assert trained["guessing"] == 10 / 59  # 10 of the 59 other sentences
 
 
 def test_jobs_of_a_classification_share_their_teacher(
@@ -189,6 +191,7 @@ def test_jobs_of_a_classification_share_their_teacher(
     assert set(table) == {"unbinarized", "naive", "packed", "trained"}
     assert table["unbinarized"]["accuracy"] == original["accuracy"]
     assert {row["sentences"] for row in table.values()} == {20}
+    assert {row["guessing"] for row in table.values()} == {0.5}  # half of them are about cats
     config = json.loads((first / "model" / "config.json").read_text(encoding="utf-8"))
     assert config["id2label"] == {"0": "cat", "1": "dog"}
 

@@ -9,6 +9,7 @@ The file must hold the parts ``model`` and ``quality``. The size of a dot is tha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,18 @@ from bitmaps.bench import model
 from bitmaps.bench.deployments import FUSED
 from bitmaps.bench.results import Results, read_file
 from bitmaps.errors import InputError
+from bitmaps.report.axes import axis_of
+from bitmaps.report.palette import INK, POINTS, STYLES
+from bitmaps.report.picture import set_ticks, soften
 from bitmaps.runs.files import replaced
+from bitmaps.vocabulary import RowKind
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WHAT = model.work("MiniLM", *model.SIZES[0], "with head")
 SUFFIXES = (".svg", ".png")
-ONE_BIT, PEER = "#54a24b", "#4c78a8"  # as the report draws packed and trained models
+ONE_BIT, PEER = STYLES[RowKind.packed], STYLES[RowKind.unbinarized]
 AREA_OF_A_MIB = 5.0  # in square points
 LINES = 25  # of text, between the slowest and the fastest dot
 
@@ -96,25 +101,30 @@ def heights_of_names(shown: list[Dot]) -> dict[str, float]:
 def figure_of(shown: list[Dot]) -> Figure:
     """Accuracy to the right, speed upwards on a logarithmic scale."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
 
     axis = (figure := Figure(figsize=(8, 5), layout="constrained")).subplots()
     heights = heights_of_names(shown)
     middle = (min(dot.accuracy for dot in shown) + max(dot.accuracy for dot in shown)) / 2
+    speeds = axis_of([dot.speed for dot in shown], log=True, margin=0.15)
     for dot in shown:
-        color = ONE_BIT if dot.name.startswith("one bit") else PEER
+        style = ONE_BIT if dot.name.startswith("one bit") else PEER
         x, is_right = 100 * dot.accuracy, dot.accuracy > middle  # names stay inside of the frame
-        axis.scatter(x, dot.speed, s=AREA_OF_A_MIB * dot.mib, color=color, alpha=0.6, linewidths=0)
-        axis.annotate(
-            f"   {dot.name}, {dot.mib:.0f} MiB   ", (x, dot.speed), (x, heights[dot.name]),
-            ha="right" if is_right else "left", va="center", fontsize=8,
+        area = AREA_OF_A_MIB * dot.mib
+        beside = sqrt(area) / 2 + 4
+        axis.scatter(
+            x, dot.speed, s=area, marker=style.marker, color=style.color, edgecolor="white",
+            linewidths=0.6,
         )  # fmt: skip
-    axis.set_yscale("log")
-    for side in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-        side(FuncFormatter(lambda speed, _: f"{speed:g}"))
+        axis.annotate(
+            f"{dot.name}, {dot.mib:.0f} MiB", (x, heights[dot.name]),
+            (-beside if is_right else beside, 0), textcoords="offset points", color=INK,
+            ha="right" if is_right else "left", va="center", fontsize=POINTS,
+        )  # fmt: skip
+    axis.set(yscale="log", ylim=(speeds.low, speeds.high))
+    set_ticks(axis.yaxis, speeds)
+    soften(axis)
     axis.set_xlabel("accuracy on masked tokens of PTB validation, %")
-    axis.set_ylabel(f"times as fast as {FUSED}")
-    axis.set_title("area of a dot: size of the files", fontsize=9)
-    axis.margins(x=0.2, y=0.15)
-    axis.grid(color="#8883")
+    axis.set_ylabel(f"times as fast as {FUSED}, log scale")
+    axis.set_title("area of a dot: size of the files", fontsize=POINTS, loc="left")
+    axis.margins(x=0.2)
     return figure

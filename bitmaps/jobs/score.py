@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from bitmaps.bert import Bert
 from bitmaps.command.parts import Measure
 from bitmaps.jobs.tasks import TaskJob
 from bitmaps.runs.folder import ScoredRow
+from bitmaps.runs.provenance import processor
 from bitmaps.runs.records import Facts, Machine, Row, Size, Timing
 from bitmaps.scoring.measure import (
     inference_time,
@@ -73,7 +75,13 @@ def score(
         known=found.known,
         timing=timing,
         size=Size(memory_mib(model), resident_mib(model)),
-        machine=Machine(device_name(device), torch.get_num_threads(), str(timer.precision)),
+        machine=Machine(
+            device=device_name(device),
+            threads=torch.get_num_threads(),
+            dtype=str(timer.precision),
+            processor=processor(),
+            scored_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        ),
     )
     return ScoredRow(row, found.sentence_sums, found.analysis)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from bitmaps.runs.records import KnownScores, Scores, perplexity
 from bitmaps.scoring.classes import ScoredClasses
 from bitmaps.scoring.module import Scored, ScoredModel
 from bitmaps.scoring.predictions import analyse, chosen_sentences, fill, sentence_of
-from bitmaps.scoring.vectors import ScoredVectors, correlations, embed
+from bitmaps.scoring.vectors import NEIGHBOURS, ScoredVectors, correlations, embed
 from bitmaps.training.module import (
     MaskedLanguageModel,
     SentenceClassifier,
@@ -131,6 +132,7 @@ class MaskedWords(TaskJob[MaskedSentences, ScoredModel]):
             mrr=results["mrr"],
             perplexity=perplexity(results["cross_entropy"]),
             masked_tokens=int(results["masked_tokens"]),
+            guessing=math.log(scorer.model.config.vocab_size),
         )
         return Found(scores, known_scores(results), scorer.sentence_sums.cpu().numpy(), analysis)
 
@@ -196,11 +198,13 @@ class SentenceVectors(TaskJob[PlainSentences, ScoredVectors]):
             cosines = F.cosine_similarity(first, second, dim=-1)
             found = map(defined, correlations(cosines, scores))
             judged = dict(zip(("spearman", "pearson"), found, strict=True))
+        sentences = len(self.data.tokenized(split))
         return Found(
             Scores(
                 cosine=results.get("cosine"),
                 recall_at_10=results.get("recall_at_10"),
-                sentences=len(self.data.tokenized(split)),
+                sentences=sentences,
+                guessing=0.0 if judged else min(NEIGHBOURS / (sentences - 1), 1.0),
                 **judged,
             )
         )
@@ -232,8 +236,11 @@ class SentenceClasses(TaskJob[LabeledSentences, ScoredClasses]):
         results: dict[str, Any] = {n: defined(value) for n, value in scorer.results.items()}
         loss, sentences = results.pop("loss"), int(results.pop("sentences"))
         del results["score"]  # which is one of the others
+        results["guessing"] = 0.0  # of a correlation
         if self.data.labels:
             results["cross_entropy"] = loss
+            counts = Counter(self.data.classified(split).targets.tolist())
+            results["guessing"] = max(counts.values()) / counts.total()
         return Found(Scores(sentences=sentences, **results))
 
     def trained(self, model: Bert, teacher: Bert | None, **learning: Any) -> Trained:

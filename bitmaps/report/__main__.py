@@ -19,10 +19,16 @@ from pathlib import Path
 from bitmaps.calling import as_called, called
 from bitmaps.errors import InputError, refuse
 from bitmaps.report import intervals
-from bitmaps.report.comparison import Comparison, compare, run_folders
+from bitmaps.report.comparison import Comparison, compare
+from bitmaps.report.entries import run_folders
 from bitmaps.report.files import write_results
 from bitmaps.report.page import write_page
-from bitmaps.report.terminal import escape_missing_characters, print_table, say
+from bitmaps.report.terminal import (
+    escape_missing_characters,
+    print_finding,
+    print_table,
+    say,
+)
 
 
 def main() -> None:
@@ -84,6 +90,7 @@ def report(folders: Sequence[Path], output: Path | None) -> Comparison:
     written = write_results(comparison, output)
     write_page(comparison, output / "results.html")
     print_table(comparison)
+    print_finding(comparison)
     say(f"{output}: results.html, {', '.join(written)}")
     return comparison
 

@@ -17,7 +17,8 @@ from bitmaps.bert.model import on_meta
 from bitmaps.command.parts import Data, Model
 from bitmaps.errors import InputError, as_text
 from bitmaps.packed import format as packed
-from bitmaps.report.comparison import Entry, comparison_of, shown_values
+from bitmaps.report.comparison import comparison_of, shown_values
+from bitmaps.report.entries import Entry
 from bitmaps.report.files import markdown, plain
 from bitmaps.runs.records import Facts, Row, Timing, score_names
 from bitmaps.vocabulary import RowKind, Task, Weights

@@ -7,15 +7,13 @@ import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bitmaps.errors import as_text
-from bitmaps.report.comparison import Comparison
+from bitmaps.report.comparison import Comparison, table_columns
+from bitmaps.report.picture import draw
+from bitmaps.report.quality import quality_of
 from bitmaps.runs.files import replace_text, replaced
-from bitmaps.runs.records import columns, measures
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet takes for a formula
 MARKDOWN = re.compile(
@@ -31,8 +29,8 @@ def write_results(comparison: Comparison, folder: Path) -> list[str]:
     replace_text(folder / "results.md", markdown(comparison))
     names = ["results.csv", "results.md"]
     picture = folder / "results.png"
-    if comparison.comparable():
-        draw_measures(comparison, picture)
+    if (quality := quality_of(comparison.comparable())) is not None:
+        draw(quality, picture)
         return [*names, picture.name]
     picture.unlink(missing_ok=True)  # it shows other rows
     return names
@@ -43,7 +41,7 @@ def write_csv(comparison: Comparison, path: Path) -> None:
     would run as a formula gets an apostrophe in front."""
     rows = [one.fields for entry in comparison.entries for one in entry.single]
     plain = {name for row in rows for name, v in row.items() if not isinstance(v, dict | list)}
-    names = [*columns(), *sorted(plain - set(columns()))]
+    names = [*table_columns(), *sorted(plain - set(table_columns()))]
     lines: list[list[Any]] = [names, *([row.get(name) for name in names] for row in rows)]
     with (
         replaced(path) as draft,
@@ -94,40 +92,3 @@ def markdown_table(headings: Sequence[tuple[str, bool]], lines: Sequence[Sequenc
         *([plain(text) for text in line] for line in lines),
     ]
     return "".join(f"| {' | '.join(line)} |\n" for line in table)
-
-
-def draw_measures(comparison: Comparison, path: Path) -> None:
-    """One bar chart a measure, one bar an entry that can be compared."""
-    from matplotlib import rc_context  # takes a second to import
-
-    with rc_context({"text.parse_math": False}), replaced(path) as draft:
-        figure_of(comparison).savefig(draft, dpi=120, format="png")
-
-
-def figure_of(comparison: Comparison) -> Figure:
-    from matplotlib.figure import Figure
-
-    labels, entries = zip(*comparison.comparable(), strict=True)
-    shown = {
-        name: column
-        for name, column in measures().items()
-        if any(entry.get(name) is not None for entry in entries)
-    }
-    size = (3.2 * len(shown) + 3, 0.35 * len(entries) + 1.5)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    for axis, (name, column) in zip(axes, shown.items(), strict=True):
-        values = [entry.get(name) for entry in entries]
-        spread = [entry.deviation.get(name, 0.0) for entry in entries]
-        bars = axis.barh(
-            range(len(entries)),
-            [value or 0.0 for value in values],
-            tick_label=labels,
-            xerr=spread if any(spread) else None,
-        )
-        numbers = ["" if value is None else f"{value:.4g}" for value in values]
-        axis.bar_label(bars, numbers, padding=2, fontsize=8)
-        axis.set_title(column.heading)
-        axis.margins(x=0.25)
-    axes[0].invert_yaxis()
-    return figure

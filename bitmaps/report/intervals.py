@@ -17,9 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitmaps.errors import InputError, as_text
-from bitmaps.report.comparison import Comparison, Entry
+from bitmaps.errors import InputError
+from bitmaps.report.comparison import Comparison
+from bitmaps.report.entries import Entry
 from bitmaps.report.files import markdown_table
+from bitmaps.report.kept import partner
+from bitmaps.report.picture import draw
+from bitmaps.report.quality import Dot, chart
 from bitmaps.runs.files import read_json, write_json
 from bitmaps.runs.folder import read_sentences, read_state
 from bitmaps.runs.records import Facts, Machine, Size, headline_of, measures, parse, score_names
@@ -142,10 +146,9 @@ def find(comparison: Comparison, name: str) -> tuple[str, Entry]:
 
 def is_own_row(entry: Entry, name: str) -> bool:
     """Whether a folder of this name or path holds a run whose own row is this one."""
-    runs = [run for one in entry.single for run in (one, *one.also)]
     return any(
         name in (run.run.name, str(run.run)) and run.kind is read_state(run.run).facts.row
-        for run in runs
+        for run in entry.runs
         if run.row
     )
 
@@ -176,15 +179,6 @@ def seed_of(entry: Entry, references: Mapping[str, Entry]) -> Seed:
     assert entry.row is not None
     scores = {name: entry.get(name) for name in score_names(entry.row.scores)}
     return Seed(entry.facts.seed, scores, against)
-
-
-def partner(entry: Entry, reference: Entry) -> Entry | None:
-    """The row of the reference with the same seed, or its only one; ``None`` if there is none on
-    the same text."""
-    same = [one for one in reference.single if one.facts.seed == entry.facts.seed]
-    only = reference.single if len(reference.single) == 1 else ()
-    found = next(iter((*same, *only)), None)
-    return found if found is not None and found.text == entry.text else None
 
 
 def compare_sentences(entry: Entry, other: Entry) -> Differences:
@@ -360,23 +354,17 @@ def interval_text(interval: Interval | None, form: str = "+.3f", factor: float =
 
 
 def draw_sizes(results: Results, path: Path) -> None:
-    """Pseudo size against the score that lines are compared by, one point a line."""
-    from matplotlib.figure import Figure  # takes a second to import
+    """Pseudo size against the score that lines are compared by, one point a line.
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axis = figure.subplots()
+    Raises:
+        InputError: when no line has the score.
+    """
     name = first_score(results.lines)
-    for line in results.lines:
-        point = (line.size.memory_mib, line.scores.get(name, math.nan))
-        axis.scatter(*point, color="tab:blue")
-        axis.annotate(
-            as_text(line.label), point, xytext=(3, 5), textcoords="offset points", rotation=25,
-            fontsize=8, parse_math=False,
-        )  # fmt: skip
-    size, score = measures()["memory_mib"], measures()[name]
-    axis.set(xscale="log", xlabel=size.title, ylabel=score.title)
-    sizes = [line.size.memory_mib for line in results.lines]
-    axis.set_xticks(sizes, [f"{size:.3g}" for size in sizes])
-    axis.minorticks_off()
-    axis.margins(x=0.25, y=0.2)
-    figure.savefig(path, dpi=110)
+    dots = [
+        Dot(line.label, line.label, line.facts.row, line.size.memory_mib, line.scores[name])
+        for line in results.lines
+        if line.facts.row is not None and name in line.scores
+    ]
+    if not dots:
+        raise InputError(f"--sizes {path}: no line has the score {name}")
+    draw(chart(name, dots), path)

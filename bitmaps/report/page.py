@@ -4,7 +4,8 @@ what the models predict."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,21 +14,28 @@ from typing import Any
 import jinja2
 
 from bitmaps.errors import InputError
-from bitmaps.report.comparison import Comparison, Entry, in_words
+from bitmaps.report.comparison import Comparison
+from bitmaps.report.entries import KEPT, Entry
+from bitmaps.report.findings import finding_of
+from bitmaps.report.origins import about, origins_of
+from bitmaps.report.palette import STYLES
+from bitmaps.report.quality import quality_of
 from bitmaps.report.terminal import accuracy_splits
 from bitmaps.runs.analysis import Analysis, Guess, Sentence
 from bitmaps.runs.files import replace_text
 from bitmaps.runs.folder import read_analyses
 from bitmaps.runs.records import measures
-from bitmaps.vocabulary import Task
+from bitmaps.vocabulary import RowKind, Task
 
 TITLE = "Binarized transformers, compared"
+NAMED = ("components", "values", "row")  # columns that every label has
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the table: its text, and the number that sorts it."""
+    """A cell of the table: its column, its text, and the number that sorts it."""
 
+    name: str
     text: str
     value: Any
     numeric: bool
@@ -54,6 +62,10 @@ class PageLine:
     note: str
 
     @property
+    def kind(self) -> RowKind | None:
+        return self.entry.kind
+
+    @property
     def splits(self) -> list[tuple[str, float | None]]:
         return list(accuracy_splits(self.analysis)) if self.analysis else []
 
@@ -76,42 +88,64 @@ class FilledSentence:
     models: list[tuple[str, Sequence[Sequence[Guess]]]]
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Runs with the same commit, versions and machine."""
-
-    commit: str | None
-    versions: Mapping[str, str]
-    device: str | None
-    threads: int | None
-    runs: list[Entry]
-
-
 def write_page(comparison: Comparison, path: Path) -> list[PageLine]:
     """Write the page. Returns the lines of its table."""
     from bitmaps.report import charts  # altair takes a second to import
 
     lines = lines_of(comparison)
-    analyses = [(line.example, line.analysis) for line in lines if line.analysis]
-    sections = charts.specifications(comparison, analyses)
-    specs = json.dumps([spec for section in sections.values() for spec in section])
+    analysed = [line for line in lines if line.analysis]
+    analyses = [
+        charts.Analysed(line.example, line.kind, line.analysis)
+        for line in lines
+        if line.analysis is not None and line.kind is not None
+    ]
+    figures = charts.figures_of(comparison, analyses)
+    specs = json.dumps([one.specification for found in figures.values() for one in found])
     text = template().render(
         title=TITLE,
-        scored_on=in_words({n: value for n, value in comparison.text.items() if value is not None}),
-        front=charts.pareto_front(comparison.comparable()),
-        headline=charts.headline_of(comparison.comparable()),
-        lower_is_better=measures()[charts.headline_of(comparison.comparable())].lower_is_better,
+        finding=finding_of(comparison),
+        about=about(comparison),
+        quality=quality_of(comparison.comparable()),
+        styles=STYLES,
+        kinds=[kind for kind in STYLES if any(entry.kind is kind for entry in comparison.entries)],
         columns=comparison.columns,
+        named=NAMED,
+        kept=KEPT,
+        kept_scores=kept_scores(comparison),
         lines=lines,
-        analysed=[line for line in lines if line.analysis],
-        sentences=sentences_of(analyses),
-        charts=sections,
+        remarks=heading_of_remarks(lines),
+        mask_heading=mask_heading,
+        analysed=analysed,
+        sentences=sentences_of(analysed),
+        figures=figures,
         specs=specs.replace("<", "\\u003c"),
-        script=bundle() if any(sections.values()) else "",
+        script=bundle() if any(figures.values()) else "",
         origins=origins_of(comparison),
     )
     replace_text(path, text)
     return lines
+
+
+def kept_scores(comparison: Comparison) -> list[str]:
+    """The headings of the scores whose share is in the column of what is kept."""
+    names = dict.fromkeys(one.kept.score for one in comparison.entries if one.kept)
+    return [measures()[name].heading for name in names]
+
+
+def heading_of_remarks(lines: Sequence[PageLine]) -> str:
+    """The heading of the column of verdicts and notes; empty if there are none."""
+    if any(line.verdict for line in lines):
+        return "predictions"
+    return "remarks" if any(line.note for line in lines) else ""
+
+
+def mask_heading(number: int, true: str | None) -> str:
+    """What a column of guesses is about.
+
+    >>> mask_heading(1, "cat"), mask_heading(2, None)
+    ('mask 1, true: cat', 'mask 2')
+    """
+    return f"mask {number}" if true is None else f"mask {number}, true: {true}"
 
 
 @cache
@@ -123,7 +157,13 @@ def template() -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["unbroken"] = unbroken
     return environment.get_template("page.html")
+
+
+def unbroken(text: str) -> str:
+    """A text in which a number and its unit stay on one line."""
+    return re.sub(r"(?<=\d) (?=%|MiB|times)|(?<=±) | (?=±)", "\N{NO-BREAK SPACE}", text)
 
 
 @cache
@@ -143,7 +183,7 @@ def lines_of(comparison: Comparison) -> list[PageLine]:
         seed = f"seed {entry.facts.seed}" if entry.seeds else ""  # the first of several is shown
         columns = comparison.columns.items()
         cells = [
-            Cell(text, entry.get(name) if column.format else None, bool(column.format))
+            Cell(name, text, entry.get(name) if column.format else None, bool(column.format))
             for text, (name, column) in zip(comparison.cells(entry), columns, strict=True)
         ]
         verdict = ": ".join(filter(None, (seed, analysis.verdict))) if analysis else ""
@@ -163,29 +203,16 @@ def analysis_of(entry: Entry) -> tuple[Analysis | None, str]:
         return None, "no error analysis in its folder: evaluate it again"
 
 
-def origins_of(comparison: Comparison) -> list[Origin]:
-    """What made the rows."""
-    rows = [one for entry in comparison.entries for one in entry.single]
-    runs = {run.run: run for row in rows for run in (row, *row.also)}
-    found: dict[str, Origin] = {}
-    for run in runs.values():
-        commit, versions = run.facts.commit, run.facts.versions
-        device, threads = run.get("device"), run.get("threads")
-        key = json.dumps([commit, dict(versions), device, threads], sort_keys=True)
-        found.setdefault(key, Origin(commit, versions, device, threads, [])).runs.append(run)
-    return list(found.values())
-
-
-def sentences_of(analyses: Sequence[tuple[str, Analysis]]) -> list[FilledSentence]:
+def sentences_of(lines: Sequence[PageLine]) -> list[FilledSentence]:
     """Every sentence that some model was shown, with the guesses of each."""
     found: dict[str, FilledSentence] = {}
-    for label, analysis in analyses:
-        for sentence in analysis.sentences:
+    for line in lines:
+        for sentence in line.analysis.sentences if line.analysis else ():
             positions = sorted(token.position for token in sentence.masked)
             key = json.dumps([sentence.pieces, positions])
             trues = [token.true for token in sentence.masked]
             filled = found.setdefault(key, FilledSentence(pieces_of(sentence), trues, []))
-            filled.models.append((label, [token.predictions for token in sentence.masked]))
+            filled.models.append((line.example, [token.predictions for token in sentence.masked]))
     return list(found.values())
 
 

@@ -7,7 +7,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console
 from rich.table import Table
@@ -15,9 +15,9 @@ from rich.text import Text
 
 from bitmaps.errors import as_text
 from bitmaps.report.comparison import Comparison
+from bitmaps.report.findings import finding_of
 from bitmaps.runs.analysis import Analysis
-from bitmaps.runs.records import Row, columns, headline
-from bitmaps.vocabulary import VALUE_SETS, RowKind, Task
+from bitmaps.vocabulary import RowKind
 
 INPUTS = {"mask": "at [MASK]", "random": "random piece", "unchanged": "unchanged"}
 
@@ -47,31 +47,6 @@ def say(line: str) -> None:
     console().print(as_text(line), markup=False, highlight=False, soft_wrap=True)
 
 
-def kept(rows: Sequence[Row]) -> str:
-    """What the packed row, or else the last one, keeps of the quality of the unbinarized one, in
-    words; empty where there is none to compare with.
-
-    Of masked words it is the accuracy that is compared, which has the same zero for all models.
-    """
-    whole = rows[0]
-    own = next((row for row in rows if row.kind is RowKind.packed), rows[-1])
-    if own.facts.values is None or whole.kind is not RowKind.unbinarized:
-        return ""
-    name = "accuracy" if own.facts.task is Task.masked_lm else headline([own, whole])
-    ours, theirs = getattr(own.scores, name), getattr(whole.scores, name)
-    if not theirs or ours is None:
-        return ""
-    what = own.facts.components if own.facts.components != "none" else "word table"
-    found = (
-        f"{what} in {VALUE_SETS[own.facts.values]}, {own.kind}: {100 * ours / theirs:.1f} % of "
-        f"full precision by {columns()[name].heading}, in {own.size.memory_mib:.1f} of "
-        f"{whole.size.memory_mib:.1f} MiB"
-    )
-    if own.kind is RowKind.packed and own.timing.inference_ms and whole.timing.inference_ms:
-        found += f", {whole.timing.inference_ms / own.timing.inference_ms:.1f} times as fast"
-    return found
-
-
 def print_table(comparison: Comparison) -> None:
     table = Table()
     for column in comparison.columns.values():
@@ -87,6 +62,11 @@ def print_table(comparison: Comparison) -> None:
     console().print(table)
     for remark in comparison.remarks():
         console().print(remark, markup=False, highlight=False)
+
+
+def print_finding(comparison: Comparison) -> None:
+    for line in finding_of(comparison).lines:
+        say(line)
 
 
 def accuracy_splits(analysis: Analysis) -> Iterator[tuple[str, float | None]]:

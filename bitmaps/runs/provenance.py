@@ -1,10 +1,12 @@
-"""What the numbers of a run depend on: the versions of the packages, and the commit."""
+"""What the numbers of a run depend on: the versions of the packages, the commit, the processor."""
 
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,3 +34,21 @@ def commit() -> str | None:
         check=False,
     )
     return described.stdout.strip() or None
+
+
+@cache
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The name of the CPU, as the system has it; its architecture where it has no name.
+
+    Args:
+        cpuinfo: where Linux describes it.
+    """
+    if cpuinfo.is_file():
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+        name = re.search(r"^model name\s*: *(.+)$", text, re.M)
+        return name[1].strip() if name else platform.machine()
+    if (sysctl := shutil.which("sysctl")) is not None:  # macOS
+        asked = [sysctl, "-n", "machdep.cpu.brand_string"]
+        found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+        return found or platform.machine()
+    return platform.processor() or platform.machine()

@@ -162,6 +162,10 @@ class Scores:
             (``bitmaps.scoring.vectors``).
         spearman, pearson: correlations with judgements, times 100.
         sentences: how many sentences, or pairs, were scored.
+        guessing: the headline score of who only guesses (``headline_of``). It is ln(vocabulary) for
+            the cross entropy of masked tokens, the share of the most frequent class for the
+            accuracy of classes, k/(n - 1) for the recall of k neighbours among n sentences, and 0
+            for a correlation.
     """
 
     cross_entropy: Annotated[float | None, Column("CE", ".4f", "cross entropy, nats")] = None
@@ -176,6 +180,7 @@ class Scores:
     perplexity: float | None = None
     masked_tokens: Annotated[int | None, Role.text] = None
     sentences: Annotated[int | None, Role.text] = None
+    guessing: float | None = None
 
 
 @dataclass(frozen=True)
@@ -222,11 +227,21 @@ class Size:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it was measured, and in which precision it was timed. Scores are always in fp32."""
+    """Where and when it was measured. Scores are always in fp32.
+
+    Attributes:
+        device: ``cpu``, or the name of the GPU.
+        threads: of torch.
+        dtype: the precision that it was timed in.
+        processor: the name of the CPU. It tells no rows apart, as older files lack it.
+        scored_at: when it had been scored, in UTC, as ISO 8601 writes it.
+    """
 
     device: Annotated[str | None, Role.timing] = None
     threads: Annotated[int | None, Role.timing] = None
     dtype: Annotated[str | None, Role.timing] = None
+    processor: str | None = None
+    scored_at: str | None = None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from torch import Tensor
 from bitmaps.bert import Bert
 from bitmaps.errors import InputError
 from bitmaps.report import card
-from bitmaps.report.comparison import identity
+from bitmaps.report.entries import identity
 from bitmaps.runs.analysis import Analysis
 from bitmaps.runs.folder import ScoredRow
 from bitmaps.runs.records import Facts, Row, headline, measures

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +27,13 @@ from command.commands import (
 )
 from omegaconf import OmegaConf
 
+from bitmaps.runs.provenance import processor
+
 FIELDS = {
     "format", "status", "error", "row", "cross_entropy", "perplexity", "accuracy", "mrr", "masked_tokens", "inference_ms",
     "inference_masked_ms", "memory_mib", "resident_mib", "model", "data", "split", "limit", "components", "values", "scale",
     "scope", "recipe", "loss", "embeddings", "activations", "steps", "seed", "mask_seed", "mask_sets", "device", "threads",
-    "dtype", "versions", "commit", "command", "known", "weights", "inference_repeats",
+    "dtype", "versions", "commit", "command", "known", "weights", "inference_repeats", "guessing", "processor", "scored_at",
 }  # fmt: skip
 
 
@@ -47,6 +51,9 @@ def test_it_writes_every_field_and_the_config(command: Commands) -> None:
     assert "layers" in out
     assert out.endswith("r: metrics.json, results.html\n")
     assert Path("r/results.html").is_file()
+    assert row["processor"] == processor()
+    age = datetime.now(UTC) - datetime.fromisoformat(row["scored_at"])
+    assert timedelta(0) <= age < timedelta(minutes=5)
 
 
 def test_training_writes_every_field_too(trained: Commands) -> None:
@@ -58,6 +65,7 @@ def test_random_weights_need_no_checkpoint(command: Commands) -> None:
     given = ("model.weights=random", f"model.shape={shape}", "model.random_tokenizer=model")
     command.ok("evaluate", *given, "model.source=null", "binarize=all", "hydra.run.dir=r")
     assert metrics("r")["memory_mib"] < metrics("r")["resident_mib"] / 30
+    assert metrics("r")["guessing"] == pytest.approx(math.log(29))  # the vocabulary
     assert metrics("r")["weights"] == "random"
 
 

@@ -130,8 +130,8 @@ def test_a_card_says_what_the_model_is_and_how_good(folder: Path, tmp_path: Path
         "`python train.py 'binarize.components=[ffnn]'`", 'bitmaps.load("<this folder>")',
         f"The source weights, `{source}`, are under `mit`",
         "The adapter `minilm_mlm` is under `apache-2.0`",
-        "| none |  | unbinarized | 4.5000 | 0.7500 | 0.3750 | 60.5 |",
-        "| trained, scale row | 4.5000 | 0.2500 |",
+        "| none |  | unbinarized | 4.5000 | 0.7500 | 0.3750 | 100.0 | 60.5 |",
+        "| trained, scale row | 4.5000 | 0.2500 | 0.3750 | 33.3 |",
     ):  # fmt: skip
         assert text in card.text, text
     assert "None" not in card.text

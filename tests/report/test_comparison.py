@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 from report.examples import facts, finished, row, unfinished
 
 from bitmaps.errors import InputError
-from bitmaps.report.comparison import (
-    Comparison,
-    Entry,
-    compare,
-    comparison_of,
-    identity,
-    run_folders,
-)
+from bitmaps.report.comparison import Comparison, compare, comparison_of
+from bitmaps.report.entries import Entry, identity, run_folders
 from bitmaps.runs.records import Row, measures
 from bitmaps.vocabulary import GROUPS, Status
 
@@ -80,6 +74,22 @@ def test_identical_rows_are_merged_and_references_whatever_their_seed(tmp_path: 
         ("unbinarized", "a", ["b", "c"]), ("naive", "c", ["d"]), ("trained", "c", ["d"]),
         ("trained", "e", []),
     ]  # fmt: skip
+
+
+def test_what_older_files_lack_tells_no_rows_apart(tmp_path: Path) -> None:
+    """The name of the processor, the time, and the score of guessing."""
+    new = {"processor": "Abacus", "scored_at": "2026-07-11T10:12:30+00:00", "guessing": 10.3}
+    folders = [
+        finished(tmp_path / "old", row("all")),
+        finished(tmp_path / "new", row("all", **new)),
+        finished(tmp_path / "seed 1", row("ffnn", "trained", seed=1)),
+        finished(tmp_path / "seed 2", row("ffnn", "trained", seed=2, **new)),
+    ]
+    found = compare(folders)
+    naive, trained = found.entries
+    assert [one.run.name for one in naive.also] == ["new"]
+    assert trained.get("seed") == "1, 2"
+    assert not new.keys() & found.columns.keys()
 
 
 @pytest.mark.parametrize(
@@ -173,11 +183,12 @@ def test_seeds_become_mean_and_standard_deviation() -> None:
     ]
     found = compared(reference, *rows)
     first, mean = found.entries
-    assert first is reference
+    assert first.row is reference.row
     assert mean.get("accuracy") == pytest.approx(np.mean(values))
     assert mean.deviation["accuracy"] == pytest.approx(np.std(values, ddof=1))
     assert mean.get("inference_ms") is None
-    assert (mean.get("seed"), list(mean.seeds)) == ("0, 1, 2", rows)
+    assert mean.get("seed") == "0, 1, 2"
+    assert [one.row for one in mean.seeds] == [one.row for one in rows]
     cells = dict(zip(found.columns, found.cells(mean), strict=True))
     assert cells["accuracy"] == "0.2700 ± 0.0755"
     assert (cells["seed"], cells["inference_ms"]) == ("0, 1, 2", "")
@@ -199,7 +210,8 @@ def test_every_row_is_in_one_mean_of_rows_like_it(rows: list[Row], failures: int
     entries = [*(Entry.of(one, Path("x")) for one in rows), *failed]
     found = compared(*entries)
     parts = [one.single for one in found.entries]
-    assert sorted(map(id, (one for part in parts for one in part))) == sorted(map(id, entries))
+    rows_found = [id(one.row) for part in parts for one in part]
+    assert sorted(rows_found) == sorted(id(one.row) for one in entries)
     for mean, part in zip(found.entries, parts, strict=True):
         assert len({one.facts.seed for one in part}) == len(part)
         assert len({(one.facts.components, one.facts.recipe, one.status) for one in part}) == 1
@@ -221,7 +233,8 @@ def test_what_rows_differ_in_has_a_column() -> None:
     always = ["components", "values", "row", *measured]
     assert list(found.columns) == ["recipe", *always]
     # rows of different kinds differ in how they were made: that is no column
-    assert list(compared(entry(recipe="bit"), entry("none", "unbinarized")).columns) == always
+    kept = [*always[:-2], "percent_of_full_precision", *always[-2:]]
+    assert list(compared(entry(recipe="bit"), entry("none", "unbinarized")).columns) == kept
     other = entry("none", "unbinarized", model="bert_base")
     assert list(compared(entry(), other).columns) == ["model", *always]
 

@@ -18,7 +18,8 @@ from markdown_it import MarkdownIt
 from report.examples import analysis, facts, finished, row
 
 from bitmaps.errors import InputError, as_text
-from bitmaps.report.comparison import Comparison, Entry, compare, comparison_of
+from bitmaps.report.comparison import Comparison, compare, comparison_of
+from bitmaps.report.entries import Entry
 from bitmaps.report.files import harmless, markdown, write_csv, write_results
 from bitmaps.report.page import write_page
 from bitmaps.report.terminal import print_analyses, print_sentences, print_table

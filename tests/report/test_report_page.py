@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from report.examples import analysis, facts, finished, log, row, unfinished
 
-from bitmaps.report.charts import pareto_front, read_curves
-from bitmaps.report.comparison import Entry, compare
+from bitmaps.report.charts import read_curves
+from bitmaps.report.comparison import compare
 from bitmaps.report.page import write_page
+from bitmaps.report.palette import STYLES
+from bitmaps.runs.analysis import Confidence
 from bitmaps.vocabulary import RowKind
 
 NASTY = "</script><b>&\"'<!--"  # a token, a label or an error can contain anything
@@ -100,9 +101,9 @@ def test_a_page_has_every_row_its_verdict_and_its_origin(tmp_path: Path) -> None
     ]
     page, text = written(folders, tmp_path)
     lines = (
-        "none unbinarized 4.1841 0.0322 0.0543 1.23 86.8",
-        "all {-1,1} naive 12.5000 0.0322 0.0543 1.23 48.0",
-        "layers {-1,1} naive 12.3768 0.0000 0.0543 47.4",
+        "none unbinarized 4.1841 0.0322 0.0543 100.0 1.23 86.8",
+        "all {-1,1} naive 12.5000 0.0322 0.0543 100.0 1.23 48.0",
+        "layers {-1,1} naive 12.3768 0.0000 0.0543 0.0 47.4",
     )
     places = [text.index(line) for line in lines]
     assert places == sorted(places)
@@ -112,7 +113,7 @@ def test_a_page_has_every_row_its_verdict_and_its_origin(tmp_path: Path) -> None
     for folder in folders:
         assert f"python evaluate.py binarize={folder.name} {folder}" in text
     scored_on = "data wiki, split validation, mask seed 481, mask sets 1, masked tokens 20"
-    assert f"Scored on {scored_on}." in text
+    assert f"Scored on {scored_on}" in text
     front = "layers {-1,1} naive (47.4 MiB, 12.38 nats) ; none unbinarized (86.8"
     assert f"Models on the line, smallest first: {front}" in text
     assert all(link.startswith(("#", "data:")) for link in read(page).links)  # needs no network
@@ -154,7 +155,101 @@ def test_every_chart_has_its_points(tmp_path: Path) -> None:
         for step in range(3)
     }
     assert "0, 1 layers {-1,1} trained 12.5000 ± 0.0000" in text
+    assert "none unbinarized 12.5000" in text
     assert "seed 0: predicts '.'" in text  # the first seed is shown
+
+
+def layer(spec: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(one for one in spec["layer"] if one.get("name") == name)
+    return found
+
+
+def test_the_page_begins_with_the_finding_and_what_it_is_of(tmp_path: Path) -> None:
+    new = {"processor": "Abacus 9", "scored_at": "2026-07-11T10:12:30+00:00"}
+    whole = row("none", "unbinarized", accuracy=0.4, memory_mib=86.8, **new)
+    own = row("layers", "trained", accuracy=0.3, memory_mib=47.7, **new)
+    failed = unfinished(tmp_path / "1", facts("all"), RuntimeError("x"))
+    page, text = written([finished(tmp_path / "0", whole, own), failed], tmp_path)
+    headline = (
+        "layers in {-1,1}, trained, keep 75.0 % of full precision's accuracy in 47.7 of 86.8 MiB"
+    )
+    places = [
+        text.index(said)
+        for said in (
+            f"{headline}. 1 run has failed.",
+            "Model minilm Scored on data wiki,",
+            "Date 2026-07-11 10:12 UTC Machine Abacus 9 with 2 threads",
+            "Size and quality",
+        )
+    ]
+    assert places == sorted(places)
+    assert read(page).tags.count("h1") == 1
+    assert re.search("<h1>.*75.0\N{NO-BREAK SPACE}%.*86.8\N{NO-BREAK SPACE}MiB", page)
+    assert "On Abacus 9 with 2 threads." in text
+
+
+def test_the_share_of_full_precision_is_a_bar_in_its_cell(tmp_path: Path) -> None:
+    rows = [row("none", "unbinarized", accuracy=0.4), row("all", accuracy=0.5), row(accuracy=0.1)]
+    page, text = written([finished(tmp_path / str(n), one) for n, one in enumerate(rows)], tmp_path)
+    assert re.findall(r"--kept: ([\d.]+%)", page) == ["100.0%", "100.0%", "25.0%"]
+    assert [f"{share} 1.23" in text for share in ("125.0", "25.0")] == [True, True]
+    assert "% of full precision compares the accuracy with that of the same model" in text
+
+
+def test_guessing_is_a_line_and_worse_models_are_not_on_the_front(tmp_path: Path) -> None:
+    guess = {"guessing": 10.3}
+    rows = [
+        row("none", "unbinarized", memory_mib=86.8, cross_entropy=4.1, **guess),
+        row("all", memory_mib=2.7, cross_entropy=41.0, **guess),
+        row("ffnn", "packed", memory_mib=30.0, cross_entropy=5.0, inference_ms=None, **guess),
+    ]
+    page, text = written([finished(tmp_path / str(n), one) for n, one in enumerate(rows)], tmp_path)
+    chart = specs(page)[0]
+    assert values(layer(chart, "guessing")) == [{"score": 10.3}]
+    assert [point["mib"] for point in values(layer(chart, "front"))] == [30.0, 86.8]
+    assert "smallest first: ffnn {-1,1} packed (30.0 MiB, 5.00 nats) ; none unbinarized" in text
+    assert "The dotted line is a model that only guesses" in text
+    dots = layer(chart, "dots")
+    assert dots["encoding"]["size"]["legend"]["title"] == "milliseconds a sequence"
+    assert {point["short"]: point["ms"] for point in values(dots)} == {
+        "unbinarized": 1.2345, "all {-1,1}": 1.2345, "ffnn {-1,1}": None,
+    }  # fmt: skip
+    assert chart["usermeta"] == {"labels": "short"}
+    for axis in ("x", "y"):
+        assert dots["encoding"][axis]["scale"]["type"] == "log"
+    assert dots["encoding"]["x"]["axis"]["values"] == [5, 10, 20, 50, 100]
+    lost = finished(tmp_path / "lost", rows[1])
+    _, text = written([lost], tmp_path)
+    assert "No model is better than guessing." in text
+
+
+def test_charts_have_one_palette_large_text_and_one_scale_of_confidence(tmp_path: Path) -> None:
+    sure = replace(analysis(), confidence=Confidence(0.9, 0.1, [0] * 19 + [20]))
+    unsure = replace(analysis(), confidence=Confidence(0.1, 0.1, [1] * 20))
+    rows = [
+        finished(tmp_path / "0", row("none", "unbinarized"), analyses={RowKind.unbinarized: sure}),
+        finished(tmp_path / "1", row("all"), analyses={RowKind.naive: unsure}),
+    ]
+    page, _ = written(rows, tmp_path)
+    charts = specs(page)
+    histograms = [one for one in charts if "mean confidence" in one["description"]]
+    assert [one["encoding"]["y"]["scale"]["domain"] for one in histograms] == [[0, 1.0], [0, 1.0]]
+    colors = {one["mark"]["color"] for one in histograms}
+    assert colors == {STYLES[kind].on_page for kind in (RowKind.unbinarized, RowKind.naive)}
+    for chart in charts:
+        axis, legend = chart["config"]["axis"], chart["config"]["legend"]
+        sizes = (axis["labelFontSize"], axis["titleFontSize"], legend["labelFontSize"])
+        assert min(*sizes, legend["titleFontSize"], chart["config"]["text"]["fontSize"]) >= 12
+    scales = [
+        one["encoding"]["color"]["scale"]
+        for chart in charts
+        for one in chart.get("layer", [])
+        if one.get("encoding", {}).get("color", {}).get("scale")
+    ]
+    assert len(scales) >= 5
+    for scale in scales:
+        assert scale["domain"] == ["unbinarized", "naive"]
+        assert scale["range"] == [STYLES[RowKind(kind)].on_page for kind in scale["domain"]]
 
 
 def test_sentences_are_side_by_side(tmp_path: Path) -> None:
@@ -164,7 +259,7 @@ def test_sentences_are_side_by_side(tmp_path: Path) -> None:
         finished(tmp_path / "1", row("layers")),
     ]
     page, text = written(folders, tmp_path)
-    assert "a [MASK] 1 s sat model 1: cat none unbinarized cat 0.50" in text
+    assert "a [MASK] 1 s sat model mask 1, true: cat none unbinarized cat 0.50" in text
     assert text.count("a [MASK] 1 s sat") == 1  # both models were shown it
     assert text.count("the [MASK] 1") == 2  # the other sentences differ
     assert "<strong>cat</strong>" in page
@@ -184,9 +279,10 @@ def test_nothing_that_a_run_says_is_markup(tmp_path: Path) -> None:
     tags = read(page).tags
     assert "b" not in tags
     assert tags.count("script") == 2
-    for shown in (f"RuntimeError: {NASTY}", f"python {NASTY}", f"1: {NASTY}"):
+    for shown in (f"RuntimeError: {NASTY}", f"python {NASTY}", f"mask 1, true: {NASTY}"):
         assert shown in text
-    assert any(point["model"] == f"{NASTY} {{-1,1}} naive" for point in values(specs(page)[0]))
+    points = values(layer(specs(page)[0], "dots"))
+    assert any(point["model"] == f"{NASTY} {{-1,1}} naive" for point in points)
     (line,) = re.findall(r"^const specs = (.*);$", page, re.MULTILINE)
     assert "<" not in line
 
@@ -204,7 +300,7 @@ def test_a_row_that_cannot_be_compared_says_so(tmp_path: Path) -> None:
     ]
     (tmp_path / "empty").mkdir()
     page, _ = written(folders, tmp_path)
-    lines = [words(line) for line in re.findall("<tr>(.*?)</tr>", page, re.DOTALL)[1:7]]
+    lines = [words(line) for line in re.findall("<tr[^>]*>(.*?)</tr>", page, re.DOTALL)[1:7]]
     found = {line.split(" 12.5")[0]: line for line in lines}
     note = "not comparable: scored on data ptb, masked tokens 99"
     assert note in found["ptb layers {-1,1} naive"]
@@ -212,7 +308,7 @@ def test_a_row_that_cannot_be_compared_says_so(tmp_path: Path) -> None:
     assert missing in found["wiki layers_except_ffnn {-1,1} naive"]
     assert "wiki head {-1,1} failed ValueError: out of paper" in lines
     assert any(line.startswith("failed") and "empty holds no results" in line for line in lines)
-    compared = {point["model"] for point in values(specs(page)[0])}
+    compared = {point["model"] for point in values(layer(specs(page)[0], "dots"))}
     assert compared == {"none unbinarized", "all {-1,1} naive", "layers_except_ffnn {-1,1} naive"}
 
 
@@ -221,7 +317,8 @@ def test_a_page_of_failures_alone_is_a_page(tmp_path: Path) -> None:
     page, text = written([tmp_path / "empty"], tmp_path)
     assert "empty holds no results" in text
     assert specs(page) == []
-    assert len(page) < 20_000  # without the script that draws
+    assert "There is no result yet. 1 run has failed." in text
+    assert len(page) < 30_000  # without the script that draws
 
 
 def test_the_curves_of_a_resumed_run_are_one(tmp_path: Path) -> None:
@@ -260,19 +357,3 @@ def test_the_first_chart_of_curves_has_a_legend_if_the_colours_suffice(
     ]
     assert [color["legend"] is not None for color in colors] == named
     assert all(len(color["scale"]["domain"]) == count for color in colors)
-
-
-@given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), max_size=12))
-def test_nothing_beats_the_pareto_front(points: list[tuple[int, int]]) -> None:
-    entries = [
-        (str(n), Entry.of(row(memory_mib=float(size), cross_entropy=float(loss)), Path("x")))
-        for n, (size, loss) in enumerate(points)
-    ]
-    front = [(one.get("memory_mib"), one.get("cross_entropy")) for _, one in pareto_front(entries)]
-
-    def beaten(point: tuple[int, int]) -> bool:
-        return any(
-            other != point and other[0] <= point[0] and other[1] <= point[1] for other in points
-        )
-
-    assert front == sorted({point for point in points if not beaten(point)})

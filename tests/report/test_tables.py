@@ -8,16 +8,16 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from report.examples import analysis, facts, finished, row
+from report.examples import MEASURED, analysis, facts, finished, row
 
 from bitmaps.launch import show_sweep
-from bitmaps.report.comparison import Comparison, Entry, comparison_of
-from bitmaps.report.files import draw_measures, markdown, write_results
+from bitmaps.report.comparison import Comparison, comparison_of
+from bitmaps.report.entries import Entry
+from bitmaps.report.files import markdown, write_results
 from bitmaps.report.terminal import (
     accuracy_splits,
     print_analyses,
+    print_finding,
     print_sentences,
     print_table,
 )
@@ -32,13 +32,15 @@ def compared(*rows: Row) -> Comparison:
 
 
 def test_markdown_has_a_cell_a_column_and_the_reasons_below() -> None:
-    text = markdown(compared(row("none", "unbinarized"), row("all", scale="row")))
+    half = MEASURED["accuracy"] / 2
+    text = markdown(compared(row("none", "unbinarized"), row("all", scale="row", accuracy=half)))
     assert text == (
-        "| components | values | row | CE | accuracy | MRR | ms | MiB (pseudo) |\n"
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |\n"
-        "| none |  | unbinarized | 12.5000 | 0.0322 | 0.0543 | 1.23 | 12.3 |\n"
-        "| all | {-1,1} | naive, scale row | 12.5000 | 0.0322 | 0.0543 | 1.23 | 12.3 |\n"
-        "| all | {-1,1} | failed |  |  |  |  |  |\n"
+        "| components | values | row | CE | accuracy | MRR | % of full precision | ms |"
+        " MiB (pseudo) |\n"
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| none |  | unbinarized | 12.5000 | 0.0322 | 0.0543 | 100.0 | 1.23 | 12.3 |\n"
+        "| all | {-1,1} | naive, scale row | 12.5000 | 0.0161 | 0.0543 | 50.0 | 1.23 | 12.3 |\n"
+        "| all | {-1,1} | failed |  |  |  |  |  |  |\n"
         "\nall {-1,1} failed: no \\[such\\] folder\n"
     )
 
@@ -58,6 +60,19 @@ def test_the_terminal_shows_every_row_and_why_one_failed(
     shown = capsys.readouterr().out
     for text in ("{-1,1}", "trained", "12.5000", "0.0322", "1.23", "0.1500 ± 0.0707", "1, 2"):
         assert text in shown
+    assert "full precision" not in shown  # nothing to compare with
+    print_table(compared(row("none", "unbinarized"), *seeds))
+    shown = capsys.readouterr().out
+    assert "% of full precision" in shown
+    assert "465.9 ± 219.6" in shown
+
+
+def test_the_terminal_ends_with_the_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    half = row("layers", accuracy=MEASURED["accuracy"] / 2)
+    print_finding(compared(row("none", "unbinarized"), half))
+    shown = capsys.readouterr().out.splitlines()
+    kept = "50.0 % of full precision's accuracy in 12.3 of 12.3 MiB"
+    assert shown == [f"layers in {{-1,1}}, naive, keep {kept}", "1 run has failed"]
     assert "all {-1,1} failed: no [such] folder" in shown
 
 
@@ -77,6 +92,8 @@ def test_results_are_csv_markdown_and_a_picture(tmp_path: Path) -> None:
         ("none", "0", "ok"), ("all", "1", "ok"), ("all", "2", "ok"), ("all", "0", "failed"),
     ]  # fmt: skip
     assert [float(one["accuracy"]) for one in rows[:3]] == [0.0321987] * 3
+    kept = [one["percent_of_full_precision"] for one in rows]
+    assert kept == ["100.0", "100.0", "100.0", ""]
     assert (rows[0]["perplexity"], rows[0]["optimizer.lr"]) == ("", "0.1")
     assert rows[3]["error"] == "no [such] folder"
     assert not {"known", "settings", "versions"} & rows[0].keys()
@@ -89,24 +106,6 @@ def test_there_is_no_picture_if_every_run_failed(tmp_path: Path) -> None:
     (tmp_path / "results.png").touch()  # shows older rows
     assert write_results(compared(), tmp_path) == ["results.csv", "results.md"]
     assert not (tmp_path / "results.png").exists()
-
-
-def test_the_picture_shows_what_is_comparable_with_the_spread_over_seeds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: figures.append(self))
-    untimed = {"inference_ms": None}
-    seeds = [row("all", "trained", seed=seed, mrr=0.1 * seed, **untimed) for seed in (1, 2)]
-    other_text = row("ffnn", data="ptb", mrr=0.9, **untimed)
-    draw_measures(compared(*seeds, row("layers", **untimed), other_text), tmp_path / "results.png")
-    axes = {axis.get_title(): axis for axis in figures[0].axes}
-    assert list(axes) == ["CE", "accuracy", "MRR", "MiB (pseudo)"]  # nothing was timed
-    bars = [bar for bar in axes["MRR"].patches if isinstance(bar, Rectangle)]
-    assert [bar.get_width() for bar in bars] == pytest.approx([0.15, 0.0543])
-    (spread, _) = axes["MRR"].collections[0].get_segments()  # type: ignore[attr-defined]
-    half = 0.05 * 2**0.5
-    assert sorted(x for x, _ in spread) == pytest.approx([0.15 - half, 0.15 + half])
 
 
 # Error analyses

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from runs.records import NAIVE, UNBINARIZED, any_of, json_values, rows
 
 from bitmaps.errors import InputError
-from bitmaps.report.comparison import identity
+from bitmaps.report.entries import identity
 from bitmaps.runs.records import (
     PARTS,
     RENAMED,
@@ -289,7 +289,8 @@ def test_what_tells_no_rows_apart_is_known() -> None:
     told = {*compared, *measures(), "settings"}
     assert set(NAIVE.flat()) - told == {
         "command", "versions", "commit", "best_step", "seed", "perplexity", "known",
-        "inference_masked_ms", "inference_repeats", "resident_mib", "teacher",
+        "inference_masked_ms", "inference_repeats", "resident_mib", "teacher", "guessing",
+        "processor", "scored_at",
     }  # fmt: skip
 
 
