@@ -21,6 +21,7 @@ classes):
 >>> model(batch["input_ids"], batch["attention_mask"]).shape
 torch.Size([2, 5, 30522])
 
+``bitmaps.export_onnx`` writes a packed model for other runtimes.
 ``python train.py`` and ``bitmaps train`` train a model through its binarization.
 """
 
@@ -31,15 +32,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitmaps.hf import to_transformers
+    from bitmaps.hf import BinarizeConfig, to_transformers
     from bitmaps.interface import binarize, fill, save
     from bitmaps.loading import load
+    from bitmaps.packed.onnx import export_onnx
 
 __version__ = "0.1.0"
 __all__ = [
     "ADAPTERS",
+    "BinarizeConfig",
     "__version__",
     "binarize",
+    "export_onnx",
     "fill",
     "load",
     "save",
@@ -51,7 +55,9 @@ ADAPTERS = Path(__file__).parent / "adapters"
 
 
 PLACES = {
+    "BinarizeConfig": "bitmaps.hf",
     "binarize": "bitmaps.interface",
+    "export_onnx": "bitmaps.packed.onnx",
     "fill": "bitmaps.interface",
     "load": "bitmaps.loading",
     "save": "bitmaps.interface",

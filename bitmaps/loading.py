@@ -11,8 +11,9 @@ from bitmaps.bert.finding import locate
 from bitmaps.calling import called
 from bitmaps.errors import InputError
 from bitmaps.packed import format as packed
+from bitmaps.packed.activations import act_named
 from bitmaps.quantize.convert import restore_activations
-from bitmaps.vocabulary import Act, HeadSource
+from bitmaps.vocabulary import HeadSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,9 +57,7 @@ def load(
         return with_tokenizer(restore_activations(model), folder)
     if adapter is not None or head != HeadSource.checkpoint:
         raise InputError(f"{folder} is packed: it takes neither an adapter nor a new head")
-    if act is not None and act not in list(Act):
-        raise InputError(f"act={act!r} is unknown; valid are {', '.join(Act)}")
-    return with_tokenizer(packed.load(folder, None if act is None else Act(act)), folder)
+    return with_tokenizer(packed.load(folder, act_named(act)), folder)
 
 
 def with_tokenizer(model: Bert, folder: Path) -> Bert:

@@ -15,6 +15,9 @@ HUB_FILES = (
     "vocab.txt",
     "tokenizer*",
     "special_tokens_map.json",
+    "modules.json",  # of a sentence encoder, with the two below
+    "sentence_bert_config.json",
+    "*_Pooling/config.json",
     "README.md",  # the model card, which says the licence
 )
 

@@ -16,6 +16,7 @@ from bitmaps.errors import InputError
 MODES = ("mean", "cls", "max")
 PACKAGE = "sentence_transformers."
 KNOWN = ("Transformer", "Pooling", "Normalize")
+UNLIMITED = 10**9  # tokenizers without a limit say more
 OTHER_MODES = (
     "pooling_mode_mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens",
@@ -125,13 +126,15 @@ def flag_of(mode: str) -> str:
 
 
 def read_length(folder: Path) -> int | None:
-    """The greatest length that ``sentence_bert_config.json`` gives, if it does."""
-    file = folder / "sentence_bert_config.json"
-    if not file.is_file():
-        return None
-    length = sentence_json(file, dict).get("max_seq_length")
+    """The greatest length that ``sentence_bert_config.json`` gives, or else the tokenizer, to which
+    newer versions of sentence-transformers leave it."""
+    file, tokenizer = folder / "sentence_bert_config.json", folder / "tokenizer_config.json"
+    length = sentence_json(file, dict).get("max_seq_length") if file.is_file() else None
     if length is not None and (type(length) is not int or length < 3):
         raise InputError(f"{file}: max_seq_length is {length!r}; valid is 3 or more")
+    if length is None and tokenizer.is_file():
+        said = sentence_json(tokenizer, dict).get("model_max_length")
+        length = said if type(said) is int and 3 <= said < UNLIMITED else None
     return length
 
 

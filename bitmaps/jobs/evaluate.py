@@ -12,6 +12,7 @@ from bitmaps.bert.finding import locate
 from bitmaps.command.schema import Evaluate
 from bitmaps.jobs.setup import Outcome, Setup
 from bitmaps.packed import format as packed
+from bitmaps.packed import model as models
 from bitmaps.quantize.convert import (
     binarize_naive,
     make_trainable,
@@ -113,5 +114,5 @@ class Evaluation:
         if self.config.references:
             needed = model.config.needed_activations()
             floats = replace(scored.row.facts, row=RowKind.trained, activations=needed)
-            references.append(self.setup.score(restore_activations(packed.to_float(model)), floats))
+            references.append(self.setup.score(restore_activations(models.to_float(model)), floats))
         return Outcome([*references, scored], model)

@@ -88,7 +88,7 @@ class Pretrained:
         if is_packed(self.folder):
             raise InputError(
                 f"{source} is packed: score it with evaluate.py checkpoint=…, "
-                "or turn it into floats with bitmaps.packed.to_float"
+                "or turn it into floats with `python -m bitmaps.packed to_float`"
             )
         if self.shape.needed_activations() is Activations.bit:
             raise InputError(

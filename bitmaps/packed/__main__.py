@@ -1,10 +1,11 @@
-"""Pack a trained run, turn a packed model back into floats, or list the kernels that run here.
+"""Pack a trained run, turn a packed model into floats or ONNX, or list the kernels that run here.
 
     python -m bitmaps.packed <run folder> [<folder>] [--embeddings fp32] [--head int8]
+    python -m bitmaps.packed <run or packed folder> --onnx <file>
     python -m bitmaps.packed to_float <packed folder> <folder>
     python -m bitmaps.packed info
 
-The folder to write must not exist.
+The folder or file to write must not exist.
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ from bitmaps.command.schema import Train
 from bitmaps.data.tokenizing import check_fit, tokenizer_of
 from bitmaps.errors import InputError, refuse, while_somebody_reads
 from bitmaps.packed import format as folder
+from bitmaps.packed import model as models
 from bitmaps.packed.info import info
+from bitmaps.packed.onnx import check_file, export_onnx
 from bitmaps.report.card import write_card
 from bitmaps.runs.folder import read_rows
 from bitmaps.vocabulary import Act, RowKind, Storage
+
+TABLES = Storage.int8  # of words, positions and types, unless it is said
 
 
 def pack(run: Path, to: Path, embeddings: Storage, head: Storage | None) -> None:
@@ -51,13 +56,31 @@ def pack(run: Path, to: Path, embeddings: Storage, head: Storage | None) -> None
     print(f"{to}: {after / 2**20:.2f} MiB, 1/{before / after:.1f} of {source}")
 
 
+def to_onnx(path: Path, file: Path, embeddings: Storage | None, head: Storage | None) -> None:
+    check_file(file)
+    source = locate(str(path))
+    if not folder.is_packed(source):
+        floats = checkpoint.load(source)
+        parts = folder.pack_model(floats, embeddings or TABLES, head)
+        model = models.assemble(floats.config, parts, Act.f32)
+    elif embeddings or head:
+        raise InputError(f"{source} is packed already, so it takes neither --embeddings nor --head")
+    else:
+        model = folder.load(source, Act.f32)
+    difference = export_onnx(model, file)
+    print(
+        f"{file}: {file.stat().st_size / 2**20:.2f} MiB; ONNX Runtime's outputs differ from the "
+        f"packed model's by at most {difference:.1e}"
+    )
+
+
 def to_float(packed: Path, to: Path) -> None:
     if not folder.is_packed(packed):
         raise InputError(f"{packed} is not a packed folder")
     if to.exists():
         raise InputError(f"{to} exists already: choose another folder")
     tokenizer = tokenizer_of(str(packed))
-    model = folder.to_float(folder.load(packed, Act.f32))
+    model = models.to_float(folder.load(packed, Act.f32))
     try:
         to.mkdir(parents=True)
     except OSError as error:
@@ -83,25 +106,28 @@ def main() -> None:
         help="storage of the word, position and type tables that have more bits (default: int8)",
     )
     parser.add_argument("--head", choices=("fp16", "int8"), help="round the head's transform to it")
+    parser.add_argument(
+        "--onnx", type=Path, metavar="FILE", help="write the model as an ONNX file, and no folder"
+    )
     arguments = parser.parse_args()
     what, folders = arguments.what, arguments.folders
-    if what in ("info", "to_float") and (arguments.embeddings or arguments.head):
-        parser.error(f"{what} takes neither --embeddings nor --head")
+    if what in ("info", "to_float") and (arguments.embeddings or arguments.head or arguments.onnx):
+        parser.error(f"{what} takes neither --embeddings nor --head nor --onnx")
+    stored = [Storage(name) if name else None for name in (arguments.embeddings, arguments.head)]
     try:
         if what == "info" and not folders:
             info()
         elif what == "to_float" and len(folders) == 2:
             to_float(*folders)
-        elif what not in ("info", "to_float") and len(folders) <= 1:
-            pack(
-                Path(what),
-                folders[0] if folders else Path(what) / "packed",
-                Storage(arguments.embeddings or "int8"),
-                arguments.head and Storage(arguments.head),
-            )
+        elif arguments.onnx and not folders:
+            to_onnx(Path(what), arguments.onnx, *stored)
+        elif what not in ("info", "to_float") and not arguments.onnx and len(folders) <= 1:
+            tables, head = stored
+            to = folders[0] if folders else Path(what) / "packed"
+            pack(Path(what), to, tables or TABLES, head)
         else:
             wanted = {"info": "no folder", "to_float": "two folders"}.get(
-                what, "at most one more folder"
+                what, "no folder beside --onnx" if arguments.onnx else "at most one more folder"
             )
             parser.error(f"{what} takes {wanted}, not {len(folders)}")
     except InputError as error:

@@ -27,11 +27,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bitmaps.errors import InputError
 from bitmaps.vocabulary import Act
 
 TOP = {Act.a16: 32639.0, Act.a11: 1023.0, Act.a8: 127.0, Act.a6: 31.0}
 LARGEST = {**TOP, Act.a6: 62.0, Act.a1: 1.0}
 """The largest magnitude of q."""
+
+
+def act_named(name: str | None) -> Act | None:
+    """The rounding that a user named, if any.
+
+    Raises:
+        InputError: for an unknown one.
+    """
+    if name is not None and name not in list(Act):
+        raise InputError(f"act={name!r} is unknown; valid are {', '.join(Act)}")
+    return None if name is None else Act(name)
 
 
 class Rounded(NamedTuple):

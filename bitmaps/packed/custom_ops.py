@@ -13,9 +13,30 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from bitmaps.errors import InputError
 from bitmaps.packed import operations
 from bitmaps.packed.kernels import Packed
 from bitmaps.vocabulary import Act
+
+
+def check_act_of_onnx(act: str) -> None:
+    """Check whether a product can be exported to ONNX.
+
+    Raises:
+        InputError: when its activations are rounded, for which ONNX has no operator.
+    """
+    if act != Act.f32:
+        always = ", which layers trained with one-bit inputs do not have" if act == Act.a1 else ""
+        raise InputError(
+            f'ONNX has no product that rounds activations to {act}; valid is act="f32"{always}'
+        )
+
+
+def not_in_onnx(act: str) -> None:
+    """Raises:
+    InputError: when an export to ONNX meets a custom operation, as it does for rounded products."""
+    if torch.onnx.is_in_onnx_export():
+        check_act_of_onnx(act)
 
 
 @torch.library.custom_op("bitmaps::binary_linears", mutates_args=())
@@ -35,6 +56,7 @@ def binary_linears(
 
 @binary_linears.register_fake
 def _(x, weights, highs, lows, biases, columns, act):  # type: ignore[no-untyped-def]
+    not_in_onnx(act)
     return [x.new_empty((*x.shape[:-1], high.shape[0])) for high in highs]
 
 
@@ -59,6 +81,7 @@ def binary_linear_norm(
 
 @binary_linear_norm.register_fake
 def _(x, weight, high, low, bias, column, residual, gain, shift, epsilon, act):  # type: ignore[no-untyped-def]
+    not_in_onnx(act)
     return x.new_empty(residual.shape)
 
 
@@ -90,6 +113,7 @@ def binary_ffnn(
 
 @binary_ffnn.register_fake
 def _(x, *rest):  # type: ignore[no-untyped-def]
+    not_in_onnx(rest[-1])
     return x.new_empty(x.shape)
 
 

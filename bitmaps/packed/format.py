@@ -14,20 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.bert.checkpoint import config_of, hugging_face_name, write_pooling
-from bitmaps.bert.head import Head
-from bitmaps.bert.model import on_meta
+from bitmaps.bert.families import SUFFIXES
 from bitmaps.errors import InputError
 from bitmaps.packed import kernels as native
 from bitmaps.packed import tiles
 from bitmaps.packed.belonging import canonical, check_keys, check_sizes, shaping_keys
 from bitmaps.packed.discover import fewest_bits
-from bitmaps.packed.encoder import PackedEncoder
 from bitmaps.packed.integrity import digest, read_content, write
-from bitmaps.packed.layers import PackedAttention, PackedEmbedding, PackedFeedForward, PackedLinear
+from bitmaps.packed.model import PackedBert, assemble
 from bitmaps.packed.weights import PackedWeight, PacksItself
 from bitmaps.vocabulary import Act, Activations, Storage
 
@@ -37,6 +35,7 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "bitmaps", "2"
 READS = ("1", "2")  # docs/format.md: a version that was written once opens for ever
 FILE, MODEL_TYPE = "model.safetensors", "bitmaps"
+CLASSES = "Bitmaps"  # what the names of the classes in `bitmaps.hf` begin with
 
 
 @torch.no_grad()
@@ -118,6 +117,30 @@ def save(
     if folder.exists():
         raise InputError(f"{folder} exists already: choose another folder")
     parts = pack_model(model, embeddings, head)
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error}") from error
+    write_model(model.config, parts, draft)
+    tokenizer.save_pretrained(draft)
+    draft.rename(folder)
+
+
+def write_model(
+    config: BertConfig, parts: Mapping[str, PackedWeight | Tensor], folder: Path
+) -> None:
+    """Write all of a packed folder but the tokenizer into a folder without a model.
+
+    Equal models give equal bytes.
+
+    Args:
+        parts: the parameters by name (``pack_model``, ``PackedBert.parts``).
+
+    Raises:
+        OSError: when it cannot be written.
+    """
     tensors: dict[str, Tensor] = {}
     shapes = {}
     for name, part in parts.items():
@@ -125,24 +148,18 @@ def save(
         tensors |= tensors_of(name, part)
         if isinstance(part, PackedWeight):
             shapes[name] = list(part.shape)
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        draft.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made: {error}") from error
     words = parts["embeddings.word.weight"]
     stored = words.storage if isinstance(words, PackedWeight) else Storage.fp32
-    config = model.config.to_dict() | {
+    values = config.to_dict() | {
         "model_type": MODEL_TYPE,
-        "architectures": ["bitmaps.packed"],
-        "bitmaps": (model.config.bitmaps or {})
-        | {"embeddings": stored, "task": model.config.task}
-        | ({} if model.config.model_type == "bert" else {"family": model.config.model_type}),
+        "architectures": [CLASSES + SUFFIXES[config.task]],
+        "bitmaps": (config.bitmaps or {})
+        | {"embeddings": stored, "task": config.task}
+        | ({} if config.model_type == "bert" else {"family": config.model_type}),
     }
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    (draft / "config.json").write_text(text, encoding="utf-8")
-    keys = canonical(shaping_keys(model.config))
+    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    keys = canonical(shaping_keys(config))
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -150,10 +167,8 @@ def save(
         "config": keys,
         "digest": digest(tensors, keys.encode() + b"\0"),
     }
-    write(draft / FILE, tensors, metadata)
-    tokenizer.save_pretrained(draft)
-    write_pooling(model.config, draft)
-    draft.rename(folder)
+    write(folder / FILE, tensors, metadata)
+    write_pooling(config, folder)
 
 
 def is_packed(folder: Path) -> bool:
@@ -298,7 +313,7 @@ def default_activations(config: BertConfig) -> Activations:
     return needed if needed is Activations.int6 else Activations.int8
 
 
-def load(folder: Path, act: Act | None) -> Bert:
+def load(folder: Path, act: Act | None) -> PackedBert:
     """Open a packed folder in evaluation mode.
 
     Nothing is unpacked: weights stay in the file's pages, which processes share. Where kernels read
@@ -322,7 +337,7 @@ def load(folder: Path, act: Act | None) -> Bert:
         if file.config is not None:
             check_keys(config, file.config)
         check_sizes(config, file.tensors)
-        for name, parameter in without_numbers(config).named_parameters():
+        for name, parameter in PackedBert(config).named_parameters():
             theirs, shape = hugging_face_name(name), tuple(parameter.shape)
             if theirs in file.shapes and tuple(file.shapes.pop(theirs)) != shape:
                 raise InputError(f"{theirs} has another shape than the {shape} of config.json")
@@ -337,59 +352,3 @@ def load(folder: Path, act: Act | None) -> Bert:
         if isinstance(part, PackedWeight) and id(part.data) not in used:
             tiles.discard(part.data)
     return model
-
-
-def without_numbers(config: BertConfig) -> Bert:
-    """A model with the blocks that can run packed, on the meta device."""
-    with on_meta():
-        model = Bert(config)
-        model.encoder = PackedEncoder(model.encoder.layers)
-        for layer in model.encoder.layers:
-            layer.attention = PackedAttention(config)
-            layer.ffnn = PackedFeedForward(config)
-    return model
-
-
-def assemble(config: BertConfig, parts: Mapping[str, PackedWeight | Tensor], act: Act) -> Bert:
-    """A model of these parameters (``pack_model``), in evaluation mode."""
-    model, one_bit = without_numbers(config), config.one_bit_inputs()
-    for name, part in parts.items():
-        place(model, name, part, Act.a1 if name.split(".")[-2] in one_bit else act)
-    return model.requires_grad_(False).eval()
-
-
-def place(model: Bert, name: str, part: PackedWeight | Tensor, act: Act) -> None:
-    """Put one parameter where it belongs; a packed one becomes a packed layer."""
-    path, _, last = name.rpartition(".")
-    module: Any = model.get_submodule(path)
-    if isinstance(part, Tensor):
-        parameter = nn.Parameter(part, requires_grad=False)
-        if isinstance(module, PackedLinear):  # its matrix is already there
-            module.bias = parameter.detach()
-        else:
-            setattr(module, last, parameter)
-        if name == "embeddings.word.weight":
-            model.tie()
-        return
-    above, _, own = path.rpartition(".")
-    if isinstance(module, nn.Embedding):
-        setattr(model.get_submodule(above), own, PackedEmbedding(part))
-        if own == "word" and model.config.tie_word_embeddings and isinstance(model.head, Head):
-            model.head.decoder = PackedLinear(part, model.head.decoder.bias, act)  # type: ignore[assignment]
-    else:
-        linear = PackedLinear(part.arranged(act), module.bias, act)
-        setattr(model.get_submodule(above), own, linear)
-
-
-@torch.no_grad()
-def to_float(model: Bert) -> Bert:
-    """An ordinary ``Bert`` in fp32 with the weights that a packed one stands for.
-
-    Its inputs are not rounded; ``bitmaps.quantize.convert.restore_activations`` restores that.
-    """
-    plain = Bert(model.config)
-    for name, parameter in plain.named_parameters():
-        path, _, last = name.rpartition(".")
-        part = getattr(model.get_submodule(path), last)
-        parameter.copy_(part.dense() if isinstance(part, PackedWeight) else part)
-    return plain.eval()

@@ -36,7 +36,7 @@ class Content:
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+    return tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def digest(tensors: Mapping[str, Tensor], first: bytes = b"") -> str:

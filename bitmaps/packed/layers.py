@@ -15,7 +15,7 @@ from bitmaps.bert.config import BertConfig
 from bitmaps.bert.ffnn import FeedForward
 from bitmaps.packed import custom_ops, operations
 from bitmaps.packed.kernels import Packed, Part
-from bitmaps.packed.weights import PackedWeight
+from bitmaps.packed.weights import PackedWeight, of_its_type
 from bitmaps.vocabulary import Act, Storage
 
 ROWS = 4096  # rows of a table that are unpacked at a time, if no kernel reads it
@@ -24,6 +24,14 @@ ROWS = 4096  # rows of a table that are unpacked at a time, if no kernel reads i
 def traced(x: Tensor) -> bool:
     """Whether torch.compile, torch.export or a fake mode traces, which needs custom operations."""
     return is_compiling() or type(x) is not Tensor
+
+
+def unrounded_in_onnx(x: Tensor, act: Act | None) -> bool:
+    """Whether an export to ONNX traces a product that PyTorch's own operations can compute.
+
+    Any other product becomes a custom operation, which says that ONNX does not have it.
+    """
+    return act in (None, Act.f32) and traced(x) and torch.onnx.is_in_onnx_export()
 
 
 class HasMatrices(nn.Module):
@@ -76,6 +84,9 @@ class PackedLinear(HasMatrices):
         in_bytes = weight.storage == Storage.int8 and act not in (Act.f32, Act.a16)
         self.product_act = act if self.is_one_bit else Act.a8 if in_bytes else None
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        return super()._apply(of_its_type(fn), recurse)  # the bias is fp32, as the kernels take it
+
     def part(self) -> Part:
         """As the operations take it."""
         modules: Any = self._modules
@@ -106,10 +117,12 @@ class PackedLinear(HasMatrices):
                 y = packed.calls[act](x, modules["weight"]._buffers, self._buffers)
                 if y is not None:
                     return y
-            if traced(x):
+            if not traced(x):
+                return operations.linears(x, self.packed(), act)[0]
+            if not unrounded_in_onnx(x, act):
                 return custom_ops.binary_linear(x, *self.part(), act)
-            return operations.linears(x, self.packed(), act)[0]
-        rows = (self.weight.dense(slice(i, i + ROWS)) for i in range(0, self.out_features, ROWS))
+        step = self.out_features if unrounded_in_onnx(x, act) else ROWS
+        rows = (self.weight.dense(slice(i, i + step)) for i in range(0, self.out_features, step))
         y = torch.cat([F.linear(x.float(), part) for part in rows], -1)
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
@@ -118,14 +131,22 @@ class PackedLinear(HasMatrices):
 
 
 class PackedEmbedding(nn.Module):
-    """Rows of a packed matrix, in fp32. Shapes: (...) -> (..., hidden)."""
+    """Rows of a packed matrix. Shapes: (...) -> (..., hidden).
 
-    def __init__(self, weight: PackedWeight) -> None:
+    Attributes:
+        dtype: of the result. ``half()`` and its like change it, and nothing else here.
+    """
+
+    def __init__(self, weight: PackedWeight, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.dtype = weight, dtype
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return super()._apply(fn, recurse)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.weight.dense(ids)
+        return self.weight.dense(ids).to(self.dtype)
 
 
 def are_alike(*modules: Any) -> bool:
@@ -173,7 +194,7 @@ class PackedAttention(Attention, HasMatrices):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         modules: Any = self._modules
         matrices: list[PackedLinear] = [modules["query"], modules["key"], modules["value"]]
-        if not are_alike(*matrices):
+        if not are_alike(*matrices) or unrounded_in_onnx(x, matrices[0].act):
             return super().project(x)
         act = matrices[0].act
         if traced(x):
@@ -187,7 +208,7 @@ class PackedAttention(Attention, HasMatrices):
 
     def conclude(self, x: Tensor, context: Tensor) -> Tensor:
         output: Any = self.output
-        if not are_alike(output):
+        if not are_alike(output) or unrounded_in_onnx(x, output.act):
             return super().conclude(x, context)
         norm = (self.norm.weight, self.norm.bias, self.norm.eps, output.act)
         if traced(x):
@@ -207,6 +228,8 @@ class PackedFeedForward(FeedForward):
     def forward(self, x: Tensor) -> Tensor:
         expand: Any = self.expand
         contract: Any = self.contract
+        if self.fused and unrounded_in_onnx(x, getattr(contract, "product_act", None)):
+            return self.norm(x + contract(F.gelu(expand(x))))  # nothing takes the sign of GELU
         if not (self.fused and are_alike(expand, contract)):
             return super().forward(x)
         norm = (self.norm.weight, self.norm.bias, self.norm.eps, expand.act)

@@ -39,9 +39,9 @@ BLOCK = 1024  # rows that the reference unpacks at a time, to save memory
 
 
 def unpack(packed: Tensor, k: int) -> Tensor:
-    """uint8 (..., ceil(k / 8)), the lowest bit first -> uint8 (..., k) of 0 and 1."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    return ((packed[..., None] >> shifts) & 1).flatten(-2)[..., :k]
+    """uint8 (..., ceil(k / 8)), the lowest bit first -> bool (..., k)."""
+    bits = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=packed.device)
+    return (packed[..., None] & bits).bool().flatten(-2)[..., :k]
 
 
 def pack(bits: Tensor) -> Tensor:

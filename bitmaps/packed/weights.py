@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -23,6 +24,20 @@ def to_integers(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     tiny = torch.finfo(torch.float32).tiny
     scale = (exact.abs().amax(-1, keepdim=True) / largest).clamp(min=tiny)
     return (exact / scale).round(), scale
+
+
+def of_its_type(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``fn``, which ``nn.Module`` applies to its tensors, without what it does to their types.
+
+    The type of a packed tensor says how its numbers are stored, and the kernels take no other. So
+    ``half()`` and its like leave it alone, and ``to(device)`` moves it.
+    """
+
+    def applied(tensor: Tensor) -> Tensor:
+        found = fn(tensor)
+        return found if found.dtype is tensor.dtype else tensor.to(found.device)
+
+    return applied
 
 
 class PackedWeight(nn.Module):
@@ -99,6 +114,9 @@ class PackedWeight(nn.Module):
         data = tiles.in_tiles(self.data)
         return PackedWeight(self.storage, self.columns, data, self.high, self.low, self.column)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        return super()._apply(of_its_type(fn), recurse)
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}data"] = tiles.in_rows(destination[f"{prefix}data"])
@@ -136,10 +154,11 @@ class PackedWeight(nn.Module):
         if self.storage == Storage.int8:
             return high * data
         if self.storage == Storage.int4:
+            data = data.int()  # ONNX export makes int8 of a shifted uint8
             nibbles = torch.stack([data & 15, data >> 4], -1).flatten(-2)[..., : self.columns]
-            return high * (nibbles.to(torch.int8) - 8)
+            return high * (nibbles - 8)
         low = -high if self.low is None else pick(self.low[:, None])
-        weight = torch.where(unpack(data, self.columns).bool(), high, low)
+        weight = torch.where(unpack(data, self.columns), high, low)
         return weight if self.column is None else weight * self.column
 
     def extra_repr(self) -> str:

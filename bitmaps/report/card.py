@@ -62,17 +62,19 @@ LAST = {
     RowKind.packed: "as it is stored",
 }
 
-OPEN = """import bitmaps
-from transformers import {names}
+PIPELINE = """import bitmaps.hf  # the real bits, on kernels for the CPU
+from transformers import pipeline
 
-model = bitmaps.load("<this folder>")  # in real bits, on kernels for the CPU
+{name} = pipeline("{task}", model="<this folder>")
+{name}({text})
 """
-TOKENIZED = (
-    OPEN.format(names="AutoTokenizer")
-    + """tokenizer = AutoTokenizer.from_pretrained("<this folder>")
-batch = tokenizer(["the capital of england"], padding=True, return_tensors="pt")
+LOAD = 'model = bitmaps.load("<this folder>")  # the same without transformers'
+ENCODER = """import bitmaps.hf  # the real bits, on kernels for the CPU
+from sentence_transformers import SentenceTransformer
+
+encoder = SentenceTransformer("<this folder>")
+vectors = encoder.encode(["the capital of england"])
 """
-)
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,8 @@ TEXTS = {
         "{masked_tokens} masked tokens and `mask_seed` {mask_seed}",
         "CE is the cross entropy in nats.",
         "",
-        OPEN.format(names="pipeline")
-        + """wrapped = bitmaps.to_transformers(model)
-fill = pipeline("fill-mask", model=wrapped, tokenizer="<this folder>")
-fill("the capital of england is [MASK].")""",
+        PIPELINE.format(name="fill", task="fill-mask", text='"the capital of england is [MASK]."')
+        + LOAD,
     ),
     Task.sentence_embedding: TaskText(
         "sentence encoder",
@@ -115,7 +115,7 @@ fill("the capital of england is [MASK].")""",
         "cosine is the mean cosine to the vector of the original. recall@10 is the share of a "
         "sentence's ten nearest neighbours by the original that are among its ten nearest here.",
         " similarity=<file>",
-        TOKENIZED + 'vectors = model(batch["input_ids"], batch["attention_mask"])',
+        ENCODER + LOAD,
     ),
     Task.classification: TaskText(
         "classifier",
@@ -123,7 +123,8 @@ fill("the capital of england is [MASK].")""",
         "{sentences} sentences or pairs",
         "MCC is the Matthews correlation coefficient.",
         "",
-        TOKENIZED + "scores = model(**batch)  # in the order of id2label",
+        PIPELINE.format(name="classify", task="text-classification", text='"It was wonderful."')
+        + LOAD,
     ),
 }
 

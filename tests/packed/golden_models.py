@@ -19,9 +19,10 @@ from torch import Tensor
 from transformers import BertTokenizer
 
 from bitmaps.bert import Bert, BertConfig
-from bitmaps.packed.format import load, save, to_float
+from bitmaps.packed.format import load, save
 from bitmaps.packed.integrity import digest
 from bitmaps.packed.kernels import REFERENCE
+from bitmaps.packed.model import to_float
 from bitmaps.quantize.convert import binarize_naive, store_words
 from bitmaps.vocabulary import Act, Component, Scale, Scope, Storage, ValueSet
 

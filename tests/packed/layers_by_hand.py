@@ -17,6 +17,7 @@ from bitmaps.packed import kernels as native
 from bitmaps.packed.discover import one_bit
 from bitmaps.packed.kernels import ACTS
 from bitmaps.packed.layers import PackedLinear
+from bitmaps.packed.model import assemble
 from bitmaps.packed.weights import PackedWeight
 from bitmaps.quantize.convert import COMPONENTS, binarize_naive
 from bitmaps.vocabulary import Act, Scale, Storage, ValueSet
@@ -67,7 +68,7 @@ def linear_of(kind: str, rows: int, columns: int, act: Act, seed: int = 0) -> Pa
 def packed(
     model: Bert, act: Act, embeddings: Storage | None = None, head: Storage | None = None
 ) -> Bert:
-    return folder.assemble(model.config, folder.pack_model(model, embeddings, head), act)
+    return assemble(model.config, folder.pack_model(model, embeddings, head), act)
 
 
 def shaped(**changes: Any) -> Bert:

@@ -27,9 +27,10 @@ from bitmaps.bert import Bert, checkpoint
 from bitmaps.errors import InputError
 from bitmaps.packed import format as folder_format
 from bitmaps.packed import kernels as native
-from bitmaps.packed.format import FILE, is_packed, load, pack_model, save, to_float
+from bitmaps.packed.format import FILE, is_packed, load, pack_model, save
 from bitmaps.packed.integrity import digest
 from bitmaps.packed.layers import PackedLinear
+from bitmaps.packed.model import to_float
 from bitmaps.packed.weights import PackedWeight
 from bitmaps.quantize.convert import (
     COMPONENTS,
@@ -460,7 +461,7 @@ def test_the_config_says_that_it_is_packed_and_what_was_binarized(tiny: Bert, pa
         folder = pack(model, embeddings)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         assert config["model_type"] == "bitmaps"
-        assert config["architectures"] == ["bitmaps.packed"]
+        assert config["architectures"] == ["BitmapsForMaskedLM"]
         assert config["bitmaps"] == {
             "components": "layers", "embeddings": embeddings or "fp32", "task": "masked_lm"
         }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from bitmaps.bert import Bert, checkpoint
 from bitmaps.packed import __main__ as command
 from bitmaps.packed import kernels as native
 from bitmaps.packed.format import FILE, is_packed
+from bitmaps.packed.onnx import PACKAGES
 from bitmaps.packed.weights import PackedWeight
 from bitmaps.quantize.convert import binarize_naive
 
@@ -239,6 +241,10 @@ def test_a_damaged_packed_folder_is_refused(packed: Run, run_folder: Path, tmp_p
         (["run", "--embeddings", "int7"], "invalid choice: 'int7'"),
         (["run", "--head", "int4"], "invalid choice: 'int4'"),
         (["run", "--more"], "unrecognized arguments: --more"),
+        (["info", "--onnx", "file"], "info takes neither --embeddings nor --head nor --onnx"),
+        (["to_float", "one", "two", "--onnx", "file"], "to_float takes neither"),
+        (["run", "one", "--onnx", "file"], "run takes no folder beside --onnx, not 1"),
+        (["/no/such/run", "--onnx", "/no/such/folder/file"], "there is no folder /no/such/folder"),
     ],
 )
 def test_bad_arguments_end_in_one_clear_error(
@@ -259,3 +265,57 @@ def test_a_checkpoint_in_several_files_is_packed(
 def test_a_target_inside_a_file_is_refused(packed: Run, run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     refused(packed(run_folder, tmp_path / "file" / "packed"), "error: ")
+
+
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in PACKAGES),
+    reason="the extra `onnx` is not installed",
+)
+
+
+@needs_onnx
+@pytest.mark.parametrize("source", ["run", pytest.param("packed", marks=pytest.mark.slow)])
+def test_a_run_and_a_packed_folder_become_an_onnx_file(
+    packed: Run, run_folder: Path, tmp_path: Path, ids: Tensor, source: str
+) -> None:
+    import onnxruntime
+
+    folder, file = run_folder, tmp_path / "model.onnx"
+    stored = ["--embeddings", "int8"]
+    if source == "packed":
+        assert packed(run_folder, *stored)[0] == 0
+        folder, stored = run_folder / "packed", []
+    code, out, err = packed(folder, *stored, "--onnx", file)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{file}: {file.stat().st_size / 2**20:.2f} MiB; ONNX Runtime's outputs")
+    assert (run_folder / "packed").exists() == (source == "packed")
+    if source == "run":
+        assert packed(run_folder, "--embeddings", "int8")[0] == 0
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": 0 * ids}
+    session = onnxruntime.InferenceSession(file)
+    (found,) = session.run(None, {name: x.numpy() for name, x in inputs.items()})
+    expected = bitmaps.load(run_folder / "packed", act="f32")(ids)
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=0)
+    refused(packed(folder, "--onnx", file), "model.onnx exists already")
+
+
+@needs_onnx
+def test_a_packed_folder_is_not_rounded_for_onnx(
+    packed: Run, run_folder: Path, tmp_path: Path
+) -> None:
+    assert packed(run_folder)[0] == 0
+    refused(
+        packed(run_folder / "packed", "--head", "int8", "--onnx", tmp_path / "model.onnx"),
+        "is packed already, so it takes neither --embeddings nor --head",
+    )
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_what_onnx_needs_is_named(
+    packed: Run, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused(
+        packed(run_folder, "--onnx", tmp_path / "model.onnx"),
+        "needs packages that are not installed (onnx, onnxscript, onnxruntime): pip install",
+    )

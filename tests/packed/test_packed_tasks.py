@@ -15,7 +15,8 @@ from torch import Tensor
 from bitmaps.bert import Bert
 from bitmaps.bert.pooling import MODES, Pooling
 from bitmaps.errors import InputError
-from bitmaps.packed.format import is_packed, load, to_float
+from bitmaps.packed.format import is_packed, load
+from bitmaps.packed.model import to_float
 from bitmaps.quantize.convert import binarize_naive
 from bitmaps.vocabulary import Component, Scale, Storage, Task
 

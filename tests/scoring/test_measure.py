@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.command.schema import Measure
 from bitmaps.packed.discover import one_bit, scales_per_row
-from bitmaps.packed.format import FILE, assemble, load, pack_model
+from bitmaps.packed.format import FILE, load, pack_model
+from bitmaps.packed.model import assemble
 from bitmaps.quantize.convert import (
     COMPONENTS,
     binarize_naive,
