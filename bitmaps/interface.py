@@ -18,7 +18,7 @@ from bitmaps.packed import format as packed
 from bitmaps.quantize.calibrate import Tokens, binarize_calibrated
 from bitmaps.quantize.convert import binarize_naive
 from bitmaps.quantize.quantizer import Quantization
-from bitmaps.scoring import predictions
+from bitmaps.scoring import filling
 from bitmaps.vocabulary import (
     GROUPS,
     Component,
@@ -193,6 +193,6 @@ def fill(model: Bert, text: str) -> list[list[Guess]]:
     if model.config.task is not Task.masked_lm:
         raise InputError(f"fill guesses masked words, and this model is for {model.config.task}")
     positions = model.config.max_position_embeddings
-    example = predictions.sentence_of(text, model.tokenizer, positions)
-    (sentence,) = predictions.fill(model, [example], model.tokenizer)
+    example = filling.sentence_of(text, model.tokenizer, positions)
+    (sentence,) = filling.fill(model, [example], model.tokenizer)
     return [list(token.predictions) for token in sentence.masked]

@@ -31,8 +31,9 @@ from bitmaps.packed.format import is_packed
 from bitmaps.runs.analysis import Analysis
 from bitmaps.runs.records import KnownScores, Scores, perplexity
 from bitmaps.scoring.classes import ScoredClasses
+from bitmaps.scoring.filling import chosen_sentences, fill, sentence_of
 from bitmaps.scoring.module import Scored, ScoredModel
-from bitmaps.scoring.predictions import analyse, chosen_sentences, fill, sentence_of
+from bitmaps.scoring.predictions import analyse
 from bitmaps.scoring.vectors import NEIGHBOURS, ScoredVectors, correlations, embed
 from bitmaps.training.module import (
     MaskedLanguageModel,

@@ -18,8 +18,8 @@ from bitmaps.bert import Bert
 from bitmaps.data.batches import Batch, padded, plain_batch
 from bitmaps.data.plain import encoded
 from bitmaps.errors import InputError
+from bitmaps.scoring.filling import TOP, filled, logits_at_masks, sentence_of
 from bitmaps.scoring.measure import timed_calls
-from bitmaps.scoring.predictions import TOP, filled, logits_at_masks, sentence_of
 from bitmaps.show.groups import Group, Shown
 
 MASK = "[MASK]"  # what people type, whatever the tokenizer's own mask is

@@ -24,18 +24,8 @@ from bitmaps.errors import InputError
 from bitmaps.hf import to_transformers
 from bitmaps.runs.analysis import Analysis, FrequentToken, Sentence
 from bitmaps.runs.records import parse
-from bitmaps.scoring.predictions import (
-    BINS,
-    LISTED,
-    Predicted,
-    Predictions,
-    analyse,
-    chosen_sentences,
-    fill,
-    piece,
-    sentence_of,
-    verdict,
-)
+from bitmaps.scoring.filling import chosen_sentences, fill, piece, sentence_of
+from bitmaps.scoring.predictions import BINS, LISTED, Predicted, Predictions, analyse, verdict
 from bitmaps.vocabulary import IGNORE
 
 MASK = 4  # of the fixture's tokenizer

@@ -21,7 +21,7 @@ from bitmaps.vocabulary import Task
 fastapi = pytest.importorskip("fastapi", reason="the extra serve is not installed")
 testclient = pytest.importorskip("fastapi.testclient", reason="the extra serve is not installed")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 TEXTS = ["the cat sat", "a very big dog ran on the mat", "sky"]
 
 
