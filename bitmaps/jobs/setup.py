@@ -25,6 +25,7 @@ from bitmaps.jobs.pretrained import Pretrained
 from bitmaps.jobs.score import score
 from bitmaps.jobs.tasks import JOBS, TaskJob, source_of
 from bitmaps.packed import format as packed
+from bitmaps.packed.model import PackedBert
 from bitmaps.quantize.calibrate import calibrate
 from bitmaps.quantize.rotate import rotate_heads
 from bitmaps.runs.folder import ScoredRow
@@ -124,7 +125,7 @@ class Setup:
 
     def score_packed(
         self, folder: Path, facts: Facts, activations: Activations | None = None
-    ) -> tuple[ScoredRow, Bert]:
+    ) -> tuple[ScoredRow, PackedBert]:
         """The row of a packed model, and the model.
 
         Args:
