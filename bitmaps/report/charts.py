@@ -33,7 +33,7 @@ CURVES = {
 }
 FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif"
 PLAIN = "'' + datum.value"  # a number as it is, where Vega would write 2.5e+2
-TEXT = 12  # pixels: the smallest text in a chart
+TEXT, LINE = 12, 14  # pixels: the smallest text in a chart, and from one line to the next
 
 
 @dataclass(frozen=True)
@@ -220,11 +220,9 @@ def bars(entries: Labelled, name: str, column: Column) -> Any:
             spread = entry.deviation.get(name, 0.0)
             ends = {"low": value - spread, "high": value + spread}
             points.append({"model": label, "value": value, "kind": str(entry.kind), **ends})
-    half = alt.expr("containerSize()[0] / 2")
+    breaks = max(point["model"].count(", ") for point in points)
     base = alt.Chart(alt.Data(values=points)).encode(
-        y=alt.Y("model:N", title=None, sort=None).axis(
-            labelLimit=half, labelExpr="split(datum.label, ', ')"
-        )
+        y=alt.Y("model:N", title=None, sort=None, axis=names_with(breaks))
     )
     longest = max(point["high"] for point in points)
     lowest = min(0.0, *(point["low"] for point in points))
@@ -236,16 +234,34 @@ def bars(entries: Labelled, name: str, column: Column) -> Any:
     kinds = kind_colors([entry.kind for _, entry in entries if entry.kind])
     color = alt.Color("kind:N", legend=None, scale=kinds)
     layers: list[Any] = [
-        base.mark_bar().encode(x=value, color=color, tooltip=[alt.Tooltip("model:N"), number])
+        base.mark_bar(size=18).encode(
+            x=value, color=color, tooltip=[alt.Tooltip("model:N"), number]
+        )
     ]
     if any(point["low"] < point["high"] for point in points):
         layers.append(base.mark_rule(color=NEUTRAL, strokeWidth=2).encode(x="low:Q", x2="high:Q"))
     text = alt.Text("value:Q", format=column.format)
     layers.append(base.mark_text(align="left", dx=4).encode(x="high:Q", text=text))
     description = f"{column.title}, a bar for each of {len(points)} models"
-    height = 10 + 14 * max(point["model"].count(", ") + 1 for point in points)
-    return alt.layer(*layers).properties(
-        width="container", height=height * len(points), description=description
+    height = (24 + LINE * breaks) * len(points)
+    return alt.layer(*layers).properties(width="container", height=height, description=description)
+
+
+def names_with(breaks: int) -> alt.Axis:
+    """Names of models, with a line for each of their parts. A name stands in the middle of its bar.
+
+    Args:
+        breaks: the most that a name has between its lines.
+    """
+    middles = [
+        {"test": f"length(split(datum.label, ', ')) === {n + 1}", "value": -LINE / 2 * n}
+        for n in range(1, breaks + 1)
+    ]
+    return alt.Axis(
+        labelLimit=alt.expr("containerSize()[0] / 2"),
+        labelExpr="split(datum.label, ', ')",
+        labelLineHeight=LINE,
+        labelOffset={"condition": middles, "value": 0} if middles else 0,
     )
 
 

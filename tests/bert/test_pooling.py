@@ -174,6 +174,21 @@ def test_a_length_that_cannot_be_is_refused(length: Any, written: Path) -> None:
         Pooling.read(written)
 
 
+@pytest.mark.parametrize(
+    ("said", "length"),
+    [(9, 9), (512, 512), (None, None), (int(1e30), None), (1e30, None), ("9", None), (2, None)],
+)
+def test_the_tokenizer_gives_the_length_if_nothing_else_does(
+    said: Any, length: int | None, written: Path
+) -> None:
+    """As in folders that sentence-transformers 6 writes. 1e30 is a tokenizer without a limit."""
+    before = Pooling.read(written).length
+    write_json(written / "tokenizer_config.json", {"model_max_length": said})
+    assert Pooling.read(written).length == before  # which its own file says
+    write_json(written / "sentence_bert_config.json", {})
+    assert Pooling.read(written).length == length
+
+
 @pytest.mark.parametrize("content", [{}, {"max_seq_length": None}])
 def test_a_folder_need_not_give_a_length(content: Any, written: Path) -> None:
     write_json(written / "sentence_bert_config.json", content)

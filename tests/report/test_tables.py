@@ -60,6 +60,7 @@ def test_the_terminal_shows_every_row_and_why_one_failed(
     shown = capsys.readouterr().out
     for text in ("{-1,1}", "trained", "12.5000", "0.0322", "1.23", "0.1500 ± 0.0707", "1, 2"):
         assert text in shown
+    assert "all {-1,1} failed: no [such] folder" in shown
     assert "full precision" not in shown  # nothing to compare with
     print_table(compared(row("none", "unbinarized"), *seeds))
     shown = capsys.readouterr().out
@@ -73,7 +74,6 @@ def test_the_terminal_ends_with_the_finding(capsys: pytest.CaptureFixture[str]) 
     shown = capsys.readouterr().out.splitlines()
     kept = "50.0 % of full precision's accuracy in 12.3 of 12.3 MiB"
     assert shown == [f"layers in {{-1,1}}, naive, keep {kept}", "1 run has failed"]
-    assert "all {-1,1} failed: no [such] folder" in shown
 
 
 def test_results_are_csv_markdown_and_a_picture(tmp_path: Path) -> None:
