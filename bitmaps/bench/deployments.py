@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bitmaps.bench.llama import open_llama, write_llama
-from bitmaps.bench.peers import int8_dynamic, onnx_options
+from bitmaps.bench.peers import int8_dynamic, needs_seven_bits, onnx_options
 from bitmaps.bert import Bert
 from bitmaps.bert.checkpoint import save
 from bitmaps.packed import format as packed
@@ -202,6 +202,7 @@ def write_onnx_int8(model: Bert, folder: Path, batches: Sequence[Tensor]) -> Non
             folder / ONNX_FILE,
             weight_type=QuantType.QInt8,
             per_channel=True,
+            reduce_range=needs_seven_bits(),
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # of fused operations
         )
 
