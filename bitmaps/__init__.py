@@ -21,7 +21,8 @@ classes):
 >>> model(batch["input_ids"], batch["attention_mask"]).shape
 torch.Size([2, 5, 30522])
 
-``bitmaps.export_onnx`` writes a packed model for other runtimes.
+``bitmaps.embed(model, texts)`` gives the vectors of many texts. ``bitmaps.export_onnx`` writes a
+packed model for other runtimes.
 ``python train.py`` and ``bitmaps train`` train a model through its binarization.
 """
 
@@ -32,6 +33,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bitmaps.embedder import Embedder
+    from bitmaps.embedding.vectors import embed
     from bitmaps.hf import BinarizeConfig, to_transformers
     from bitmaps.interface import binarize, fill, save
     from bitmaps.loading import load
@@ -41,8 +44,10 @@ __version__ = "0.1.0"
 __all__ = [
     "ADAPTERS",
     "BinarizeConfig",
+    "Embedder",
     "__version__",
     "binarize",
+    "embed",
     "export_onnx",
     "fill",
     "load",
@@ -56,7 +61,9 @@ ADAPTERS = Path(__file__).parent / "adapters"
 
 PLACES = {
     "BinarizeConfig": "bitmaps.hf",
+    "Embedder": "bitmaps.embedder",
     "binarize": "bitmaps.interface",
+    "embed": "bitmaps.embedding.vectors",
     "export_onnx": "bitmaps.packed.onnx",
     "fill": "bitmaps.interface",
     "load": "bitmaps.loading",

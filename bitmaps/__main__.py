@@ -38,6 +38,7 @@ COMMANDS = {
     "show": Command("try models on a local page", "bitmaps.show.__main__", extra="show"),
     "pack": Command("store a run in real bits, or turn it back", "bitmaps.packed.__main__"),
     "info": Command("list the kernels that run here", "bitmaps.packed.info", extra=""),
+    "embed": Command("make vectors of all texts in a file", "bitmaps.embedding.__main__"),
     "bench": Command("time packed models beside others", "bitmaps.bench.__main__"),
     "dashboard": Command("save a comparison as a workspace of W&B", "bitmaps.dashboard"),
 }

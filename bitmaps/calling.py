@@ -13,7 +13,7 @@ from pathlib import Path
 FILES = {"train": "python train.py", "evaluate": "python evaluate.py"}
 COMPLETION = ("-sc", "--shell-completion")
 """Hydra's flag, with which the script of a shell asks for what it needs."""
-MODULES = {"pack": "packed", "info": "packed info"}
+MODULES = {"pack": "packed", "info": "packed info", "embed": "embedding"}
 """Subcommands of ``bitmaps`` whose module has another name."""
 
 

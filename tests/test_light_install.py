@@ -26,6 +26,7 @@ SERVING = """if True:
     assert len(bitmaps.fill(model, "the [MASK] sat")[0]) == 5
     batch = model.tokenizer(["the cat", "a dog ran"], padding=True, return_tensors="pt")
     assert model(batch["input_ids"], batch["attention_mask"]).shape[0] == 2
+    assert callable(bitmaps.embed)
     wrapped = bitmaps.to_transformers(model)
     assert wrapped(batch["input_ids"]).logits.isfinite().all()
     print("served")

@@ -115,6 +115,12 @@ class BertConfig:
         """The outputs of a classifier: one a class, or one score."""
         return len(self.labels) or 1
 
+    @property
+    def longest_sentence(self) -> int:
+        """The greatest number of pieces of a sentence encoder's text; longer ones are cut."""
+        positions = self.max_position_embeddings
+        return min(self.pooling.length or positions, positions)
+
     def needed_activations(self) -> Activations:
         """``int6`` or ``bit`` if the model was trained with them, by ``bitmaps``: it computes
         something else without. Otherwise ``float``."""

@@ -50,6 +50,11 @@ def plain_batch(numbers: Sequence[int], rows: Sequence[np.ndarray], pad: int) ->
     )
 
 
+def shortest_first(rows: Sequence[np.ndarray]) -> list[tuple[int, np.ndarray]]:
+    """The rows with their numbers, in the order of their lengths."""
+    return sorted(enumerate(rows), key=lambda example: len(example[1]))
+
+
 def collate(examples: Sequence[Example], pad: int) -> Batch:
     """Pad masked sentences to the longest of them. ``pad`` is the id of the padding token."""
     numbers, rows, labels = zip(*examples, strict=True)

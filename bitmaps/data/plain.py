@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from bitmaps.data.batches import Batch, plain_batch
+from bitmaps.data.batches import Batch, plain_batch, shortest_first
 from bitmaps.data.module import Sentences
 from bitmaps.data.sources import Source
 from bitmaps.data.stream import Stream
-from bitmaps.data.tokenizing import tokenized, tokenizer_of
+from bitmaps.data.tokenizing import encoded, tokenized, tokenizer_of
 
 CROPS = 1  # tells the draws of parts from those of the order
 
@@ -99,18 +99,5 @@ class PlainSentences(Sentences):
 
     def batches_of(self, texts: Sequence[str]) -> list[Batch]:
         """Batches of any other texts, shortest first; an empty text is [CLS] [SEP]."""
-        rows = encoded(texts, self.tokenizer_folder, self.scored_length)
+        rows = encoded(texts, tokenizer_of(self.tokenizer_folder), self.scored_length)
         return self.in_batches(shortest_first(rows))
-
-
-def shortest_first(rows: Sequence[np.ndarray]) -> list[tuple[int, np.ndarray]]:
-    """The rows with their numbers, in the order of their lengths."""
-    return sorted(enumerate(rows), key=lambda example: len(example[1]))
-
-
-def encoded(texts: Sequence[str], tokenizer_folder: str, length: int) -> list[np.ndarray]:
-    """The ids of each text: [CLS], tokens, [SEP], with at most ``length`` in all."""
-    found = tokenizer_of(tokenizer_folder)(
-        list(texts), truncation=True, max_length=length, return_attention_mask=False
-    )
-    return [np.array(ids) for ids in found["input_ids"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,14 @@ def check_fit(tokenizer: PreTrainedTokenizerBase, folder: str | Path, vocabulary
         )
 
 
+def encoded(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
+) -> list[np.ndarray]:
+    """The ids of each text: [CLS], tokens, [SEP], with at most ``length`` in all."""
+    found = tokenizer(list(texts), truncation=True, max_length=length, return_attention_mask=False)
+    return [np.array(ids) for ids in found["input_ids"]]
+
+
 @cache
 def tokenized(
     source: Source, split: str, tokenizer_folder: str, length: int, limit: int | None
@@ -134,8 +143,7 @@ def tokenized(
     """
     tokenizer = tokenizer_of(tokenizer_folder)
     sentences = source.sentences(split, str(tokenizer.unk_token), limit)
-    encoded = tokenizer(sentences, truncation=True, max_length=length, return_attention_mask=False)
-    kept = [np.array(ids) for ids in encoded["input_ids"] if len(ids) > 2]
+    kept = [ids for ids in encoded(sentences, tokenizer, length) if len(ids) > 2]
     if not kept:
         raise InputError(
             f"{source.place(split)} is too short: none of its {len(sentences)} sentences has a "

@@ -25,6 +25,7 @@ from bitmaps.data.plain import PlainSentences
 from bitmaps.data.sources import Source
 from bitmaps.data.tables import Columns, Examples, read_examples
 from bitmaps.data.tokenizing import tokenizer_of
+from bitmaps.embedding.vectors import embed_batches
 from bitmaps.errors import InputError
 from bitmaps.jobs.pretrained import Pretrained
 from bitmaps.packed.format import is_packed
@@ -34,7 +35,7 @@ from bitmaps.scoring.classes import ScoredClasses
 from bitmaps.scoring.filling import chosen_sentences, fill, sentence_of
 from bitmaps.scoring.module import Scored, ScoredModel
 from bitmaps.scoring.predictions import analyse
-from bitmaps.scoring.vectors import NEIGHBOURS, ScoredVectors, correlations, embed
+from bitmaps.scoring.vectors import NEIGHBOURS, ScoredVectors, correlations
 from bitmaps.training.module import (
     MaskedLanguageModel,
     SentenceClassifier,
@@ -154,10 +155,7 @@ class SentenceVectors(TaskJob[PlainSentences, ScoredVectors]):
             str(pretrained.folder),
             length=data.length,
             cropped=data.cropped,
-            scored_length=min(
-                shape.pooling.length or shape.max_position_embeddings,
-                shape.max_position_embeddings,
-            ),
+            scored_length=shape.longest_sentence,
             **sizes(config),
         )
         for split in splits:
@@ -181,7 +179,7 @@ class SentenceVectors(TaskJob[PlainSentences, ScoredVectors]):
         if is_packed(self.pretrained.folder):
             return None
         if split not in self._originals:
-            self._originals[split] = embed(self.pretrained.load(), self.data.batches(split))
+            self._originals[split] = embed_batches(self.pretrained.load(), self.data.batches(split))
         return self._originals[split]
 
     def scorer(self, model: Bert, split: Split) -> ScoredVectors:
@@ -192,7 +190,7 @@ class SentenceVectors(TaskJob[PlainSentences, ScoredVectors]):
         judged: dict[str, Any] = {}
         if self.judged is not None:
             first, second = (
-                embed(scorer.model, self.data.batches_of(texts))
+                embed_batches(scorer.model, self.data.batches_of(texts))
                 for texts in (self.judged.first, self.judged.second or [])
             )
             scores = Tensor(self.judged.scores)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,28 +17,6 @@ from bitmaps.scoring.module import Scored
 
 NEIGHBOURS = 10
 BLOCK = 1024  # sentences whose neighbours are looked for at once
-
-
-@torch.inference_mode()
-def embed(model: Bert, batches: Sequence[Batch]) -> Tensor:
-    """The vectors of sentences, (n, hidden), in the order of their numbers, on the CPU.
-
-    Args:
-        batches: which hold the sentences 0 to n - 1, each once.
-    """
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
-    numbers = torch.cat([batch["sentences"] for batch in batches])
-    vectors = torch.cat(
-        [
-            model(batch["input_ids"].to(device), batch["attention_mask"].to(device)).float().cpu()
-            for batch in batches
-        ]
-    )
-    model.train(training)
-    ordered = torch.empty_like(vectors)
-    ordered[numbers] = vectors
-    return ordered
 
 
 def neighbours(vectors: Tensor, count: int) -> Tensor:

@@ -14,9 +14,10 @@ import torch
 from lightning import Callback
 from scoring.examples import Sentences, of_lightning, tiny, trainer
 
-from bitmaps.scoring import progress
+from bitmaps.scoring import display
+from bitmaps.scoring.display import Bars, Lines, Work
 from bitmaps.scoring.module import ScoredModel
-from bitmaps.scoring.progress import Bars, Lines, ShowsProgress, Work
+from bitmaps.scoring.progress import ShowsProgress
 from bitmaps.training.module import MaskedLanguageModel
 
 pytestmark = of_lightning
@@ -58,7 +59,7 @@ def train(*callbacks: Callback, steps: int = 3) -> None:
 
 def test_the_time_that_is_left_follows_from_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(display.time, "monotonic", lambda: now)
     work = Work("training", "step", total=50, done=10)  # of a run that was resumed
     assert work.left() == ""
     work.done, now = 20, 130.0
@@ -71,9 +72,9 @@ def test_lines_say_the_step_the_loss_and_the_time_left(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(Lines, "every_s", 0.0)
-    with caplog.at_level(logging.INFO, progress.__name__):
+    with caplog.at_level(logging.INFO, display.__name__):
         train(ShowsProgress())
-    lines = [record.getMessage() for record in caplog.records if record.name == progress.__name__]
+    lines = [record.getMessage() for record in caplog.records if record.name == display.__name__]
     assert [line.partition(",")[0] for line in lines] == [
         "training: step 1 of 3", "training: step 2 of 3",
         "validation: batch 1 of 2", "validation: batch 2 of 2", "training: step 3 of 3",
@@ -82,9 +83,9 @@ def test_lines_say_the_step_the_loss_and_the_time_left(
 
 
 def test_lines_are_rare(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, progress.__name__):
+    with caplog.at_level(logging.INFO, display.__name__):
         train(ShowsProgress())
-    assert not [record for record in caplog.records if record.name == progress.__name__]
+    assert not [record for record in caplog.records if record.name == display.__name__]
 
 
 @pytest.mark.parametrize("name", ["validate", "test"])
@@ -93,7 +94,7 @@ def test_a_scoring_names_its_model(
 ) -> None:
     monkeypatch.setattr(Lines, "every_s", 0.0)
     run = getattr(trainer(callbacks=[ShowsProgress("naive")]), name)
-    with caplog.at_level(logging.INFO, progress.__name__):
+    with caplog.at_level(logging.INFO, display.__name__):
         run(ScoredModel(tiny()), datamodule=Sentences(), verbose=False)
     assert "scoring naive: batch 1 of 2" in caplog.text
 
@@ -125,7 +126,7 @@ def test_only_the_first_process_shows_anything(
     monkeypatch.setattr(Lines, "every_s", 0.0)
     shows = ShowsProgress()
     second: Any = type("Second", (), {"is_global_zero": False, "max_steps": 3, "global_step": 0})
-    with caplog.at_level(logging.INFO, progress.__name__):
+    with caplog.at_level(logging.INFO, display.__name__):
         shows.on_train_start(second, None)  # type: ignore[arg-type]
         shows.on_train_batch_end(second, None, {"loss": torch.zeros(())})  # type: ignore[arg-type]
         shows.on_train_end()

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 from bitmaps.bert import Bert
 from bitmaps.bert.pooling import Pooling
 from bitmaps.data.batches import Batch, plain_batch
+from bitmaps.embedding.vectors import embed_batches
 from bitmaps.scoring import vectors as scoring
-from bitmaps.scoring.vectors import Agreement, ScoredVectors, correlations, embed, neighbours
+from bitmaps.scoring.vectors import Agreement, ScoredVectors, correlations, neighbours
 from bitmaps.vocabulary import Task
 
 
@@ -147,23 +148,6 @@ def test_a_vector_of_nan_or_infinity_is_refused(number: float, side: int) -> Non
         Agreement().update(*both)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_vectors_come_in_the_order_of_the_numbers(training: bool) -> None:
-    model, given = encoder().train(training), batches()
-    found = embed(model, given)
-    assert model.training is training
-    assert found.shape == (23, 16)
-    assert found.dtype == torch.float32
-    model.eval()
-    for batch in given:
-        for number, ids, mask in zip(
-            batch["sentences"], batch["input_ids"], batch["attention_mask"], strict=True
-        ):
-            with torch.no_grad():
-                alone = model(ids[mask][None])[0]
-            torch.testing.assert_close(found[number], alone, atol=1e-5, rtol=0)
-
-
 class Plain(LightningDataModule):
     def __init__(self, given: list[Batch]) -> None:
         super().__init__()
@@ -181,7 +165,7 @@ def test_a_model_is_scored_against_the_original(run: str) -> None:
     model, original, given = encoder(0), encoder(1), batches()
     for name, parameter in original.named_parameters():  # alike, and yet not the same
         parameter.data.lerp_(model.get_parameter(name).data, 0.8)
-    ours, theirs = embed(model, given), embed(original, given)
+    ours, theirs = embed_batches(model, given), embed_batches(original, given)
     module = ScoredVectors(model, theirs)
     for _ in range(2):  # the second forgets the first
         getattr(trainer(), run)(module, datamodule=Plain(given), verbose=False)
@@ -196,7 +180,7 @@ def test_a_model_is_scored_against_the_original(run: str) -> None:
 @of_lightning
 def test_the_original_agrees_with_itself() -> None:
     model, given = encoder(), batches()
-    module = ScoredVectors(model, embed(model, given))
+    module = ScoredVectors(model, embed_batches(model, given))
     trainer().validate(module, datamodule=Plain(given), verbose=False)
     assert module.results == pytest.approx({"cosine": 1, "recall_at_10": 1}, abs=1e-6)
 
@@ -212,7 +196,7 @@ def test_without_an_original_there_is_nothing_to_score() -> None:
 def test_scoring_nan_weights_names_the_module() -> None:
     given = batches()
     model = poison(encoder(), "encoder.layers.1.ffnn.expand.weight")
-    module = ScoredVectors(model, embed(encoder(), given))
+    module = ScoredVectors(model, embed_batches(encoder(), given))
     with pytest.raises(FloatingPointError, match=r": encoder\.layers\.1\.ffnn\.expand$"):
         trainer().validate(module, datamodule=Plain(given), verbose=False)
 
