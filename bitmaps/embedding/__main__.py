@@ -24,6 +24,7 @@ from bitmaps.command.processes import stoppable
 from bitmaps.embedding import parts
 from bitmaps.embedding.texts import OWN, Texts, survey
 from bitmaps.embedding.vectors import BATCH_SIZE, check_encoder
+from bitmaps.embedding.workers import OpenModel
 from bitmaps.errors import InputError, Stopped, as_text, refuse, while_somebody_reads
 from bitmaps.loading import load
 from bitmaps.packed.format import default_activations, is_packed
@@ -119,7 +120,7 @@ def embed_file(given: argparse.Namespace) -> None:
     print(f"{output}: {job.rows} vectors of {job.hidden} numbers")
 
 
-def job_of(given: argparse.Namespace, texts: Texts, rows: int) -> tuple[parts.Job, parts.OpenModel]:
+def job_of(given: argparse.Namespace, texts: Texts, rows: int) -> tuple[parts.Job, OpenModel]:
     """What a command makes, and how its processes open the model.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bitmaps.bert import Bert
 from bitmaps.data.batches import Batch, padded, plain_batch
-from bitmaps.data.plain import encoded
+from bitmaps.data.tokenizing import encoded
 from bitmaps.errors import InputError
 from bitmaps.scoring.filling import TOP, filled, logits_at_masks, sentence_of
 from bitmaps.scoring.measure import timed_calls
@@ -228,7 +228,7 @@ def batch_of(group: Group, texts: dict[str, str]) -> tuple[Batch, list[str]]:
     tokenizer, typed = group.tokenizer, list(texts.values())
     whole = tokenizer(typed, return_attention_mask=False, verbose=False)["input_ids"]
     lengths = dict(zip(texts, map(len, whole), strict=True))
-    rows = encoded(typed, str(group.folder), group.length)
+    rows = encoded(typed, tokenizer, group.length)
     batch = plain_batch(range(len(rows)), rows, tokenizer.pad_token_id)
     return batch, cut_notes(lengths, group.length)
 

@@ -214,7 +214,7 @@ def test_a_signal_ends_a_sweep_with_the_table_of_what_is_done(
 
 
 def test_it_has_the_later_model_in_real_bits(command: Commands) -> None:
-    command.made("r", "train", *BEGUN, *HALF)
+    command.ok("train", *BEGUN, *HALF, "packed_embeddings=fp32", "hydra.run.dir=r")
     before = Path("r/packed/model.safetensors").read_bytes()
     command.ok(*GO_ON)
     assert Path("r/packed/model.safetensors").read_bytes() != before
