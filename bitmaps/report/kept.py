@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -64,7 +65,8 @@ def keeping(entry: Entry, whole: Entry) -> Entry:
     else:
         ours, other = entry.get(score), partner(entry, whole)
         theirs = other and other.get(score)
-        found = [100 * ours / theirs] if ours is not None and theirs and theirs > 0 else []
+        share = 100 * ours / theirs if ours is not None and theirs and theirs > 0 else math.nan
+        found = [share] if math.isfinite(share) else []
     if not found or len(found) < len(seeds):
         return entry
     deviation = {KEPT: statistics.stdev(found)} if len(found) > 1 else {}

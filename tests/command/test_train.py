@@ -176,7 +176,8 @@ def test_inputs_may_be_rounded_to_int8_in_training(command: Commands) -> None:
     command.ok("train", "binarize=ffnn", "activations=int8", "hydra.run.dir=r", *SHORT)
     rows = rows_of("r")
     rounded = {kind: row["activations"] for kind, row in rows.items()}
-    assert rounded == {"unbinarized": "float", "naive": "float", "trained": "int8"}
+    expected_of = {"unbinarized": "float", "naive": "float", "trained": "int8", "packed": "int8"}
+    assert rounded == expected_of
     unrounded = loss_of(bitmaps.load("r"))
     expected = loss_of(with_int8_inputs(bitmaps.load("r"), "ffnn"))
     near = pytest.approx(expected, abs=0.1 * abs(expected - unrounded))
@@ -189,7 +190,8 @@ def test_inputs_may_be_rounded_to_int8_in_training(command: Commands) -> None:
     assert "activations is int8 in checkpoint=r" in err
 
 
-INT6 = ("binarize=layers", "activations=int6", "activations_from=0.5", ALONE, *SHORT)
+EXACT = "packed_embeddings=fp32"
+INT6 = ("binarize=layers", "activations=int6", "activations_from=0.5", ALONE, EXACT, *SHORT)
 slow = pytest.mark.slow
 
 
@@ -227,13 +229,15 @@ def test_int6_is_scored_as_it_is_trained_packed_or_not(
     assert "activations is int6 in checkpoint=r" in err
 
 
-SIGNS = ("binarize=layers", "activations=bit", "one_bit_inputs=[query,key,value,contract]", *SHORT)
+ON_SIGNS = "one_bit_inputs=[query,key,value,contract]"
+SIGNS = ("binarize=layers", "activations=bit", ON_SIGNS, EXACT, *SHORT)
 
 
 def test_the_signs_of_inputs_may_be_all_that_is_trained_on(command: Commands) -> None:
     command.made("r", "train", *SIGNS)
     found = [(row["activations"], row["one_bit_inputs"]) for row in rows_of("r").values()]
-    assert found == [("float", None), ("float", None), ("bit", "query+key+value+contract")]
+    signs = ("bit", "query+key+value+contract")
+    assert found == [("float", None), ("float", None), signs, signs]
     trained = metrics("r")["cross_entropy"]
     # the loaded model rounds to signs; that the other inputs are int8 changes little
     loaded, without = loss_of(bitmaps.load("r")), loss_of(checkpoint.load("r"))
@@ -274,7 +278,8 @@ def test_a_model_of_signs_is_nothing_to_start_from_or_to_round_again(command: Co
 # Real bits
 
 
-def test_it_writes_the_model_in_real_bits_too(trained: Commands) -> None:
+def test_it_writes_the_model_in_real_bits_too(command: Commands) -> None:
+    command.made("r", "train", *ONE_BIT, EXACT)
     packed, plain = bitmaps.load("r/packed", act="f32"), bitmaps.load("r")
     torch.testing.assert_close(packed(IDS), plain(IDS), atol=1e-4, rtol=0)
     assert packed.config == plain.config

@@ -387,16 +387,6 @@ def test_the_state_is_the_bits_and_what_goes_with_them(both: tuple[Bert, Bert]) 
     )
 
 
-def test_a_model_that_was_in_fp64_computes_again_in_fp32(
-    both: tuple[Bert, Bert], ids: Tensor
-) -> None:
-    model, expected = both[0], both[0](ids)
-    model.to(torch.float64)
-    with pytest.raises(ValueError, match=r"float64 .* valid is float32"):
-        model(ids)
-    assert torch.equal(model.to(torch.float32)(ids), expected)
-
-
 @in_both_ways
 @pytest.mark.parametrize("name", ["attention", "ffnn"])
 def test_a_norm_of_another_type_is_refused(name: str) -> None:

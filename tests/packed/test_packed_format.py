@@ -474,13 +474,6 @@ def test_the_config_says_that_it_is_packed_and_what_was_binarized(tiny: Bert, pa
     }
 
 
-def test_transformers_does_not_open_a_packed_folder_with_random_weights(
-    tiny: Bert, pack: Pack
-) -> None:
-    with pytest.raises((ValueError, KeyError), match="bitmaps"):
-        transformers.AutoModelForMaskedLM.from_pretrained(pack(tiny))
-
-
 def test_only_a_packed_folder_is_packed(tiny: Bert, pack: Pack, tmp_path: Path) -> None:
     checkpoint.save(tiny, tmp_path / "floats")
     (tmp_path / "broken").mkdir()

@@ -81,6 +81,12 @@ def test_settings_of_a_training_do_not_matter() -> None:
     assert percents(found) == [100.0, 50.0]
 
 
+@pytest.mark.parametrize("accuracy", [0.0, 5e-324, float("nan")])
+def test_a_share_of_next_to_nothing_is_left_out(accuracy: float) -> None:
+    found = compared(("a", whole(accuracy=accuracy)), ("a", row(kind="trained", accuracy=1.0)))
+    assert KEPT not in found.columns
+
+
 def test_full_precision_alone_has_no_column() -> None:
     assert KEPT not in compared(("a", whole())).columns
 
