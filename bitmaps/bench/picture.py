@@ -1,7 +1,8 @@
 """A picture of speed, accuracy and size, from the file of one machine.
 
-    python -m bitmaps.bench picture <results.json> <picture.svg or .png>
+    python -m bitmaps.bench picture <results.json> <name.svg or .png>
 
+Writes the picture, and beside it ``<name>-dark`` for dark pages.
 Speeds are those of MiniLM in batches of 32 with the head, with the fewest threads that were timed.
 The file must hold the parts ``model`` and ``quality``. The size of a dot is that of the files.
 """
@@ -18,9 +19,8 @@ from bitmaps.bench.deployments import FUSED
 from bitmaps.bench.results import Results, read_file
 from bitmaps.errors import InputError
 from bitmaps.report.axes import axis_of
-from bitmaps.report.palette import INK, POINTS, STYLES
-from bitmaps.report.picture import set_ticks, soften
-from bitmaps.runs.files import replaced
+from bitmaps.report.palette import DARK, LIGHT, POINTS, STYLES, Paper
+from bitmaps.report.picture import dark_path, set_ticks, soften, write
 from bitmaps.vocabulary import RowKind
 
 if TYPE_CHECKING:
@@ -81,10 +81,8 @@ def draw(results: Path, picture: Path) -> None:
     if not picture.parent.is_dir():
         raise InputError(f"{picture}: there is no folder {picture.parent}")
     shown = dots(read_file(results))
-    from matplotlib import rc_context  # takes a second to import
-
-    with rc_context({"text.parse_math": False}), replaced(picture) as draft:
-        figure_of(shown).savefig(draft, dpi=120, format=picture.suffix[1:])
+    write(figure_of(shown, LIGHT), picture)
+    write(figure_of(shown, DARK), dark_path(picture))
 
 
 def heights_of_names(shown: list[Dot]) -> dict[str, float]:
@@ -98,11 +96,12 @@ def heights_of_names(shown: list[Dot]) -> dict[str, float]:
     return heights
 
 
-def figure_of(shown: list[Dot]) -> Figure:
+def figure_of(shown: list[Dot], paper: Paper) -> Figure:
     """Accuracy to the right, speed upwards on a logarithmic scale."""
     from matplotlib.figure import Figure
 
-    axis = (figure := Figure(figsize=(8, 5), layout="constrained")).subplots()
+    figure = Figure(figsize=(8, 5), layout="constrained", facecolor=paper.page)
+    axis = figure.subplots()
     heights = heights_of_names(shown)
     middle = (min(dot.accuracy for dot in shown) + max(dot.accuracy for dot in shown)) / 2
     speeds = axis_of([dot.speed for dot in shown], log=True, margin=0.15)
@@ -112,19 +111,19 @@ def figure_of(shown: list[Dot]) -> Figure:
         area = AREA_OF_A_MIB * dot.mib
         beside = sqrt(area) / 2 + 4
         axis.scatter(
-            x, dot.speed, s=area, marker=style.marker, color=style.color, edgecolor="white",
-            linewidths=0.6,
+            x, dot.speed, s=area, marker=style.marker, facecolor=style.on(paper),
+            edgecolor=paper.page, linewidths=0.6,
         )  # fmt: skip
         axis.annotate(
             f"{dot.name}, {dot.mib:.0f} MiB", (x, heights[dot.name]),
-            (-beside if is_right else beside, 0), textcoords="offset points", color=INK,
+            (-beside if is_right else beside, 0), textcoords="offset points", color=paper.ink,
             ha="right" if is_right else "left", va="center", fontsize=POINTS,
         )  # fmt: skip
     axis.set(yscale="log", ylim=(speeds.low, speeds.high))
     set_ticks(axis.yaxis, speeds)
-    soften(axis)
+    soften(axis, paper)
     axis.set_xlabel("accuracy on masked tokens of PTB validation, %")
     axis.set_ylabel(f"times as fast as {FUSED}, log scale")
-    axis.set_title("area of a dot: size of the files", fontsize=POINTS, loc="left")
+    axis.set_title("area of a dot: size of the files", fontsize=POINTS, loc="left", color=paper.ink)
     axis.margins(x=0.2)
     return figure

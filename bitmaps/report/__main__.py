@@ -78,7 +78,12 @@ def arguments_parser() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help="compare only rows with such labels, as in a shell; may be repeated",
     )
-    parser.add_argument("--sizes", type=Path, help="where to draw size against cross entropy (PNG)")
+    parser.add_argument(
+        "--sizes",
+        type=Path,
+        metavar="NAME.png",
+        help="where to draw size against quality; NAME-dark.png is the same for dark pages",
+    )
     return parser
 
 

@@ -9,7 +9,7 @@ import fnmatch
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,20 @@ from bitmaps.report.comparison import Comparison
 from bitmaps.report.entries import Entry
 from bitmaps.report.files import markdown_table
 from bitmaps.report.kept import partner
-from bitmaps.report.picture import draw
-from bitmaps.report.quality import Dot, chart
+from bitmaps.report.picture import draw_both
+from bitmaps.report.quality import Dot, chart, short_labels
 from bitmaps.runs.files import read_json, write_json
 from bitmaps.runs.folder import read_sentences, read_state
-from bitmaps.runs.records import Facts, Machine, Size, headline_of, measures, parse, score_names
+from bitmaps.runs.records import (
+    Facts,
+    Machine,
+    Size,
+    Timing,
+    headline_of,
+    measures,
+    parse,
+    score_names,
+)
 from bitmaps.vocabulary import Task
 
 DRAWS = 2000
@@ -68,9 +77,10 @@ class Line:
 
     Attributes:
         label: what it is called.
-        facts, size, machine: of its first seed.
+        facts, size, machine, timing: of its first seed.
         masked_tokens: how many were scored, if the task has any.
         sentences: how many sentences, or pairs, were scored, for the other tasks.
+        guessing: the score of who only guesses, if it is known.
         scores: the means over the seeds.
         against: the means of values and bounds over the seeds; ``None`` where a seed has none.
             Averaging the bounds is conservative: errors of different seeds partly cancel.
@@ -86,6 +96,8 @@ class Line:
     against: Mapping[str, Differences | None]
     seeds: Sequence[Seed]
     sentences: int | None = None
+    timing: Timing = field(default_factory=Timing)
+    guessing: float | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +178,8 @@ def line_of(label: str, entry: Entry, references: Mapping[str, Entry]) -> Line:
         {name: mean_differences([one.against[name] for one in seeds]) for name in references},
         seeds,
         entry.row.scores.sentences,
+        entry.row.timing,
+        entry.row.scores.guessing,
     )
 
 
@@ -354,17 +368,28 @@ def interval_text(interval: Interval | None, form: str = "+.3f", factor: float =
 
 
 def draw_sizes(results: Results, path: Path) -> None:
-    """Pseudo size against the score that lines are compared by, one point a line.
+    """Size against the score that lines are compared by, one point a line, for light and for dark
+    pages (``draw_both``).
 
     Raises:
         InputError: when no line has the score.
     """
     name = first_score(results.lines)
-    dots = [
-        Dot(line.label, line.label, line.facts.row, line.size.memory_mib, line.scores[name])
-        for line in results.lines
-        if line.facts.row is not None and name in line.scores
-    ]
-    if not dots:
+    kinds = [(one, one.facts.row) for one in results.lines if name in one.scores]
+    shown = [(line, kind) for line, kind in kinds if kind is not None]
+    if not shown:
         raise InputError(f"--sizes {path}: no line has the score {name}")
-    draw(chart(name, dots), path)
+    labels = short_labels([(line.label, kind) for line, kind in shown])
+    dots = [
+        Dot(
+            line.label,
+            label,
+            kind,
+            line.size.memory_mib,
+            line.scores[name],
+            ms=line.timing.inference_ms,
+            guessing=line.guessing,
+        )
+        for (line, kind), label in zip(shown, labels, strict=True)
+    ]
+    draw_both(chart(name, dots), path)

@@ -12,9 +12,23 @@ from dataclasses import dataclass
 
 from bitmaps.vocabulary import RowKind
 
-INK, QUIET = "#1b1b1f", "#55555e"  # of text on white paper
+INK = "#1b1b1f"  # of text on white paper
 NEUTRAL = "#808088"  # of lines that are no data, on any page
 POINTS = 10  # of text in pictures that documents show about 750 pixels wide
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What pictures are drawn on: colours of the page, of text, of quiet text and of the grid."""
+
+    page: str
+    ink: str
+    quiet: str
+    grid: str
+
+
+LIGHT = Paper("#ffffff", INK, "#55555e", "#e4e4ea")
+DARK = Paper("#0d1117", "#f0f0f4", "#b4b4bc", "#2a2f38")  # the page is that of GitHub in the dark
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,10 @@ class Style:
     color: str
     path: str
     marker: str
+
+    def on(self, paper: Paper) -> str:
+        """The colour on this paper."""
+        return paper.ink if self.color == INK else self.color
 
     @property
     def on_page(self) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitmaps.errors import as_text
 from bitmaps.report.axes import Axis, linear_ticks
-from bitmaps.report.palette import INK, NEUTRAL, POINTS, QUIET, STYLES
+from bitmaps.report.palette import DARK, LIGHT, NEUTRAL, POINTS, STYLES, Paper
 from bitmaps.report.quality import Dot, Quality
 from bitmaps.runs.files import replaced
 from bitmaps.vocabulary import RowKind
@@ -28,20 +28,36 @@ PLACES = [  # of a label: the way from its dot, in points
 ]  # fmt: skip
 
 
-def draw(quality: Quality, path: Path) -> None:
+def draw(quality: Quality, path: Path, paper: Paper = LIGHT) -> None:
     """Write the picture, a PNG file."""
+    write(figure_of(quality, paper), path)
+
+
+def draw_both(quality: Quality, path: Path) -> None:
+    """Write the picture for light pages, and beside it ``<name>-dark.png`` for dark ones."""
+    draw(quality, path)
+    draw(quality, dark_path(path), DARK)
+
+
+def dark_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-dark{path.suffix}")
+
+
+def write(figure: Figure, path: Path) -> None:
+    """Write a figure: as SVG where the path ends so, and else as PNG."""
     from matplotlib import rc_context  # takes a second to import
 
+    form = "svg" if path.suffix == ".svg" else "png"
     with rc_context({"text.parse_math": False}), replaced(path) as draft:
-        figure_of(quality).savefig(draft, dpi=DPI, format="png")
+        figure.savefig(draft, dpi=DPI, format=form)
 
 
-def figure_of(quality: Quality) -> Figure:
+def figure_of(quality: Quality, paper: Paper = LIGHT) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=INCHES, layout="constrained")
+    figure = Figure(figsize=INCHES, layout="constrained", facecolor=paper.page)
     axis = figure.subplots()
-    prepare(axis, quality)
+    prepare(axis, quality, paper)
     for level in quality.guessing:
         axis.axhline(level, color=NEUTRAL, linestyle=(0, (1, 3)), linewidth=1.2)
     front = quality.front
@@ -51,26 +67,26 @@ def figure_of(quality: Quality) -> Figure:
     )  # fmt: skip
     slowest = max((dot.ms for dot in quality.dots if dot.ms is not None), default=0.0)
     for dot in sorted(quality.dots, key=lambda dot: -area_of(dot, slowest)):  # small ones on top
-        draw_dot(axis, dot, slowest)
+        draw_dot(axis, dot, slowest, paper)
     figure.legend(
-        handles=legend_of(quality, slowest), loc="outside upper left", ncols=4, frameon=False,
-        fontsize=POINTS, labelcolor=INK, handletextpad=0.4, columnspacing=1.4,
+        handles=legend_of(quality, slowest, paper), loc="outside upper left", ncols=4,
+        frameon=False, fontsize=POINTS, labelcolor=paper.ink, handletextpad=0.4, columnspacing=1.4,
     )  # fmt: skip
     figure.draw_without_rendering()  # so that it is known where everything lies
     words = [
         axis.annotate(
             "guessing", (0, level), xycoords=axis.get_yaxis_transform(), xytext=(4, 3),
-            textcoords="offset points", color=QUIET, fontsize=POINTS,
+            textcoords="offset points", color=paper.quiet, fontsize=POINTS,
         )
         for level in quality.guessing
     ]  # fmt: skip
     marks = [(dot.mib, dot.score, dot.short, radius_of(dot, slowest)) for dot in quality.dots]
     taken = [text.get_window_extent() for text in words]
-    place_labels(axis, marks, [*taken, *boxes_of(axis, quality)])
+    place_labels(axis, marks, [*taken, *boxes_of(axis, quality)], paper)
     return figure
 
 
-def prepare(axis: Axes, quality: Quality) -> None:
+def prepare(axis: Axes, quality: Quality, paper: Paper) -> None:
     """Axes with round ticks."""
     sizes, scores = quality.sizes, quality.scores
     for shown, side, title in (
@@ -81,15 +97,16 @@ def prepare(axis: Axes, quality: Quality) -> None:
         set_ticks(side, shown)
         side.set_label_text(f"{title}, log scale" if shown.log else title)
     axis.set(xlim=(sizes.low, sizes.high), ylim=(scores.low, scores.high))
-    soften(axis)
+    soften(axis, paper)
 
 
-def soften(axis: Axes) -> None:
+def soften(axis: Axes, paper: Paper) -> None:
     """Nothing but data catches the eye."""
     for side in (axis.xaxis, axis.yaxis):
-        side.label.set(color=QUIET, fontsize=POINTS)
-    axis.tick_params(labelsize=POINTS, color=NEUTRAL, labelcolor=INK)
-    axis.grid(color="#e4e4ea", linewidth=0.8)
+        side.label.set(color=paper.quiet, fontsize=POINTS)
+    axis.set_facecolor(paper.page)
+    axis.tick_params(labelsize=POINTS, color=NEUTRAL, labelcolor=paper.ink)
+    axis.grid(color=paper.grid, linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color(NEUTRAL)
@@ -112,20 +129,21 @@ def radius_of(dot: Dot, slowest: float) -> float:
     return sqrt(area_of(dot, slowest)) / 2
 
 
-def draw_dot(axis: Axes, dot: Dot, slowest: float) -> None:
+def draw_dot(axis: Axes, dot: Dot, slowest: float, paper: Paper) -> None:
     """A dot, hollow if it was not timed among others that were, with its spread over seeds."""
     style = STYLES[dot.kind]
+    color = style.on(paper)
     hollow = dot.ms is None and slowest > 0
     if dot.spread:
-        axis.errorbar(dot.mib, dot.score, dot.spread, color=style.color, linewidth=1.5, capsize=2.5)
+        axis.errorbar(dot.mib, dot.score, dot.spread, color=color, linewidth=1.5, capsize=2.5)
     axis.scatter(
         dot.mib, dot.score, s=area_of(dot, slowest), marker=style.marker,
-        facecolor="white" if hollow else style.color,
-        edgecolor=style.color if hollow else "white", linewidth=1.5 if hollow else 0.6, zorder=3,
+        facecolor=paper.page if hollow else color, edgecolor=color if hollow else paper.page,
+        linewidth=1.5 if hollow else 0.6, zorder=3,
     )  # fmt: skip
 
 
-def legend_of(quality: Quality, slowest: float) -> list[Any]:
+def legend_of(quality: Quality, slowest: float, paper: Paper) -> list[Any]:
     """The kinds of rows, the lines, and which area is how much time."""
     from matplotlib.lines import Line2D
 
@@ -134,7 +152,7 @@ def legend_of(quality: Quality, slowest: float) -> list[Any]:
 
     kinds = {dot.kind for dot in quality.dots}
     found = [
-        mark(str(kind), marker=style.marker, color=style.color, markersize=7)
+        mark(str(kind), marker=style.marker, color=style.on(paper), markersize=7)
         for kind, style in STYLES.items()
         if kind in kinds
     ]
@@ -164,7 +182,10 @@ def boxes_of(axis: Axes, quality: Quality) -> list[Bbox]:
 
 
 def place_labels(
-    axis: Axes, marks: Sequence[tuple[float, float, str, float]], taken: Iterable[Bbox] = ()
+    axis: Axes,
+    marks: Sequence[tuple[float, float, str, float]],
+    taken: Iterable[Bbox],
+    paper: Paper,
 ) -> None:
     """Write labels beside their marks, where they cover neither a mark nor another label. What fits
     nowhere is left out, so the most important marks come first.
@@ -189,8 +210,8 @@ def place_labels(
     frame = axis.get_window_extent()
     for x, y, label, radius in marks:
         text = axis.annotate(
-            as_text(label), (x, y), (0, 0), textcoords="offset points", color=INK, fontsize=POINTS,
-            parse_math=False,
+            as_text(label), (x, y), (0, 0), textcoords="offset points", color=paper.ink,
+            fontsize=POINTS, parse_math=False,
         )  # fmt: skip
         for right, up in PLACES:
             text.set_horizontalalignment(side_of(right, ("right", "center", "left")))

@@ -81,7 +81,7 @@ class Quality:
 def quality_of(entries: Labelled) -> Quality | None:
     """The chart of these entries; ``None`` if none has a score."""
     name = headline_of(entries)
-    shorts = short_labels(entries)
+    shorts = short_labels([(label, entry.kind) for label, entry in entries])
     found = [
         Dot(
             label,
@@ -112,21 +112,17 @@ def headline_of(entries: Labelled) -> str:
     return headline([entry.row for _, entry in entries if entry.row])
 
 
-def short_labels(entries: Labelled) -> list[str]:
+def short_labels(labelled: Sequence[tuple[str, RowKind | None]]) -> list[str]:
     """Labels without the kind of row, if that leaves all of them unique."""
     shorts = []
-    for label, entry in entries:
-        start, kind, end = label.partition(f" {entry.kind}")
-        shorts.append(f"{kind.strip()}{end}" if is_plain(entry) else start + end)
+    for label, kind in labelled:
+        start, found, end = label.partition(f" {kind}")
+        shorts.append(f"{found.strip()}{end}" if kind is RowKind.unbinarized else start + end)
     unique = len(set(shorts)) == len(shorts)
     return [
-        short if unique or is_plain(entry) else label
-        for short, (label, entry) in zip(shorts, entries, strict=True)
+        short if unique or kind is RowKind.unbinarized else label
+        for short, (label, kind) in zip(shorts, labelled, strict=True)
     ]
-
-
-def is_plain(entry: Entry) -> bool:
-    return entry.kind is RowKind.unbinarized
 
 
 def beats(score: float, other: float | None, lower_is_better: bool) -> bool:

@@ -16,6 +16,7 @@ from bitmaps.bench.quality import Quality
 from bitmaps.bench.results import Results
 from bitmaps.bench.timing import Ratio
 from bitmaps.errors import InputError
+from bitmaps.report.palette import DARK, LIGHT
 
 ROW = Ratio(
     part="model", what=WHAT, threads=1, peer=FUSED, contender="one bit, a8", lower=3.0, median=4.0,
@@ -61,6 +62,10 @@ def test_the_picture_names_its_dots(results: Results, tmp_path: Path) -> None:
     text = svg.read_text(encoding="utf-8")
     assert "one bit, a8, 4 MiB" in text
     assert f"{FUSED}, 32 MiB" in text
+    dark = (tmp_path / "bench-dark.svg").read_text(encoding="utf-8")
+    assert LIGHT.page in text
+    assert DARK.page in dark
+    assert LIGHT.ink not in dark
     picture.draw(file, png)
     assert png.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match=r"valid endings are .svg, .png"):

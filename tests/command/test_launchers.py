@@ -21,7 +21,7 @@ OPTUNA = ("train", "-m", "hydra/sweeper=optuna", INTO)
 STUDY = (
     *OPTUNA, "hydra.sweeper.n_jobs=1", "hydra.sweeper.storage=sqlite:///s/study.db", "hydra.sweeper.study_name=tiny",
     "hydra.sweeper.sampler.n_startup_trials=4", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "binarize=ffnn", ALONE,
-    LEVEL, *HALF,
+    "packed=false", LEVEL, *HALF,
 )  # fmt: skip
 
 
@@ -109,6 +109,7 @@ def test_a_trial_that_was_done_before_is_not_done_again(command: Commands) -> No
         "values=choice(pm1)",
         "hydra.sweeper.n_trials=2",
         "hydra.sweeper.n_jobs=2",
+        "packed=false",
         ALONE,
         *HALF,
     )

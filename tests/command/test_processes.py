@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 OPTIONS = (
     *SMALL, *STEPS, ALONE, "binarize=all", "scale=row", "loss.more_masked=0", "loss.more_masked_at_end=null",
-    "trainer.log_every_n_steps=1",
+    "trainer.log_every_n_steps=1", "packed_embeddings=fp32",
 )  # fmt: skip
 TWO = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
 LONG = 120  # seconds on a busy machine

@@ -199,7 +199,7 @@ def stop_at(batch: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_signal_ends_a_sweep_with_the_table_of_what_is_done(
     command: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep = ("train", "-m", "seed=0,1,2", *BEGUN, *SHORT, "hydra.sweep.dir=s")
+    sweep = ("train", "-m", "seed=0,1,2", "packed=false", *BEGUN, *SHORT, "hydra.sweep.dir=s")
     with monkeypatch.context() as patched:
         stop_at(4 + 3, signal.SIGTERM, patched)
         code, out, _ = command(*sweep)

@@ -18,7 +18,9 @@ from bitmaps.errors import InputError
 from bitmaps.report import intervals
 from bitmaps.report.comparison import compare
 from bitmaps.report.intervals import Interval, Results, compare_with, differences
+from bitmaps.report.quality import Quality
 from bitmaps.runs.records import measures, score_names
+from bitmaps.vocabulary import RowKind
 
 Array = NDArray[np.float64]
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -291,9 +293,27 @@ def test_sizes_are_drawn_for_the_lines_that_are_there(runs: list[Path], tmp_path
     pictures = []
     for patterns in ([], ["none*"]):
         intervals.draw_sizes(intervals.select(results, patterns), tmp_path / "sizes.png")
-        pictures.append((tmp_path / "sizes.png").read_bytes())
+        pictures += [(tmp_path / name).read_bytes() for name in ("sizes.png", "sizes-dark.png")]
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
-    assert pictures[0] != pictures[1]
+    assert len(set(pictures)) == 4
+
+
+def test_a_picture_of_sizes_has_times_and_who_guesses(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = scored(tmp_path / "timed", 1, kind="packed", inference_ms=2.5, guessing=9.0)
+    results = compare_with(compare([*runs[:1], timed]), [])
+    intervals.write(results, tmp_path / "results.json")
+    charts: list[Quality] = []
+    monkeypatch.setattr(intervals, "draw_both", lambda chart, path: charts.append(chart))
+    intervals.draw_sizes(intervals.read(tmp_path / "results.json"), tmp_path / "sizes.png")
+    (dots,) = ({dot.kind: dot for dot in chart.dots} for chart in charts)
+    found = {(kind, dot.short, dot.guessing, dot.ms) for kind, dot in dots.items()}
+    teacher = results.lines[0]
+    assert found == {
+        (RowKind.packed, "layers {-1,1}", 9.0, 2.5),
+        (RowKind.trained, "none", teacher.guessing, teacher.timing.inference_ms),
+    }
 
 
 # The committed results

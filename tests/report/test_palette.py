@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bitmaps.bench import picture
 from bitmaps.report import palette
-from bitmaps.report.palette import DASHES, INK, LINES, NEUTRAL, QUIET, STYLES
+from bitmaps.report.palette import DARK, DASHES, LIGHT, LINES, NEUTRAL, STYLES, Paper
 from bitmaps.vocabulary import RowKind
 
 Array = NDArray[np.float64]
@@ -98,9 +98,12 @@ def test_every_text_is_read_on_its_page(name: str) -> None:
         assert contrast(colors["text"], colors[ground]) >= 4.5, ground
 
 
-def test_pictures_are_seen_on_white_paper() -> None:
-    assert all(contrast(style.color, "#ffffff") >= 3 for style in STYLES.values())
-    assert all(contrast(color, "#ffffff") >= 4.5 for color in (INK, QUIET))
+@pytest.mark.parametrize("paper", [LIGHT, DARK])
+def test_pictures_are_seen_on_their_paper(paper: Paper) -> None:
+    drawn = [style.on(paper) for style in STYLES.values()] + [NEUTRAL]
+    assert all(contrast(color, paper.page) >= 3 for color in drawn)
+    assert all(contrast(color, paper.page) >= 4.5 for color in (paper.ink, paper.quiet))
+    assert contrast(paper.grid, paper.page) < 1.5  # nothing but data catches the eye
 
 
 @pytest.mark.parametrize("eyes", SEEN)

@@ -80,6 +80,7 @@ def test_rows_are_compared_and_stored_and_shown_again(
     assert "recipe bwn | +0.000 (+0.000 to +0.000) |" in shown
     assert f"| {label} |" not in shown
     assert picture.is_file()
+    assert (tmp_path / "sizes-dark.png").is_file()
 
 
 @pytest.mark.parametrize("name", ["nowhere", "file"])
