@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from bitmaps.command.mistakes import MISTAKES, one_line
 from bitmaps.command.overrides import expand_paths
-from bitmaps.command.sweep import SweepError, check_whole_sweep
+from bitmaps.command.sweep import SweepError, check_whole_sweep, jobs_of
 from bitmaps.errors import InputError, Stopped, refuse
 from bitmaps.runs.search import runs_below
+from bitmaps.scoring.display import Work, job_is_done, set_sweep
 from bitmaps.vocabulary import Status
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 class SweepTable(Callback):
     """Checks a sweep before it starts. Shows it when it has ended, and ends the command with 1 if a
     job has no scores.
+
+    While jobs run in this process, one after another, a bar shows how many are done.
 
     Attributes:
         running: the folder of the sweep that runs, if one does.
@@ -45,6 +49,7 @@ class SweepTable(Callback):
         try:
             expand_paths(cfg)
             check_whole_sweep(cfg, hydra)
+            set_sweep(Work("sweep", "job", jobs) if (jobs := jobs_of(hydra)) else None)
         except SweepError as error:
             refuse(one_line(error))
         except MISTAKES:
@@ -53,7 +58,11 @@ class SweepTable(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, folder / "multirun.yaml")
 
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        job_is_done()
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        set_sweep(None)
         # Hydra would turn another exception into a warning, and exit with 0
         if not print_table(Path(config.hydra.sweep.dir)):
             sys.exit(1)
@@ -82,6 +91,7 @@ def print_table(sweep: Path) -> bool:
 def table_when_cut_short() -> Iterator[None]:
     """Shows a sweep that a signal ends, or an error of its sweeper or launcher."""
     SweepTable.running.clear()
+    set_sweep(None)
     try:
         yield
     except (Stopped, Exception) as end:

@@ -5,8 +5,9 @@
     curl localhost:8000/embed -H 'content-type: application/json' -d '{"texts": ["a sentence"]}'
 
 A sentence encoder answers at /embed, a classifier at /classify and a masked-language model at
-/fill. /health says what is served, and /docs shows every field. Requests wait for each other: one
-batch at a time uses all cores (torch's threads; OMP_NUM_THREADS sets them).
+/fill. A classifier of pairs takes lists of two texts. /health says what is served, and /docs shows
+every field. Requests wait for each other: one batch at a time uses all cores (torch's threads;
+OMP_NUM_THREADS sets them).
 """
 
 from __future__ import annotations
@@ -26,17 +27,20 @@ from bitmaps.bert import Bert
 from bitmaps.errors import InputError, refuse
 from bitmaps.vocabulary import Task
 
+CLASSIFY = "/classify"
 MOST_TEXTS = 64  # in a request
 MOST_CHARACTERS = 10_000  # in a text; the model reads its beginning
 MOST_TOKENS = 512  # of a text, where the model has more positions
 
 Text = Annotated[str, Field(max_length=MOST_CHARACTERS)]
+Pair = tuple[Text, Text]
+Read = list[str] | list[tuple[str, str]]
 
 
 class Texts(BaseModel):
-    """What a request brings."""
+    """What a request brings: texts, or pairs of texts."""
 
-    texts: Annotated[list[Text], Field(min_length=1, max_length=MOST_TEXTS)]
+    texts: Annotated[list[Text] | list[Pair], Field(min_length=1, max_length=MOST_TEXTS)]
 
 
 class Vectors(BaseModel):
@@ -60,21 +64,22 @@ class Filled(BaseModel):
     filled: list[list[list[Guess]]]
 
 
-def encoded(model: Bert, texts: list[str]) -> dict[str, torch.Tensor]:
-    """Texts as one batch; each is cut at the model's length."""
+def encoded(model: Bert, texts: Read) -> dict[str, torch.Tensor]:
+    """Texts or pairs as one batch; each is cut at the model's length."""
     own = model.config.pooling.length or MOST_TOKENS  # of a sentence encoder
     length = min(own, MOST_TOKENS, model.config.max_position_embeddings)
     batch = model.tokenizer(
         texts, padding=True, truncation=True, max_length=length, return_tensors="pt"
     )
-    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    taken = ("input_ids", "attention_mask", "token_type_ids")
+    return {name: batch[name] for name in taken if name in batch}
 
 
 def embed(model: Bert, texts: list[str]) -> Vectors:
     return Vectors(vectors=model(**encoded(model, texts)).tolist())
 
 
-def classify(model: Bert, texts: list[str]) -> Classes:
+def classify(model: Bert, texts: Read) -> Classes:
     scores = model(**encoded(model, texts))
     names = model.config.labels or ("score",)
     found = scores.softmax(-1) if model.config.labels else scores
@@ -91,9 +96,9 @@ def fill(model: Bert, texts: list[str]) -> Filled:
     )
 
 
-ANSWERS: dict[Task, tuple[str, Callable[[Bert, list[str]], BaseModel], type[BaseModel]]] = {
+ANSWERS: dict[Task, tuple[str, Callable[[Bert, Any], BaseModel], type[BaseModel]]] = {
     Task.sentence_embedding: ("/embed", embed, Vectors),
-    Task.classification: ("/classify", classify, Classes),
+    Task.classification: (CLASSIFY, classify, Classes),
     Task.masked_lm: ("/fill", fill, Filled),
 }
 
@@ -110,6 +115,8 @@ def app_of(model: Bert, name: str) -> FastAPI:
 
     @app.post(path, response_model=kind)
     def answered(request: Texts) -> Any:
+        if path != CLASSIFY and not isinstance(request.texts[0], str):
+            raise HTTPException(422, f"{path} takes texts; pairs of texts are for {CLASSIFY}")
         try:
             with turn, torch.inference_mode():
                 return answer(model, request.texts)

@@ -71,6 +71,27 @@ def test_classes_have_their_names_and_probabilities(
     assert list(found.values()) == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_classifier_of_pairs_takes_pairs(served: Callable[..., tuple[Any, Bert]]) -> None:
+    client, model = served(Task.classification, labels=("other", "same"))
+    pairs = [("the cat sat", "a dog"), ("sky", "a very big dog ran on the mat")]
+    found = client.post("/classify", json={"texts": pairs}).json()["classes"]
+    for pair, classes in zip(pairs, found, strict=True):
+        batch = model.tokenizer(*pair, return_tensors="pt")
+        assert set(batch["token_type_ids"].flatten().tolist()) == {0, 1}
+        expected = model(**batch)[0].softmax(-1).tolist()
+        assert list(classes.values()) == pytest.approx(expected, abs=1e-5)
+    for bad in ([["cat"]], [["cat", "dog", "sky"]], ["cat", ["cat", "dog"]], [["cat", "dog"], "x"]):
+        assert client.post("/classify", json={"texts": bad}).status_code == 422, bad
+
+
+def test_other_models_refuse_pairs(served: Callable[..., tuple[Any, Bert]]) -> None:
+    for task, path in ((Task.sentence_embedding, "/embed"), (Task.masked_lm, "/fill")):
+        client, _ = served(task)
+        refused = client.post(path, json={"texts": [["a [MASK]", "dog"]]})
+        assert refused.status_code == 422
+        assert refused.json()["detail"] == f"{path} takes texts; pairs of texts are for /classify"
+
+
 def test_masks_are_filled(served: Callable[..., tuple[Any, Bert]]) -> None:
     client, model = served(Task.masked_lm)
     texts = ["the [MASK] sat on the [MASK]", "[MASK]"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from enum import Enum, auto
 from pathlib import Path
@@ -106,6 +107,20 @@ def overrides_of(hydra: DictConfig) -> dict[str, Override]:
     given = [*(f"{key}={value}" for key, value in params.items()), *hydra.overrides.task]
     parsed = OverridesParser.create().parse_overrides(given)
     return {one.key_or_group: one for one in parsed}
+
+
+def jobs_of(hydra: DictConfig) -> int | None:
+    """How many jobs a sweep has; ``None`` where only its sweeper knows.
+
+    Raises:
+        HydraException: for an override that names files, which only Hydra finds.
+    """
+    if (trials := OmegaConf.select(hydra, "sweeper.n_trials")) is not None:
+        return int(trials)
+    if not str(hydra.sweeper._target_).endswith(".BasicSweeper"):
+        return None
+    swept = [one for one in overrides_of(hydra).values() if one.is_sweep_override()]
+    return math.prod(sum(1 for _ in one.sweep_string_iterator()) for one in swept)
 
 
 def check_whole_sweep(cfg: DictConfig, hydra: DictConfig) -> None:

@@ -1,4 +1,7 @@
-"""How far a work is, and how long it will still take: as a bar, or as lines of the log."""
+"""How far a work is, and how long it will still take: as a bar, or as lines of the log.
+
+The jobs of a sweep are a work too (``set_sweep``). It is shown with all that its jobs do.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +57,29 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+_sweep: Work | None = None
+
+
+def set_sweep(work: Work | None) -> None:
+    """From now on, everything that is shown is part of this; ``None`` ends it."""
+    global _sweep
+    _sweep = work
+
+
+def job_is_done() -> None:
+    """One more job of the sweep, if there is one, is done."""
+    if _sweep is not None:
+        _sweep.done += 1
+
+
+def sweep_words() -> str:
+    """How far the sweep is; empty if there is none."""
+    if _sweep is None:
+        return ""
+    done = f"{_sweep.done} of {_sweep.total} jobs done"
+    return ", ".join(filter(None, (done, _sweep.left())))
+
+
 class Display(Protocol):
     """Where progress is shown. A work may begin while another one is not done.
 
@@ -83,14 +109,16 @@ class Lines:
         """A line would say nothing yet."""
 
     def show(self, work: Work, detail: str) -> None:
-        log.info("%s: %s", work.name, work.words(" of ", detail))
+        words = "; ".join(filter(None, (work.words(" of ", detail), sweep_words())))
+        log.info("%s: %s", work.name, words)
 
     def end(self, work: Work) -> None:
         """Whoever did the work says what came of it."""
 
 
 class Bars:
-    """A bar for each work, which goes when the work is done. Lines of the log appear above."""
+    """A bar for each work, below that of the sweep. A bar goes when its work is done. Lines of the
+    log appear above."""
 
     every_s = 0.1
 
@@ -115,6 +143,9 @@ class Bars:
                 if isinstance(handler, logging.StreamHandler) and handler.stream in before:
                     self.streams.append((handler, handler.stream))
                     handler.setStream(sys.stdout)
+            if (sweep := _sweep) is not None:
+                bar = self.progress.add_task(sweep.name, total=sweep.total, text=sweep_words())
+                self.progress.update(bar, completed=sweep.done)
         self.tasks[work] = self.progress.add_task(work.name, total=work.total, text="")
 
     def show(self, work: Work, detail: str) -> None:

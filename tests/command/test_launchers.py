@@ -153,8 +153,13 @@ def test_a_study_keeps_its_objective(command: Commands) -> None:
 @pytest.mark.parametrize(
     ("launcher", "package", "extra", "options"),
     [
-        ("submitit_local", "submitit", "launchers", ()),
-        ("ray", "ray", "ray", ("+hydra.launcher.ray.init.num_cpus=1",)),
+        ("submitit_local", "hydra_plugins.hydra_submitit_launcher", "launchers", ()),
+        (
+            "ray",
+            "hydra_plugins.hydra_ray_launcher",
+            "ray",
+            ("+hydra.launcher.ray.init.num_cpus=1",),
+        ),
     ],
 )
 def test_a_launcher_gives_the_rows_that_jobs_in_turn_give(
@@ -165,7 +170,7 @@ def test_a_launcher_gives_the_rows_that_jobs_in_turn_give(
     extra: str,
     options: tuple[str, ...],
 ) -> None:
-    pytest.importorskip(package, reason=f"hydra-{package}-launcher is in the extra `{extra}`")
+    pytest.importorskip(package, reason=f"{package} is in the extra `{extra}`")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # of the processes to come
     sweep = ("evaluate", "-m", "binarize=none,all", "limit=20")
     command.made("turns", *sweep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +29,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from bitmaps.command.overrides import job_folder
-from bitmaps.command.sweep import digest
+from bitmaps.command.sweep import digest, jobs_of
 from bitmaps.jobs.evaluate import Evaluation
+from bitmaps.scoring import display
 from bitmaps.training.module import MaskedLanguageModel
 
 TWO = ("evaluate", "-m", "binarize=none,all", "limit=20")
@@ -54,6 +56,38 @@ def files(folder: Path) -> dict[Path, Any]:
 
 def table(out: str) -> list[str]:
     return [line for line in out.splitlines() if line.startswith(("┃", "│"))]
+
+
+def test_a_line_of_progress_says_how_far_the_sweep_is(
+    command: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display.Lines, "every_s", 0.0)
+    out = command.ok(*TWO, INTO)
+    lines = [line for line in out.splitlines() if "scoring " in line and "batch" in line]
+    found = [re.search(r"; (\d) of 2 jobs done", line) for line in lines]
+    assert [one and one[1] for one in found] == sorted(one[1] for one in found if one)
+    assert {one[1] for one in found if one} == {"0", "1"}
+    out = command.ok("evaluate", "limit=20", "hydra.run.dir=alone")
+    assert "batch" in out
+    assert "jobs done" not in out
+
+
+@pytest.mark.parametrize(
+    ("sweeper", "overrides", "jobs"),
+    [
+        ("BasicSweeper", ["binarize=none,all", "seed=1"], 2),
+        ("BasicSweeper", ["binarize=none,all", "values=01,pm1", "seed=range(5)"], 20),
+        ("BasicSweeper", ["seed=choice(1,2,3)"], 3),
+        ("OptunaSweeper", ["seed=1,2"], 7),
+        ("AnotherSweeper", ["seed=1,2"], None),
+    ],
+)
+def test_the_jobs_of_a_sweep_are_counted(
+    sweeper: str, overrides: list[str], jobs: int | None
+) -> None:
+    trials = {"n_trials": 7} if sweeper == "OptunaSweeper" else {}
+    hydra = {"sweeper": {"_target_": f"a.{sweeper}", **trials}, "overrides": {"task": overrides}}
+    assert jobs_of(OmegaConf.create(hydra)) == jobs
 
 
 def test_it_ends_with_nine_rows_in_the_order_of_the_blog_post(command: Commands) -> None:

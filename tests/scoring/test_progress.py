@@ -88,6 +88,39 @@ def test_lines_are_rare(caplog: pytest.LogCaptureFixture) -> None:
     assert not [record for record in caplog.records if record.name == display.__name__]
 
 
+@pytest.fixture
+def sweep() -> Iterator[Work]:
+    """Two of six jobs are done."""
+    display.set_sweep(work := Work("sweep", "job", total=6))
+    display.job_is_done()
+    display.job_is_done()
+    yield work
+    display.set_sweep(None)
+    display.job_is_done()
+    assert work.done == 2
+
+
+@pytest.mark.usefixtures("sweep")
+def test_lines_say_how_far_the_sweep_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Lines, "every_s", 0.0)
+    with caplog.at_level(logging.INFO, display.__name__):
+        train(ShowsProgress())
+    lines = [record.getMessage() for record in caplog.records if record.name == display.__name__]
+    assert len(lines) == 5
+    assert all("; 2 of 6 jobs done, " in line and line.endswith(" left") for line in lines)
+
+
+@pytest.mark.usefixtures("sweep")
+def test_a_sweep_has_a_bar_above_those_of_its_job() -> None:
+    with terminal() as screen:
+        train(ShowsProgress())
+        shown = screen.getvalue()
+    assert "2 of 6 jobs done, " in shown
+    assert shown.index("sweep") < shown.index("training")
+
+
 @pytest.mark.parametrize("name", ["validate", "test"])
 def test_a_scoring_names_its_model(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
