@@ -375,6 +375,26 @@ def test_what_is_no_prediction_is_refused(masked: Folders) -> None:
     assert not model.training
 
 
+def test_inputs_that_do_not_fit_are_refused(masked: Folders) -> None:
+    model = AutoModelForMaskedLM.from_pretrained(masked.packed)
+    ids = torch.ones(2, 13, dtype=torch.long)
+    for given, named in (
+        ({"input_ids": ids}, "a sequence of 13 tokens is longer than the model's 12 positions"),
+        (
+            {"input_ids": ids[:, :5], "attention_mask": torch.ones(2, 1, 5, 5)},
+            r"attention_mask must be \(batch, length\) or \(batch, length, length\)",
+        ),
+    ):
+        with pytest.raises(InputError, match=named):
+            model(**given)
+
+
+def test_a_head_that_there_is_not_is_refused(masked: Folders) -> None:
+    for head in (transformers.AutoModelForTokenClassification, transformers.AutoModelForCausalLM):
+        with pytest.raises(ValueError, match="Unrecognized configuration class .*BitmapsConfig"):
+            head.from_pretrained(masked.packed)
+
+
 def test_embeddings_can_be_asked_for(masked: Folders) -> None:
     model = AutoModelForMaskedLM.from_pretrained(masked.packed, act="f32")
     theirs = floats(masked, AutoModelForMaskedLM)
