@@ -77,12 +77,13 @@ recipes: $(VENV)/dev $(RUNS)/teacher/model
 	$(TRAIN) binarize=layers values=01
 	$(TRAIN) binarize=layers embeddings=bit
 	$(TRAIN) binarize=layers activations=bit
+	$(TRAIN) binarize=layers activations=int6 activations_from=0.5
 	$(TRAIN) recipe=$(PUBLISHED_$(BUDGET))
 	$(TRAIN) recipe=$(COMMON_$(BUDGET)) loss=common
 	$(TRAIN) binarize=none loss=tokens optimizer.lr=5e-5
 	for seed in $(subst $(comma), ,$(SEEDS)); do \
 	    $(SCORE) checkpoint=$(OURS)$$seed embeddings=fp16,int8,int4 && \
-	    $(SCORE) checkpoint=$(OURS)$$seed activations=int8 || exit 1; done
+	    $(SCORE) checkpoint=$(OURS)$$seed activations=int8,int6 || exit 1; done
 	$(SCORE) model=hub model.source=$(RUNS)/teacher binarize=layers
 	$(SCORE) model=hub model.source=$(RUNS)/teacher binarize=layers scale=row binarize.scope=matrices
 	$(SCORE) model=hub model.source=$(RUNS)/teacher binarize=layers scale=rank_one \
