@@ -68,13 +68,15 @@ def test_the_time_that_is_left_follows_from_the_pace(monkeypatch: pytest.MonkeyP
     assert work.left() == "0 s left"
 
 
-def test_lines_say_the_step_the_loss_and_the_time_left(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(Lines, "every_s", 0.0)
-    with caplog.at_level(logging.INFO, display.__name__):
+def lines_of_a_training(caplog: pytest.LogCaptureFixture) -> list[str]:
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO, display.__name__):
+        patch.setattr(Lines, "every_s", 0.0)
         train(ShowsProgress())
-    lines = [record.getMessage() for record in caplog.records if record.name == display.__name__]
+    return [record.getMessage() for record in caplog.records if record.name == display.__name__]
+
+
+def test_lines_say_the_step_the_loss_and_the_time_left(caplog: pytest.LogCaptureFixture) -> None:
+    lines = lines_of_a_training(caplog)
     assert [line.partition(",")[0] for line in lines] == [
         "training: step 1 of 3", "training: step 2 of 3",
         "validation: batch 1 of 2", "validation: batch 2 of 2", "training: step 3 of 3",
@@ -101,13 +103,8 @@ def sweep() -> Iterator[Work]:
 
 
 @pytest.mark.usefixtures("sweep")
-def test_lines_say_how_far_the_sweep_is(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(Lines, "every_s", 0.0)
-    with caplog.at_level(logging.INFO, display.__name__):
-        train(ShowsProgress())
-    lines = [record.getMessage() for record in caplog.records if record.name == display.__name__]
+def test_lines_say_how_far_the_sweep_is(caplog: pytest.LogCaptureFixture) -> None:
+    lines = lines_of_a_training(caplog)
     assert len(lines) == 5
     assert all("; 2 of 6 jobs done, " in line and line.endswith(" left") for line in lines)
 
