@@ -391,7 +391,7 @@ def test_inputs_that_do_not_fit_are_refused(masked: Folders) -> None:
 
 def test_a_head_that_there_is_not_is_refused(masked: Folders) -> None:
     for head in (transformers.AutoModelForTokenClassification, transformers.AutoModelForCausalLM):
-        with pytest.raises(ValueError, match="Unrecognized configuration class .*BitmapsConfig"):
+        with pytest.raises(ValueError, match=r"Unrecognized configuration class .*BitmapsConfig"):
             head.from_pretrained(masked.packed)
 
 
