@@ -17,9 +17,9 @@ import json
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,10 @@ class OpenVino(nn.Module):
         quantized = nncf.quantize(converted, data, model_type=kind, subset_size=len(pairs))
         self.compiled = openvino.Core().compile_model(quantized, "CPU")
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """``token_type_ids`` are those of single sentences, as in the converted model."""
         return torch.from_numpy(self.compiled([input_ids.numpy(), attention_mask.numpy()])[0])
 
 
@@ -121,11 +124,8 @@ def measure(port: int, load: Load) -> Measured:
             if begin >= start:
                 seconds.append(time.monotonic() - begin)
 
-    clients = [threading.Thread(target=client, args=(n,)) for n in range(load.clients)]
-    for one in clients:
-        one.start()
-    for one in clients:
-        one.join()
+    with ThreadPoolExecutor(load.clients) as pool:
+        list(pool.map(client, range(load.clients)))  # raises what a client raised
     p50, p99 = np.percentile(seconds, (50, 99))
     return Measured(len(seconds) / load.seconds, 1000 * float(p50), 1000 * float(p99))
 

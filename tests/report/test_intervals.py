@@ -343,7 +343,22 @@ def test_the_documents_have_the_figures_of_the_committed_results(budget: str) ->
     assert not [label for label, width in shown if label in labels and width > 2]
 
 
-@pytest.mark.parametrize(("task", "lines"), [("sts", 10), ("sst2", 7), ("mrpc", 8)])
+def test_the_table_of_int6_has_the_figures_of_the_committed_results() -> None:
+    results = intervals.read(DOCS / "results" / "ptb" / "int6.json")
+    text = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    (section,) = re.findall(r"^## Activations in int6$(.*?)^## ", text, re.M | re.S)
+    shown, lines = table_rows(section), {line.label: line for line in results.lines}
+    whole, floats = results.references
+    assert f"(CE {lines.pop(whole).scores['cross_entropy']:.4f})" in section
+    for label, line in lines.items():
+        found = line.against[floats]
+        above = "" if label == floats else intervals.interval_text(found and found["cross_entropy"])
+        scores = (f"{line.scores[name]:.4f}" for name in ("cross_entropy", "accuracy", "mrr"))
+        assert shown.pop((label, 5)) == [*scores, above], label
+    assert {label for label, _ in shown} == {"activations", "---"}
+
+
+@pytest.mark.parametrize(("task", "lines"), [("sts", 13), ("sst2", 7), ("mrpc", 8)])
 def test_the_page_of_tasks_has_the_figures_of_the_committed_results(task: str, lines: int) -> None:
     results = intervals.read(DOCS / "results" / "tasks" / f"{task}.json")
     assert len(results.lines) == lines
@@ -363,7 +378,7 @@ def test_the_page_of_tasks_has_the_figures_of_the_committed_results(task: str, l
 
 
 def test_the_committed_results_have_what_made_them() -> None:
-    for budget, count in (("short", 27), ("long", 10)):
+    for budget, count in (("short", 27), ("long", 10), ("int6", 6)):
         path = DOCS / "results" / "ptb" / f"{budget}.json"
         lines = intervals.read(path).lines
         assert len(lines) == count
