@@ -117,7 +117,8 @@ def short_labels(labelled: Sequence[tuple[str, RowKind | None]]) -> list[str]:
     shorts = []
     for label, kind in labelled:
         start, found, end = label.partition(f" {kind}")
-        shorts.append(f"{found.strip()}{end}" if kind is RowKind.unbinarized else start + end)
+        is_plain = found and kind is RowKind.unbinarized
+        shorts.append(f"{found.strip()}{end}" if is_plain else start + end)
     unique = len(set(shorts)) == len(shorts)
     return [
         short if unique or kind is RowKind.unbinarized else label

@@ -11,7 +11,7 @@ from report.examples import row
 
 from bitmaps.report.comparison import comparison_of
 from bitmaps.report.entries import Entry
-from bitmaps.report.quality import Dot, Quality, pareto_front, quality_of
+from bitmaps.report.quality import Dot, Quality, pareto_front, quality_of, short_labels
 from bitmaps.runs.records import Row
 from bitmaps.vocabulary import RowKind
 
@@ -23,6 +23,12 @@ def quality(*rows: Row) -> Quality:
     found = quality_of(comparison.comparable())
     assert found is not None
     return found
+
+
+def test_a_label_that_does_not_name_its_kind_stays_as_it_is() -> None:
+    given = [("full precision", RowKind.unbinarized), ("none unbinarized", RowKind.unbinarized),
+             ("layers packed", RowKind.packed), ("mine", RowKind.trained)]  # fmt: skip
+    assert short_labels(given) == ["full precision", "unbinarized", "layers", "mine"]
 
 
 def dot(mib: float, score: float, **changes: Any) -> Dot:
