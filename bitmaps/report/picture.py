@@ -45,10 +45,8 @@ def dark_path(path: Path) -> Path:
 
 def write(figure: Figure, path: Path) -> None:
     """Write a figure: as SVG where the path ends so, and else as PNG."""
-    from matplotlib import rc_context  # takes a second to import
-
     form = "svg" if path.suffix == ".svg" else "png"
-    with rc_context({"text.parse_math": False}), replaced(path) as draft:
+    with replaced(path) as draft:
         figure.savefig(draft, dpi=DPI, format=form)
 
 
