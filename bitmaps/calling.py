@@ -39,6 +39,12 @@ def plain_name(command: str) -> str:
     return FILES.get(command, f"python -m bitmaps.{MODULES.get(command, command)}")
 
 
+def from_here(path: Path) -> str:
+    """A path as it is typed in the current folder: relative, if it lies below."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def as_called(text: str, *commands: str) -> str:
     """A text with the commands of a checkout as the user of this process types them."""
     for command in commands:

@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from bitmaps import __version__
-from bitmaps.calling import COMPLETION, called
+from bitmaps.calling import COMPLETION, called, from_here
 from bitmaps.command.completion import QUERY, path_matches
 from bitmaps.command.inherit import Request, inherit
 from bitmaps.command.mistakes import MISTAKES, one_line
@@ -205,7 +205,7 @@ def how_to_go_on(request: Request) -> str:
     if not has_checkpoint(request.folder):
         return ""
     resumes = any(key_of(override) == "resume" for override in request.overrides)
-    resume = called("train", f"resume={request.folder}")
+    resume = called("train", f"resume={from_here(request.folder)}")
     return f"; to go on from its last checkpoint: {request.command if resumes else resume}"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from bitmaps.calling import called
+from bitmaps.calling import called, from_here
 from bitmaps.command.inherit import Request
 from bitmaps.command.processes import name_launcher
 from bitmaps.command.schema import Evaluate, Train
@@ -93,7 +93,7 @@ def show(
     attempt("tracker", folder, summarize, again)
     if not folder.writes or in_sweep:
         return
-    report = called("report", str(folder.path))
+    report = called("report", from_here(folder.path))
     attempt("page", folder, partial(write_page, folder.path), report)
     attempt("table", folder, partial(print_outcome, outcome, config, folder), report)
 
@@ -107,7 +107,7 @@ def print_outcome(outcome: Outcome, config: Train | Evaluate, folder: RunFolder)
     if config.analysis or config.text is not None:
         terminal.print_sentences(analyses, None if config.analysis else 1)
     terminal.print_finding(comparison)
-    terminal.say(f"{folder.path}: metrics.json, results.html")
+    terminal.say(f"{from_here(folder.path)}: metrics.json, results.html")
     if (folder.path / "packed").is_dir():
         for line in next_commands(folder.path, config.task):
             terminal.say(line)
@@ -115,22 +115,22 @@ def print_outcome(outcome: Outcome, config: Train | Evaluate, folder: RunFolder)
 
 def next_commands(run: Path, task: Task) -> list[str]:
     """What to type after a training, with what it does."""
-    checkpoint = f"checkpoint={run / 'packed'}"
+    checkpoint = f"checkpoint={from_here(run / 'packed')}"
     if find_spec("streamlit") is not None:  # of the extra show
-        ask = f"to try it on a local page: {called('show', str(run))}"
+        ask = f"to try it on a local page: {called('show', from_here(run))}"
     elif task is Task.masked_lm:
         text = 'text="the [MASK] of england"'
         ask = f"to let it fill in a sentence: {called('evaluate', checkpoint, text)}"
     else:
         ask = f"to score it in real bits: {called('evaluate', checkpoint)}"
-    others = f"{called('report', str(run.parent))}/* --output report"
+    others = f"{called('report', from_here(run.parent))}/* --output report"
     return [ask, f"to set it beside your other runs: {others}"]
 
 
 def repetition(folder: Path, config: Train | Evaluate) -> str:
     """What shows a stored outcome again: it scores the model, and trains no step."""
     if isinstance(config, Train):
-        return called("train", f"resume={folder}")
+        return called("train", f"resume={from_here(folder)}")
     return "the same command with another hydra.run.dir"
 
 
@@ -141,7 +141,7 @@ def attempt(observer: str, folder: RunFolder, run: Callable[[], object], again: 
     except Exception as error:
         log.warning(
             "the results are in %s, but its %s failed: %s: %s; to repeat that: %s",
-            folder.path, observer, type(error).__name__, error, again,
+            from_here(folder.path), observer, type(error).__name__, error, again,
         )  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def show_sweep(folder: Path) -> list[Status]:
         if line.analysis is not None and line.analysis.predicted[0].is_collapse:
             terminal.say(f"{line.label}: {line.verdict}")
     terminal.print_finding(comparison)
-    terminal.say(f"{folder}: results.html, {', '.join(written)}")
+    terminal.say(f"{from_here(folder)}: results.html, {', '.join(written)}")
     return [entry.status for entry in comparison.entries]
 
 

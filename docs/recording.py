@@ -22,7 +22,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-WIDTH = 100  # characters
 SHOWN = 2  # lines in a row that match a pattern
 FONTS = re.compile(r"\s*@font-face \{.*?\}", re.DOTALL)  # rich would fetch them from the network
 
@@ -72,10 +71,13 @@ def shortened(lines: Iterable[str], patterns: list[str]) -> Iterator[str]:
             yield "..."
 
 
-def draw(lines: Iterable[str], picture: Path) -> None:
-    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
-    for line in lines:
-        console.print(Text.from_ansi(line), overflow="fold", highlight=False)
+def draw(lines: list[str], picture: Path) -> None:
+    """Draw a terminal that is as wide as the widest of the lines."""
+    texts = [Text.from_ansi(line) for line in lines]
+    width = max(text.cell_len for text in texts)
+    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
+    for text in texts:
+        console.print(text, highlight=False)
     picture.write_text(FONTS.sub("", console.export_svg(title="bitmaps")), encoding="utf-8")
 
 

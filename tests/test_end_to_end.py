@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import html
 import json
 import os
@@ -107,6 +108,21 @@ def test_the_blog_posts_model_is_measured_without_its_weights(tmp_path: Path) ->
     assert int(row["memory_mib"]) == 13
     assert row["inference_ms"] > 0
     assert row["inference_masked_ms"] > 0
+
+
+def test_the_blog_posts_model_is_trained_in_one_command(tmp_path: Path) -> None:
+    """With random weights, on the default text, for ten steps."""
+    run(
+        "train.py", "experiment=blog_post_trained", "model.weights=random", "data=wiki",
+        "data.batch_size=2", "data.length=16", "limit=20", "mask_sets=1", "measure=none",
+        "trainer.max_steps=10", "trainer.val_check_interval=10", "values=pm1", "packed=false",
+        f"hydra.sweep.dir={tmp_path}",
+    )  # fmt: skip
+    results = list(csv.DictReader((tmp_path / "results.csv").open()))
+    trained = {row["components"]: row for row in results if row["row"] == "trained"}
+    assert set(trained) == {"all", "layers", "layers_except_attention", "layers_except_ffnn"}
+    assert {row["steps"] for row in trained.values()} == {"10"}
+    assert int(float(trained["all"]["memory_mib"])) == 13
 
 
 def test_two_processes_train_and_score_as_one(tmp_path: Path) -> None:

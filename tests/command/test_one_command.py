@@ -12,7 +12,7 @@ import pytest
 
 import bitmaps
 from bitmaps.__main__ import COMMANDS, main
-from bitmaps.calling import as_called, called
+from bitmaps.calling import as_called, called, from_here
 from bitmaps.command.completion import path_matches
 from bitmaps.command.overrides import PATHS
 
@@ -174,3 +174,12 @@ def test_a_line_of_shell_installs_it(tmp_path: Path) -> None:
         check=False,
     )
     assert done.stdout.splitlines()[-1] == "checkpoint=runs/", done.stderr
+
+
+def test_a_path_below_the_current_folder_is_relative(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert from_here(tmp_path / "runs" / "r") == "runs/r"
+    assert from_here(Path("runs/r")) == "runs/r"
+    assert from_here(tmp_path.parent) == str(tmp_path.parent)

@@ -174,9 +174,8 @@ def test_a_signal_ends_a_training_with_the_command_that_goes_on(
         found, out, err = command("train", *BEGUN, *SHORT, "hydra.run.dir=r")
     assert found == code, err
     name = signal.Signals(number).name
-    path = Path("r").resolve()
     assert out.splitlines()[-1] == (
-        f"stopped by {name}; to go on from its last checkpoint: python train.py resume={path}"
+        f"stopped by {name}; to go on from its last checkpoint: python train.py resume=r"
     )
     assert (metrics("r")["status"], metrics("r")["error"]) == ("failed", f"stopped by {name}")
     command.ok("train", "resume=r")

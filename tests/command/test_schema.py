@@ -157,6 +157,9 @@ def test_an_experiment_chooses_model_and_data() -> None:
     composed = config("evaluate", "experiment=blog_post")
     assert (composed.model.name, composed.data.name) == ("bert_base", "ptb")
     assert config("evaluate", "experiment=blog_post", "data=wiki").data.name == "wiki"
+    trained = config("train", "experiment=blog_post_trained")
+    assert (trained.model.name, trained.data.name) == ("bert_base", "ptb")
+    assert trained.trainer.max_steps == 1500
 
 
 @pytest.mark.parametrize(

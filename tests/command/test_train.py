@@ -68,10 +68,9 @@ def test_it_ends_with_what_to_type_next(
     monkeypatch.setattr("bitmaps.launch.find_spec", lambda name: found)
     out = command.ok("train", "binarize=ffnn", ALONE, *SHORT, "hydra.run.dir=some runs/r")
     ask, report = (line.partition(": ")[2] for line in out.splitlines()[-2:])
-    runs = Path("some runs").resolve()
-    assert report == f"python -m bitmaps.report '{runs}'/* --output report"
+    assert report == "python -m bitmaps.report 'some runs'/* --output report"
     if page:
-        assert ask == f"python -m bitmaps.show '{runs}/r'"
+        assert ask == "python -m bitmaps.show 'some runs/r'"
         return
     program, script, *overrides = shlex.split(ask)
     assert (program, script) == ("python", "evaluate.py")
