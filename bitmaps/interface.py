@@ -12,13 +12,15 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitmaps.bert import Bert, checkpoint
+from bitmaps.data.masking import Vocabulary
 from bitmaps.errors import InputError
 from bitmaps.loading import load
 from bitmaps.packed import format as packed
-from bitmaps.quantize.calibrate import Tokens, binarize_calibrated
-from bitmaps.quantize.convert import binarize_naive
+from bitmaps.quantize.calibrate import Tokens, calibrated
+from bitmaps.quantize.convert import binarize_naive, to_float
 from bitmaps.quantize.quantizer import Quantization
 from bitmaps.scoring import filling
+from bitmaps.training.tune import tune as fit_whole
 from bitmaps.vocabulary import (
     GROUPS,
     Component,
@@ -47,6 +49,7 @@ def binarize(
     scale: str = "rank_one",
     scope: str = "matrices",
     calibrate: Sequence[str] = (),
+    tune: Sequence[str] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> AnyModel | Bert:
     """A copy of a model in which components take two values, without training.
@@ -66,6 +69,8 @@ def binarize(
         scope: ``matrices``, or ``all``: biases and LayerNorms too, as in the blog post.
         calibrate: sentences on which bits, scales and biases are fitted to the model
             (``bitmaps.quantize.calibrate``).
+        tune: sentences on which the calibrated model then learns to predict what the model predicts
+            (``bitmaps.training.tune``). They may be the same, and need no labels.
         tokenizer: of a model of ``transformers`` that is calibrated.
 
     Raises:
@@ -75,13 +80,19 @@ def binarize(
     if isinstance(model, str | Path):
         return binarize(
             load(model), components, values=values, scale=scale, scope=scope,
-            calibrate=calibrate, tokenizer=tokenizer,
+            calibrate=calibrate, tune=tune, tokenizer=tokenizer,
         )  # fmt: skip
     chosen, two, scales, reach = checked(components, values, scale, scope, bool(calibrate))
+    if tune and not calibrate:
+        raise InputError("tune goes on from a calibration: valid is calibrate=<sentences> with it")
     ours = model if isinstance(model, Bert) else from_transformers(model)
     if calibrate:
-        batches = batches_of(calibrate, tokenizer or ours.tokenizer)
-        found = binarize_calibrated(ours, chosen, Quantization(two, scales), batches)
+        words = tokenizer or ours.tokenizer
+        batches = batches_of("calibrate", calibrate, words)
+        fitted = calibrated(ours, chosen, Quantization(two, scales), batches)
+        if tune:
+            fit_whole(fitted, ours, batches_of("tune", tune, words), Vocabulary.of(words))
+        found = to_float(fitted)
     else:
         found = binarize_naive(copy.deepcopy(ours), chosen, two, scales, reach)
     return found if isinstance(model, Bert) else with_weights_of(model, found)
@@ -121,10 +132,10 @@ def checked(
     return chosen, ValueSet(values), Scale(scale), Scope(scope)
 
 
-def batches_of(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
-    """Texts as the batches that calibration reads."""
+def batches_of(name: str, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+    """The texts of an argument as batches."""
     if isinstance(texts, str):
-        raise InputError("calibrate is one text; valid is a list of texts")
+        raise InputError(f"{name} is one text; valid is a list of texts")
     options = {"padding": True, "truncation": True, "max_length": LENGTH, "return_tensors": "pt"}
     parts = [list(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)]
     return [cast(Tokens, tokenizer(part, **options)) for part in parts]

@@ -189,6 +189,7 @@ class RowKind(StrEnum):
     unbinarized = auto()
     naive = auto()
     calibrated = auto()
+    tuned = auto()
     trained = auto()
     packed = auto()
 

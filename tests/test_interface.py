@@ -75,7 +75,7 @@ def test_calibration_is_that_of_the_command(
     original = bitmaps.load(folder)
     naive = bitmaps.binarize(original, "layers", values=values)
     found = bitmaps.binarize(original, "layers", values=values, calibrate=TEXTS)
-    read = batches_of(TEXTS, original.tokenizer)[0]
+    read = batches_of("calibrate", TEXTS, original.tokenizer)[0]
     there = read["attention_mask"].bool()
 
     def distance(model: Bert) -> float:
@@ -83,6 +83,9 @@ def test_calibration_is_that_of_the_command(
         return (states[0] - states[1]).square().mean().item()
 
     assert distance(found) < distance(naive)
+    tuned = bitmaps.binarize(original, "layers", values=values, calibrate=TEXTS, tune=TEXTS)
+    assert not tuned.training
+    assert not torch.equal(tuned(ids), found(ids))
     reference = copy.deepcopy(original)
     chosen = (Component.attention, Component.ffnn)
     if values == "pm1":
@@ -90,7 +93,7 @@ def test_calibration_is_that_of_the_command(
     expected = make_trainable(
         copy.deepcopy(reference), chosen, Quantization(ValueSet(values), Scale.rank_one)
     )
-    calibrate(expected, reference, batches_of(TEXTS, original.tokenizer))
+    calibrate(expected, reference, batches_of("calibrate", TEXTS, original.tokenizer))
     torch.testing.assert_close(found(ids), expected(ids))
     bitmaps.save(found, tmp_path / "packed", embeddings="fp32")
     opened = bitmaps.load(tmp_path / "packed", act="f32")
@@ -181,6 +184,8 @@ def test_what_cannot_be_is_refused_before_anything_is_computed(
         (lambda: bitmaps.binarize(folder, scope="all", calibrate=sentences), "fits a scale per row"),
         (lambda: bitmaps.binarize(folder, "embeddings", calibrate=sentences), "fits attention, ffnn"),
         (lambda: bitmaps.binarize(folder, calibrate="the cat"), "valid is a list of texts"),
+        (lambda: bitmaps.binarize(folder, calibrate=sentences, tune="the cat"), "tune is one text"),
+        (lambda: bitmaps.binarize(folder, tune=sentences), "tune goes on from a calibration"),
         (lambda: bitmaps.binarize(tiny, calibrate=sentences), "pass a tokenizer"),
         (lambda: bitmaps.save(tiny, tmp_path / "x"), "pass a tokenizer"),
         (lambda: bitmaps.save(bitmaps.load(folder), folder), "exists already"),

@@ -167,7 +167,7 @@ def of_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
 
     path, given = Path(cfg.checkpoint), [key_of(override) for override in overrides]
     for key in given:
-        if key.split(".")[0] in (*OF_THE_CHECKPOINT, "calibrate"):
+        if key.split(".")[0] in (*OF_THE_CHECKPOINT, "calibrate", "tune"):
             raise InputError(
                 f"{key} is what checkpoint={cfg.checkpoint} was trained with: leave it out"
             )

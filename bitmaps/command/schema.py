@@ -64,6 +64,7 @@ class Common:
         default_factory=lambda: [LinearName.query, LinearName.key, LinearName.value]
     )
     calibrate: int = 0
+    tune: int = 0
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     measure: Measure = field(default_factory=Measure)
@@ -149,7 +150,7 @@ class Common:
         self.check_task()
         self.check_objective()
         at_least(1, self, "", "limit", "mask_sets")
-        at_least(0, self, "", "calibrate")
+        at_least(0, self, "", "calibrate", "tune")
         check_seed("seed", self.seed)
         check_seed("mask_seed", self.mask_seed, self.mask_sets - 1)
         if (
@@ -164,6 +165,12 @@ class Common:
             raise InputError(
                 "calibrate fits matrices of attention, ffnn and head: "
                 f"binarize={self.binarize.name} has none"
+            )
+
+        if self.tune and not self.calibrate:
+            raise InputError(
+                f"tune={self.tune} goes on from a calibration: valid is calibrate=<sentences> "
+                "with it"
             )
 
     def check_task(self) -> None:

@@ -1,4 +1,4 @@
-"""``evaluate.py``: score a model as it is, naively binarized, calibrated, trained or packed."""
+"""``evaluate.py``: score a model as it is, binarized without training, trained or packed."""
 
 from __future__ import annotations
 
@@ -73,13 +73,14 @@ class Evaluation:
             row=RowKind.naive if binarized else RowKind.unbinarized,
             steps=0,
             calibrated_on=0,
+            tuned_on=0,
         )
         references: list[ScoredRow] = []
         if config.calibrate:
             references = self.setup.references(facts)
             make_trainable(model, components, Quantization(values, config.scale), words)
-            sentences = self.setup.calibrate(model)
-            facts = replace(facts, row=RowKind.calibrated, calibrated_on=sentences)
+            row = RowKind.tuned if config.tune else RowKind.calibrated
+            facts = replace(self.setup.fit(model, facts), row=row)
             model = to_float(model)
         else:
             binarize_naive(model, components, values, config.scale, config.binarize.scope)

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from bitmaps.bert import Bert, BertConfig
 from bitmaps.command.parts import SHARDED, Devices, Model
 from bitmaps.command.schema import Common
+from bitmaps.data.batches import Batch
 from bitmaps.data.classified import classes_of
 from bitmaps.data.labeled import LabeledSource
 from bitmaps.data.tokenizing import tokenizer_of
@@ -30,6 +31,7 @@ from bitmaps.quantize.calibrate import calibrate
 from bitmaps.quantize.rotate import rotate_heads
 from bitmaps.runs.folder import ScoredRow
 from bitmaps.runs.records import Facts
+from bitmaps.training.tune import tune
 from bitmaps.vocabulary import (
     PLUS_MINUS_ONE,
     Activations,
@@ -149,22 +151,30 @@ class Setup:
             rotate_heads(model, config.scale)
         return model
 
-    def calibrate(self, model: Bert, already: bool = False) -> int:
-        """Fit a binarized model to the original on sentences of the train split.
+    def fit(self, model: Bert, facts: Facts, already: bool = False) -> Facts:
+        """Fit a binarized model to the original on sentences of the train split, as far as the
+        configuration asks for it: calibrate it, then tune it.
 
         Args:
-            already: it is fitted, and only the number of sentences is asked for.
+            facts: of the model.
+            already: it is fitted, and only the facts are asked for.
 
         Returns:
-            the number of sentences, 0 where nothing is calibrated.
+            the facts, with the numbers of sentences.
         """
-        if not self.config.calibrate or not self.config.binarize.components:
-            return 0
-        batches = self.task.data.first_batches(self.config.calibrate)
-        if not already:
-            log.info("calibrating on %d sentences", self.config.calibrate)
-            calibrate(model, self.original(), batches)
-        return sum(len(batch["input_ids"]) for batch in batches)
+        config, data = self.config, self.task.data
+        if not config.binarize.components:
+            return replace(facts, calibrated_on=0, tuned_on=0)
+        to_calibrate = data.first_batches(config.calibrate) if config.calibrate else []
+        to_tune = data.first_batches(config.tune) if config.tune else []
+        facts = replace(facts, calibrated_on=count(to_calibrate), tuned_on=count(to_tune))
+        if to_calibrate and not already:
+            log.info("calibrating on %d sentences", facts.calibrated_on)
+            calibrate(model, self.original(), to_calibrate)
+        if to_tune and not already:
+            log.info("tuning on %d sentences", facts.tuned_on)
+            tune(model, self.pretrained.load(), to_tune, data.vocabulary)
+        return facts
 
     def references(self, facts: Facts) -> list[ScoredRow]:
         """The model as it was, and naively binarized as in the blog post; nothing unless wanted."""
@@ -178,6 +188,7 @@ class Setup:
             steps=0,
             best_step=None,
             calibrated_on=0,
+            tuned_on=0,
             activations=Activations.float,
             one_bit_inputs=None,
             settings=Common.settings(config),
@@ -199,6 +210,11 @@ class Setup:
             )
             rows.append(self.score(self.pretrained.naive(components, config.values), naive))
         return rows
+
+
+def count(batches: list[Batch]) -> int:
+    """The sentences of some batches."""
+    return sum(len(batch["input_ids"]) for batch in batches)
 
 
 def make_trainer(**arguments: Any) -> Trainer:

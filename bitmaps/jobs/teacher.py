@@ -35,6 +35,7 @@ def teacher_config(config: Train) -> Train:
         activations=Activations.float,
         activations_from=0.0,
         calibrate=0,
+        tune=0,
         loss=Loss(name="tokens", cross_entropy=1.0),
         optimizer=dict(config.optimizer) | {"lr": config.fine_tuning.lr},
         schedule=schedule,

@@ -131,7 +131,7 @@ class Training:
             source = run if (run / "config.yaml").is_file() else classifier
             facts = replace(facts, teacher=str(source))
         seed_everything(config.seed, verbose=False)
-        student, calibrated_on = self.student()
+        student, facts = self.student(facts)
         loss = LossWeights(**config.loss.weights())
         if self.setup.pretrained.labels is not None:  # a new classifier has no teacher
             loss, facts = LossWeights(), replace(facts, loss="tokens")
@@ -153,7 +153,6 @@ class Training:
             row=RowKind.trained,
             steps=trainer.global_step,
             best_step=checkpoint["global_step"],
-            calibrated_on=calibrated_on,
         )
         if trainer.is_global_zero:
             self.write_model(model, effective, folder, facts)
@@ -179,8 +178,8 @@ class Training:
         model = replace(config.model, source=str(folder), adapter=None, sha256=None)
         return Pretrained.find(model, config.seed, {}, config.task)
 
-    def student(self) -> tuple[Bert, int]:
-        """The binarized model that is trained, and how many sentences it was calibrated on."""
+    def student(self, facts: Facts) -> tuple[Bert, Facts]:
+        """The binarized model that is trained, and the facts with what it was fitted on before."""
         config, recipe = self.config, self.config.recipe
         resumed = config.resume is not None
         # a checkpoint brings its own heads and its own weights
@@ -193,12 +192,12 @@ class Training:
         one_bit = config.one_bit_layers()
         make_trainable(model, components, quantization, config.word_table(), one_bit)
         round_activations(model, components, config.activations, one_bit)
-        calibrated_on = self.setup.calibrate(model, already=resumed)
+        facts = self.setup.fit(model, facts, already=resumed)
         if config.trainer.compile:
             # part by part: training takes the logits at masked positions between them
             for part in (model.embeddings, model.encoder, model.head):
                 part.compile(dynamic=True)
-        return model.train(), calibrated_on
+        return model.train(), facts
 
     def fit(self, module: Trained, checkpoints: Path, loggers: list[Logger]) -> Trainer:
         """Train from the start, or from the last good checkpoint when a run is resumed.

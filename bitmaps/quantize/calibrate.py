@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Sequence
-from typing import TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bitmaps.bert import Bert
 from bitmaps.bert.encoder import Layer
 from bitmaps.bert.head import Head
-from bitmaps.quantize.convert import make_trainable, to_float
+from bitmaps.quantize.convert import make_trainable
 from bitmaps.quantize.layers import QuantizedLinear
 from bitmaps.quantize.quantizer import Quantization, Quantizer, units
 from bitmaps.quantize.rotate import rotate_heads
@@ -31,15 +31,16 @@ class Tokens(TypedDict):
 
     input_ids: Tensor
     attention_mask: Tensor
+    token_type_ids: NotRequired[Tensor]  # which calibration takes for 0
 
 
-def binarize_calibrated(
+def calibrated(
     original: Bert,
     components: Collection[str],
     quantization: Quantization,
     batches: Sequence[Tokens],
 ) -> Bert:
-    """A copy of a model, in floats, whose components take two values: binarized and calibrated.
+    """A quantized copy of a model (``make_trainable``), calibrated.
 
     For {-1,1} the heads of attention are rotated first.
     """
@@ -47,7 +48,7 @@ def binarize_calibrated(
     if quantization.values is PLUS_MINUS_ONE and Component.attention in components:
         rotate_heads(original, quantization.scale)
     model = make_trainable(copy.deepcopy(original), components, quantization)
-    return to_float(calibrate(model, original, batches))
+    return calibrate(model, original, batches)
 
 
 @torch.no_grad()

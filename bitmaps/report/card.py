@@ -249,6 +249,7 @@ def fact_list(facts: Facts, model: Model, words: str) -> str:
         "loss": facts.loss,
         "steps": facts.steps,
         "calibrated on sentences": facts.calibrated_on,
+        "tuned on sentences": facts.tuned_on,
         "seed": facts.seed,
         "commit": facts.commit,
         "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),

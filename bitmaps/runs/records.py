@@ -95,7 +95,8 @@ class Facts:
         activations, one_bit_inputs: what enters the binarized matrices, and which layers take
             signs, joined by ``+``.
         steps, best_step: steps of training, and the step with the best validation.
-        calibrated_on: sentences that bits and scales were fitted on.
+        calibrated_on: sentences that bits and scales were fitted on, layer by layer.
+        tuned_on: sentences that the whole model was then fitted on.
         teacher: the run of the full-precision classifier that it was made from.
         seed: of training or of random weights.
         settings: every other key that decides how a model comes out, such as ``optimizer.lr``.
@@ -124,6 +125,7 @@ class Facts:
     activations: Annotated[Activations | None, Role.how | Role.model] = None
     one_bit_inputs: Annotated[str | None, Role.how | Role.model] = None
     calibrated_on: Annotated[int | None, Role.how | Role.model] = None
+    tuned_on: Annotated[int | None, Role.how | Role.model] = None
     steps: Annotated[int | None, Role.how | Role.model] = None
     best_step: Annotated[int | None, Role.model] = None
     teacher: Annotated[str | None, Role.model] = None

@@ -1,4 +1,4 @@
-"""``calibrate=<sentences>``, with and without a training afterwards."""
+"""``calibrate=`` and ``tune=``, with and without a training afterwards."""
 
 from __future__ import annotations
 
@@ -116,3 +116,33 @@ def test_a_calibrated_training_is_resumed_without_calibrating_again(
     assert (metrics("parts")["steps"], metrics("parts")["calibrated_on"]) == (4, 8)
     assert metrics("parts")["cross_entropy"] == metrics("whole")["cross_entropy"]
     assert "calibrate cannot change" in command.refused("train", "resume=parts", "calibrate=0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["masked_lm", "sentence_embedding"])
+def test_a_tuned_model_has_a_row_of_its_own(command: Commands, task: str) -> None:
+    options = (*MATRICES, "scale=rank_one", "calibrate=64", "data.batch_size=8", f"task={task}")
+    command.ok("evaluate", *options, ALONE, "hydra.run.dir=calibrated")
+    command.ok("evaluate", *options, "tune=32", "hydra.run.dir=tuned")
+    rows = rows_of("tuned")
+    assert list(rows) == ["unbinarized", "naive", "tuned"]
+    assert [row["tuned_on"] for row in rows.values()] == [0, 0, 32]
+    assert [row["calibrated_on"] for row in rows.values()] == [0, 0, 64]
+    assert (metrics("tuned")["steps"], metrics("calibrated")["tuned_on"]) == (0, 0)
+    # tests/training/test_tune.py says how much nearer to the original it is
+    score = "cosine" if task == "sentence_embedding" else "cross_entropy"
+    assert rows["tuned"][score] != metrics("calibrated")[score]
+
+
+@pytest.mark.slow
+def test_a_tuned_training_is_resumed_without_tuning_again(
+    command: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = (*CALIBRATED, "tune=8", LEVEL, ALONE)
+    command.made("whole", "train", *tuned, *SHORT)
+    command.made("parts", "train", *tuned, *HALF)
+    monkeypatch.setattr("bitmaps.jobs.setup.tune", lambda *_: pytest.fail("tuned again"))
+    command.ok("train", "resume=parts", "trainer.max_steps=4")
+    assert {row["tuned_on"] for row in rows_of("parts").values()} == {8}
+    assert metrics("parts")["cross_entropy"] == metrics("whole")["cross_entropy"]
+    assert "tune cannot change" in command.refused("train", "resume=parts", "tune=0")

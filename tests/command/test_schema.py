@@ -50,7 +50,7 @@ def test_the_schema_is_that_of_its_command() -> None:
 
 def test_conf_is_found() -> None:
     assert {path.name for path in CONF.glob("*.yaml")} == {"train.yaml", "evaluate.yaml"}
-    assert len(FILES) == 63
+    assert len(FILES) == 64
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
@@ -269,6 +269,9 @@ def test_a_bad_value_is_named(override: str, named: tuple[str, ...]) -> None:
         ),
         ("evaluate", "calibrate=-1", "calibrate=-1 .* 0 or more"),
         ("train", "calibrate=-1", "calibrate=-1 .* 0 or more"),
+        ("evaluate", "tune=-1", "tune=-1 .* 0 or more"),
+        ("evaluate", "tune=9", "tune=9 goes on from a calibration: valid is calibrate=<sentences>"),
+        ("train", "tune=9", "tune=9 goes on from a calibration"),
         ("evaluate", "calibrate=9 binarize=none scale=row", "calibrate .*binarize=none has none"),
         (
             "evaluate",
