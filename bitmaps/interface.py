@@ -91,7 +91,8 @@ def binarize(
         batches = batches_of("calibrate", calibrate, words)
         fitted = calibrated(ours, chosen, Quantization(two, scales), batches)
         if tune:
-            fit_whole(fitted, ours, batches_of("tune", tune, words), Vocabulary.of(words))
+            for _ in fit_whole(fitted, ours, batches_of("tune", tune, words), Vocabulary.of(words)):
+                pass
         found = to_float(fitted)
     else:
         found = binarize_naive(copy.deepcopy(ours), chosen, two, scales, reach)

@@ -31,7 +31,8 @@ from bitmaps.quantize.calibrate import calibrate
 from bitmaps.quantize.rotate import rotate_heads
 from bitmaps.runs.folder import ScoredRow
 from bitmaps.runs.records import Facts
-from bitmaps.training.tune import tune
+from bitmaps.scoring.display import Work, show_all
+from bitmaps.training.tune import steps_of, tune
 from bitmaps.vocabulary import (
     PLUS_MINUS_ONE,
     Activations,
@@ -173,7 +174,8 @@ class Setup:
             calibrate(model, self.original(), to_calibrate)
         if to_tune and not already:
             log.info("tuning on %d sentences", facts.tuned_on)
-            tune(model, self.pretrained.load(), to_tune, data.vocabulary)
+            steps = tune(model, self.pretrained.load(), to_tune, data.vocabulary)
+            show_all(Work("tuning", "step", steps_of(to_tune)), steps)
         return facts
 
     def references(self, facts: Facts) -> list[ScoredRow]:
