@@ -61,7 +61,7 @@ STYLES: Mapping[RowKind, Style] = {
         "#d55e00", "M-1-.6-.6-1 0-.4.6-1 1-.6.4 0 1 .6.6 1 0 .4-.6 1-1 .6-.4 0Z", "X"
     ),
     RowKind.calibrated: Style("#c56fa0", "M0-1.15 1.15 0 0 1.15-1.15 0Z", "D"),
-    RowKind.tuned: Style("#a6761d", "M0 1-1.15-.95H1.15Z", "v"),
+    RowKind.tuned: Style("#8c46f5", "M0 1-1.15-.95H1.15Z", "v"),
     RowKind.trained: Style("#0072b2", "M1 0A1 1 0 1 1-1 0 1 1 0 1 1 1 0Z", "o"),
     RowKind.packed: Style("#009e73", "M0-1 1.15 .95H-1.15Z", "^"),
 }
