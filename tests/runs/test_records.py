@@ -115,7 +115,7 @@ def test_what_is_no_number_is_named(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"row": "best"}, r"^row is 'best': .*'unbinarized', 'naive', 'calibrated', 'trained'"),
+        ({"row": "best"}, r"^row is 'best': .*'unbinarized', 'naive', 'calibrated', 'tuned', 'trained'"),
         ({"values": "02"}, "^values is '02': .*'01' or 'pm1'"),
         ({"components": 3}, "^components is 3: "),
         ({"versions": {"torch": 2}}, r"^versions\.torch is 2: "),
@@ -166,8 +166,8 @@ def test_a_trained_model_knows_how_it_was_made_and_not_where_it_was_scored() -> 
     stored = through_json(TRAINED.of_model())
     assert set(stored) == {
         "components", "values", "scale", "scope", "recipe", "loss", "embeddings", "activations",
-        "one_bit_inputs", "calibrated_on", "steps", "best_step", "seed", "settings", "task",
-        "teacher",
+        "one_bit_inputs", "calibrated_on", "tuned_on", "steps", "best_step", "seed", "settings",
+        "task", "teacher",
     }  # fmt: skip
     scored = Facts(
         model="hub", data="ptb", command="python evaluate.py", seed=481, row=RowKind.packed
