@@ -115,7 +115,10 @@ def test_what_is_no_number_is_named(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"row": "best"}, r"^row is 'best': .*'unbinarized', 'naive', 'calibrated', 'tuned', 'trained'"),
+        (
+            {"row": "best"},
+            r"^row is 'best': .*'unbinarized', 'naive', 'calibrated', 'tuned', 'trained'",
+        ),
         ({"values": "02"}, "^values is '02': .*'01' or 'pm1'"),
         ({"components": 3}, "^components is 3: "),
         ({"versions": {"torch": 2}}, r"^versions\.torch is 2: "),
