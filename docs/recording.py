@@ -1,6 +1,11 @@
-"""Record a command as a picture of a terminal: what was typed, and what it printed.
+r"""Record a command as a picture of a terminal: what was typed, and what it printed.
 
     python docs/recording.py <picture.svg> <command> [--skip <pattern>] ...
+
+The README's shows the demo's model, trained with hydra.run.dir=runs/demo:
+
+    COLUMNS=118 python docs/recording.py docs/images/fill.svg \
+        "python evaluate.py checkpoint=runs/demo/packed limit=100 measure=none 'text=\"<text>\"'"
 
 The command runs here and now, and its output is that of no terminal: a line of progress every
 twenty seconds instead of a bar. Of lines that match a pattern, the first two in a row are shown,
@@ -53,7 +58,7 @@ def printed(command: str) -> Iterator[str]:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
-            yield line.rstrip("\n")
+            yield line.rstrip()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
 

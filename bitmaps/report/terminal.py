@@ -38,7 +38,8 @@ class Terminal(Console):
 
 def console() -> Console:
     escape_missing_characters()
-    wide = None if Console().is_terminal else 160  # a log file is wider than 80 columns
+    # a log file is wider than the 80 columns that rich would take
+    wide = None if Console().is_terminal or "COLUMNS" in os.environ else 160
     return Terminal(width=wide)
 
 
