@@ -118,7 +118,8 @@ def test_the_blog_posts_model_is_trained_in_one_command(tmp_path: Path) -> None:
         "trainer.max_steps=10", "trainer.val_check_interval=10", "values=pm1", "packed=false",
         f"hydra.sweep.dir={tmp_path}",
     )  # fmt: skip
-    results = list(csv.DictReader((tmp_path / "results.csv").open()))
+    with (tmp_path / "results.csv").open(newline="") as file:
+        results = list(csv.DictReader(file))
     trained = {row["components"]: row for row in results if row["row"] == "trained"}
     assert set(trained) == {"all", "layers", "layers_except_attention", "layers_except_ffnn"}
     assert {row["steps"] for row in trained.values()} == {"10"}
