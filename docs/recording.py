@@ -4,7 +4,7 @@ r"""Record a command as a picture of a terminal: what was typed, and what it pri
 
 The README's shows the demo's model, trained with hydra.run.dir=runs/demo:
 
-    COLUMNS=118 python docs/recording.py docs/images/fill.svg \
+    TTY_COMPATIBLE=1 TTY_INTERACTIVE=0 COLUMNS=118 python docs/recording.py docs/images/fill.svg \
         "python evaluate.py checkpoint=runs/demo/packed limit=100 measure=none 'text=\"<text>\"'"
 
 The command runs here and now, and its output is that of no terminal: a line of progress every

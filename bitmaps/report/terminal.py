@@ -38,8 +38,7 @@ class Terminal(Console):
 
 def console() -> Console:
     escape_missing_characters()
-    # a log file is wider than the 80 columns that rich would take
-    wide = None if Console().is_terminal or "COLUMNS" in os.environ else 160
+    wide = None if Console().is_terminal else 160  # a log file is wider than 80 columns
     return Terminal(width=wide)
 
 
