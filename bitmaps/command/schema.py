@@ -166,7 +166,6 @@ class Common:
                 "calibrate fits matrices of attention, ffnn and head: "
                 f"binarize={self.binarize.name} has none"
             )
-
         if self.tune and not self.calibrate:
             raise InputError(
                 f"tune={self.tune} goes on from a calibration: valid is calibrate=<sentences> "

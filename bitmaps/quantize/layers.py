@@ -95,3 +95,14 @@ class QuantizedEmbedding(nn.Embedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.effective_weight, self.padding_idx)
+
+
+def quantized_layers(module: nn.Module) -> dict[str, QuantizedLinear | QuantizedEmbedding]:
+    """The layers of one bit by their names. Layers that share a weight come once."""
+    layers: dict[int, tuple[str, QuantizedLinear | QuantizedEmbedding]] = {}
+    for name, layer in module.named_modules():
+        if isinstance(layer, QuantizedLinear | QuantizedEmbedding) and isinstance(
+            layer.quantizer, Quantizer
+        ):
+            layers.setdefault(id(layer.weight), (name.removeprefix("model."), layer))
+    return dict(layers.values())

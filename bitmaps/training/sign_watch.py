@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitmaps.packed.discover import one_bit
 from bitmaps.packed.weights import PackedWeight
-from bitmaps.quantize.layers import QuantizedEmbedding, QuantizedLinear
+from bitmaps.quantize.layers import QuantizedEmbedding, QuantizedLinear, quantized_layers
 from bitmaps.quantize.quantizer import Quantizer
 from bitmaps.training.sharding import gathered
 from bitmaps.vocabulary import Storage
@@ -21,17 +21,6 @@ log = logging.getLogger(__name__)
 
 FROZEN = 1e-4  # a whole training should flip at least this share of all bits
 RANDOM = 1e-2  # a step at the end of training should flip at most this share of all bits
-
-
-def quantized_layers(module: torch.nn.Module) -> dict[str, QuantizedLinear | QuantizedEmbedding]:
-    """The layers of one bit by their names. Layers that share a weight come once."""
-    layers: dict[int, tuple[str, QuantizedLinear | QuantizedEmbedding]] = {}
-    for name, layer in module.named_modules():
-        if isinstance(layer, QuantizedLinear | QuantizedEmbedding) and isinstance(
-            layer.quantizer, Quantizer
-        ):
-            layers.setdefault(id(layer.weight), (name.removeprefix("model."), layer))
-    return dict(layers.values())
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from bitmaps.quantize.calibrate import Tokens, calibrated
 from bitmaps.quantize.convert import matrices, to_float
 from bitmaps.quantize.layers import QuantizedLinear
 from bitmaps.quantize.quantizer import Quantization
-from bitmaps.training.tune import difference, masked_again, predictions, steps_of, tune
+from bitmaps.training.tune import difference, forward, masked_again, steps_of, tune
 from bitmaps.vocabulary import Component, Scale, Storage, Task, ValueSet
 
 MASK = 4
@@ -54,11 +54,10 @@ def batches_of(count: int = 3, rows: int = 16) -> list[Tokens]:
 def distance(model: Bert, original: Bert, batches: Sequence[Tokens]) -> float:
     """What tuning makes smaller, with masks that it does not draw."""
     with torch.no_grad():
-        read = [masked_again(b, model, TOY, 1000 + i) for i, b in enumerate(batches)]
         task = model.config.task
+        read = [masked_again(b, task, TOY, 1000 + i) for i, b in enumerate(batches)]
         return sum(
-            difference(predictions(model, *one), predictions(original, *one), task).item()
-            for one in read
+            difference(forward(model, *one), forward(original, *one), one[0]).item() for one in read
         )
 
 
